@@ -1,0 +1,266 @@
+"""The client side of a method: what is trained, in which order, and what leaves the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpers.config import Config, params_of
+from fedpers.errors import ConfigError
+from fedpers.models import Outputs, PersonalModel
+from fedpers.parts import Part, Parts
+from fedpers.registry import Registry
+
+if TYPE_CHECKING:
+    from clients.trainer import Trainer
+
+algorithms: Registry[type[LocalAlgorithm]] = Registry(
+    "algorithm", key="strategy.name", package="clients", group="fedpers.algorithms"
+)
+
+Loss = Callable[[Outputs, Tensor, Outputs | None], Tensor]
+"""(outputs, labels [batch], the reference model's outputs) -> a loss per sample [batch].
+
+Pure and per sample: it changes no module and never looks across the batch. That is what lets
+the trainer run the same method plainly or under differential privacy.
+"""
+
+
+def cross_entropy(outputs: Outputs, labels: Tensor, reference: Outputs | None) -> Tensor:
+    """Cross-entropy per sample, [batch]."""
+    return F.cross_entropy(outputs.logits, labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class Prox:
+    """The penalty (mu/2) ||w - anchor||^2; its gradient mu (w - anchor) does not touch data."""
+
+    mu: float
+    anchor: Mapping[str, str]
+    """For each trained slot, the working part it is held near."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One stretch of local training.
+
+    Attributes:
+        name: for logs and refusals: "personal branch".
+        model: which working part fills each slot of the model, as {"head": "personal.head"}.
+        trains: the slots that are trained; their working parts are replaced by the result.
+        released: whether the result leaves the client or influences what leaves.
+        loss: per sample.
+        batch_loss: a term over the whole batch, (outputs, labels, reference) -> scalar, that no
+            per-sample guarantee covers.
+        prox: a penalty on the trained parameters.
+        reference: slots of a second, frozen model whose outputs the loss sees.
+        blend: {slot: (part, share)}: the model runs on share * trained + (1 - share) * part.
+        epochs, lr, batch_size: where they differ from ``training``.
+        steps: at most so many batches, whatever the epochs say.
+    """
+
+    name: str
+    model: Mapping[str, str]
+    trains: tuple[str, ...]
+    released: bool
+    loss: Loss = cross_entropy
+    batch_loss: Loss | None = None
+    prox: Prox | None = None
+    reference: Mapping[str, str] | None = None
+    blend: tuple[Mapping[str, str], float] | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    steps: int | None = None
+
+
+@dataclass
+class NoParams:
+    """For a method without parameters of its own."""
+
+
+class LocalAlgorithm:
+    """What one client does in a round. A method says which slots of the model it keeps and sends.
+
+    A client works on named parts: ``body`` and ``head`` as received and then trained;
+    ``received.body`` and so on, which stay as they came; and ``personal.*``, which live on the
+    device from round to round and never leave it.
+
+    Class attributes:
+        Params: a dataclass of the method's own settings (``strategy.params``).
+        keeps: slots of which the client has a personal copy.
+        sends: slots whose working parts are uploaded.
+        scored: the moment at which the personal model is evaluated, for the report.
+    """
+
+    Params: ClassVar[type] = NoParams
+    keeps: ClassVar[tuple[str, ...]] = ()
+    sends: ClassVar[tuple[str, ...]] = ("body", "head")
+    scored: ClassVar[str] = "after combining"
+
+    def __init__(self, config: Config, model: PersonalModel, params: Any) -> None:
+        """Bind the method to a model.
+
+        Args:
+            config: the run's settings.
+            model: the resident model that all clients of this process share, turn by turn.
+            params: an instance of ``Params``.
+        """
+        self.config, self.params = config, params
+        self.extend(model)
+        self.slots = tuple(model.slots)
+        if "private" in self.slots and {"body"} <= {*self.keeps} & {*self.sends}:
+            takes = "ffa or both: this method keeps a whole personal adapter already"
+            raise ConfigError("model.lora.share", "a-only", takes)
+        self.initial = Parts({slot: model.read(slot) for slot in self.slots})
+
+    def extend(self, model: PersonalModel) -> None:
+        """Add the method's own slots to the model. Default: none."""
+
+    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+        """The working parts at the start of a round.
+
+        Args:
+            broadcast: what the server sent.
+            personal: the ``personal.*`` parts kept from earlier rounds; empty at first.
+        """
+        working = Parts({f"received.{name}": part for name, part in broadcast.items()}) | broadcast
+        kept: dict[str, Part] = {}
+        for slot in self.kept_slots():
+            first = broadcast.get(slot, self.initial[slot])
+            kept[f"personal.{slot}"] = personal.get(f"personal.{slot}", first)
+        return working | kept
+
+    def phases(self) -> Sequence[Phase]:
+        """What is trained, in order. Default: everything at once, kept slots in their own copy."""
+        return [
+            Phase(
+                name="local training",
+                model=self.branch(self.keeps),
+                trains=self.slots,
+                released=bool(self.sends),
+            )
+        ]
+
+    def newcomer(self, steps: int) -> Sequence[Phase]:
+        """How a client that never took part personalises what it is given, in ``steps`` batches.
+
+        Default: it trains its copy of what the method keeps, or of everything if it keeps nothing.
+        """
+        return [
+            Phase(
+                name="newcomer",
+                model=self.branch(self.keeps),
+                trains=self.keeps or self.slots,
+                released=False,
+                epochs=steps,
+                steps=steps,
+            )
+        ]
+
+    def tuning(self) -> Sequence[Phase]:
+        """What is trained before a prediction and forgotten after it. Default: nothing."""
+        return []
+
+    def train(self, working: Parts, trainer: Trainer) -> Parts:
+        """Local training. Default: the phases, one after another.
+
+        A method that needs more of the client's data than its phases (a mixing weight, a count)
+        overrides this, and still declares its phases.
+        """
+        for phase in self.phases():
+            working = trainer.run(phase, working)
+        return working
+
+    def tune(self, working: Parts, trainer: Trainer) -> Parts:
+        """What happens before a prediction. Default: the tuning phases; nothing of it is kept."""
+        for phase in self.tuning():
+            working = trainer.run(phase, working)
+        return working
+
+    def predict(self, mode: str, working: Parts, x: Tensor, trainer: Trainer) -> Tensor | None:
+        """Logits [n, classes] in a mode, or None if there is no such model."""
+        filling = self.filled(mode)
+        return None if filling is None else trainer.outputs(filling, working, x).logits
+
+    def upload(self, working: Parts) -> Parts:
+        """The parts that leave. Default: the working parts of ``sends``."""
+        return working.only(self.sends)
+
+    def keep(self, working: Parts) -> Parts:
+        """The parts that stay on the device: every ``personal.*``."""
+        return working.only(name for name in working if name.startswith("personal."))
+
+    def filled(self, mode: str) -> Mapping[str, str] | None:
+        """Which working part fills each slot to predict in ``mode``; None if it has no such model.
+
+        ``global``: only what was received. ``personal``: the client's own copies of what it keeps.
+        """
+        if mode == "personal":
+            return self.branch(self.keeps)
+        shared = all(slot in self.sends for slot in self.slots if slot != "private")
+        return self.branch(()) if shared else None
+
+    def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
+        """The forward pass. Default: the model's own, with nothing random in it."""
+        outputs: Outputs = model(x)
+        return outputs
+
+    def kept_slots(self) -> Iterable[str]:
+        """``keeps``, and the LoRA factors that ``share: a-only`` never shares."""
+        return dict.fromkeys((*self.keeps, *(("private",) if "private" in self.slots else ())))
+
+    def branch(self, personal: Iterable[str]) -> dict[str, str]:
+        """A filling of all slots: those named from their personal copy, the rest as received."""
+        own = {*personal, "private"}
+        return {slot: f"personal.{slot}" if slot in own else slot for slot in self.slots}
+
+
+def two_branches(
+    algorithm: LocalAlgorithm, mu: float, *, epochs: int | None = None, lr: float | None = None
+) -> list[Phase]:
+    """Ditto's and PerAda's round: a personal branch held near what was received, then the
+    branch that is sent, trained from what was received alone.
+
+    The anchor is what the server sent, never the locally trained copy.
+    """
+    slots = algorithm.slots
+    anchor = {slot: f"received.{slot}" for slot in slots}
+    return [
+        Phase(
+            name="personal branch",
+            model=algorithm.branch(slots),
+            trains=slots,
+            released=False,
+            prox=Prox(mu, anchor),
+            epochs=epochs,
+            lr=lr,
+        ),
+        Phase(name="shared branch", model=algorithm.branch(()), trains=slots, released=True),
+    ]
+
+
+def decayed(lr: float, config: Config, server_round: int) -> float:
+    """The learning rate of a round: constant, or a half cosine from ``lr`` down to 0."""
+    if config.training.lr_decay == "cosine":
+        return lr * 0.5 * (1 + math.cos(math.pi * (server_round - 1) / config.rounds))
+    return lr
+
+
+def find_algorithm(
+    name: str, config: Config, server_params: Sequence[str]
+) -> tuple[type[LocalAlgorithm], Any]:
+    """The algorithm called ``name`` and its checked parameters.
+
+    Raises:
+        ConfigError: no such algorithm, or a parameter that neither side of the method takes.
+    """
+    algorithm = algorithms.get(name)
+    if not (isinstance(algorithm, type) and issubclass(algorithm, LocalAlgorithm)):
+        raise ConfigError("strategy.name", name, "a subclass of clients.base.LocalAlgorithm")
+    return algorithm, params_of(algorithm.Params, config.strategy.params, also=server_params)

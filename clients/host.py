@@ -1,0 +1,187 @@
+"""The clients of one node, in one process: one resident model and data set, used in turn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clients.base import LocalAlgorithm, find_algorithm
+from clients.local import Local
+from clients.store import ClientStore
+from clients.trainer import Trainer, fill
+from fedpers.config import Config, config_from_json
+from fedpers.data import Examples, FederatedData, load_data
+from fedpers.evaluation import ClientResult, Counts
+from fedpers.models import build_model, save_adapter
+from fedpers.parts import Parts
+from fedpers.seeding import seed_for
+
+PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
+
+
+@lru_cache(maxsize=1)
+def host_of(
+    settings: str, algorithm: str, server_params: tuple[str, ...], run_folder: str
+) -> ClientHost:
+    """This process's host for a run. Model and data load once per process and configuration."""
+    return ClientHost(
+        config_from_json(settings), algorithm, server_params, Path(run_folder) / "state"
+    )
+
+
+class ClientHost:
+    """Trains and evaluates the clients that a node hosts, one after another.
+
+    Args:
+        config: the run's settings.
+        algorithm: name of the method's client side.
+        server_params: names in ``strategy.params`` that the method's server side takes.
+        stores: the folder of the clients' stores.
+    """
+
+    def __init__(
+        self, config: Config, algorithm: str, server_params: Sequence[str], stores: Path
+    ) -> None:
+        torch.set_num_threads(config.simulation.cpus_per_node)
+        found, params = find_algorithm(algorithm, config, server_params)
+        self.config, self.stores = config, stores
+        self.data: FederatedData = load_data(config)
+        self.model = build_model(config, self.data)
+        self.local = Local(config, self.model, Local.Params())
+        self.algorithm = found(config, self.model, params)
+        self._outside: dict[str, Examples] = {}
+
+    def train(
+        self, client: str, server_round: int, broadcast: Parts
+    ) -> tuple[Parts, dict[str, Any]]:
+        """One client's local training: what it uploads, and its report.
+
+        Raises:
+            ClientError: training broke down.
+        """
+        store = ClientStore(self.stores, client)
+        trainer = self._trainer(client, server_round)
+        working = self.algorithm.receive(broadcast, store.load(PERSONAL))
+        working = self.algorithm.train(working, trainer)
+        upload = self.algorithm.upload(working)
+        store.save(PERSONAL, self.algorithm.keep(working))
+        # Without examples nothing was trained: the loss is unknown, and the weight is 0.
+        loss = sum(trainer.losses.values()) / len(trainer.losses) if trainer.losses else None
+        return upload, {"examples": len(trainer.examples), "loss": loss}
+
+    def train_baseline(self, client: str) -> None:
+        """Train the local-only model: as many epochs as the run, on its data alone."""
+        local, store = self.local, ClientStore(self.stores, client)
+        working = local.receive(Parts(), Parts())
+        for server_round in range(1, self.config.rounds + 1):
+            trainer = self._trainer(client, server_round, self.local)
+            working = local.train(working, trainer)
+        store.save(BASELINE, local.keep(working))
+
+    def evaluate(self, client: str, server_round: int, broadcast: Parts) -> ClientResult:
+        """Score every model that this client has on its validation and test examples."""
+        store, split = ClientStore(self.stores, client), self.data.client(client)
+        trainer = self._trainer(client, server_round)
+        working = self.algorithm.receive(broadcast, store.load(PERSONAL))
+        working = self.algorithm.tune(working, trainer)
+        baseline = store.load(BASELINE)
+
+        def count(examples: Examples) -> Counts:
+            return self._count(trainer, working, baseline, examples)
+
+        result = ClientResult(
+            client=client,
+            train=len(split.train),
+            val=count(split.val),
+            test=count(split.test),
+            outside=count(self._others(client)),
+        )
+        filling = self.algorithm.filled("personal")
+        assert filling is not None
+        scored = Parts({slot: working[part] for slot, part in filling.items()})
+        store.save(self._evaluated(server_round), scored)
+        return result
+
+    def export(
+        self, client: str, server_round: int, folder: Path, manifest: Mapping[str, Any]
+    ) -> None:
+        """Save the personal model scored in ``server_round`` as a PEFT folder on this machine."""
+        store = ClientStore(self.stores, client)
+        fill(
+            self.model, {s: s for s in self.model.slots}, store.load(self._evaluated(server_round))
+        )
+        target = folder / ClientStore(folder, client).folder.name
+        save_adapter(self.model, target, self.config, {"client": client, **manifest})
+
+    def _count(
+        self, trainer: Trainer, working: Parts, baseline: Parts, examples: Examples
+    ) -> Counts:
+        """Right and wrong answers of each model that this client has, on some examples."""
+        predictions: dict[str, Tensor] = {}
+        for mode in ("personal", "global"):
+            logits = self.algorithm.predict(mode, working, examples.x, trainer)
+            if logits is not None:
+                predictions[mode] = logits.argmax(dim=1)
+        if baseline:
+            logits = self.local.predict("personal", baseline, examples.x, trainer)
+            assert logits is not None
+            predictions["local"] = logits.argmax(dim=1)
+        return Counts.of(examples.y, predictions)
+
+    def _others(self, client: str) -> Examples:
+        """A seeded sample of the other clients' test examples, the same in every round."""
+        if client not in self._outside:
+            rng = random.Random(seed_for(self.config.seed, "outside", client))
+            others = [other for other in self.data.clients if other != client]
+            rng.shuffle(others)
+            tests, count = [], 0
+            for other in others:
+                tests.append(self.data.client(other).test)
+                count += len(tests[-1])
+                # A few times the sample, so that it mixes clients without reading all of them.
+                if count >= 5 * self.config.evaluation.outside:
+                    break
+            pool = Examples(
+                torch.cat([test.x for test in tests]) if tests else self.data.public.x[:0],
+                torch.cat([test.y for test in tests]) if tests else self.data.public.y[:0],
+            )
+            chosen = rng.sample(range(len(pool)), min(self.config.evaluation.outside, len(pool)))
+            self._outside[client] = pool.take(torch.tensor(chosen, dtype=torch.int64))
+        return self._outside[client]
+
+    def _trainer(
+        self, client: str, server_round: int, algorithm: LocalAlgorithm | None = None
+    ) -> Trainer:
+        return Trainer(
+            self.config,
+            self.model,
+            algorithm or self.algorithm,
+            self.data.client(client).train,
+            server_round=server_round,
+            client=client,
+        )
+
+    def _evaluated(self, server_round: int) -> str:
+        # Only a report chosen by validation can ask for an earlier round's model.
+        by_validation = self.config.evaluation.select == "validation"
+        return f"{EVALUATED}-{server_round}" if by_validation else EVALUATED
+
+
+def deal(sizes: Mapping[str, int], nodes: int) -> list[list[str]]:
+    """Deal clients to nodes, the largest first to the least loaded node, ties to the first.
+
+    Every node computes the same answer, so nobody has to send it.
+    """
+    loads, hands = [0] * nodes, [[] for _ in range(nodes)]  # type: tuple[list[int], list[list[str]]]
+    for client in sorted(sizes, key=lambda c: -sizes[c]):
+        node = min(range(nodes), key=lambda n: (loads[n], len(hands[n])))
+        # A client costs a little even without examples.
+        loads[node] += sizes[client] + 1
+        hands[node].append(client)
+    return hands

@@ -1,0 +1,189 @@
+"""The training loop: runs a method's phases on one client's examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from clients.base import LocalAlgorithm, Phase, decayed
+from fedpers.config import Config
+from fedpers.data import Examples
+from fedpers.errors import ClientError
+from fedpers.models import Outputs, PersonalModel
+from fedpers.parts import Parts
+from fedpers.seeding import seed_for, torch_generator
+
+EVALUATION_BATCH = 1024
+
+
+class Trainer:
+    """Trains and predicts with one resident model on the examples of one client.
+
+    Args:
+        model: the resident model; its slots are overwritten.
+        algorithm: the method, for its forward pass.
+        examples: the client's training examples.
+        server_round: for the learning rate and the seeds.
+        client: for the seeds.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: PersonalModel,
+        algorithm: LocalAlgorithm,
+        examples: Examples,
+        *,
+        server_round: int,
+        client: str,
+    ) -> None:
+        self.config, self.model, self.algorithm = config, model, algorithm
+        self.examples, self.server_round, self.client = examples, server_round, client
+        self.losses: dict[str, float] = {}
+
+    def run(self, phase: Phase, working: Parts) -> Parts:
+        """Train one phase; its trained parts are replaced in the result.
+
+        Raises:
+            ClientError: a trained part is no longer finite.
+        """
+        if len(self.examples) == 0:  # a client without examples breaks nothing
+            return working
+        blend, share = phase.blend or ({}, 1.0)
+        reference = None
+        if phase.reference is not None:
+            # It is frozen and nothing in it is random: once for all epochs is enough.
+            reference = self.outputs(phase.reference, working, self.examples.x)
+        fill(self.model, phase.model, working)
+        for slot, part in blend.items():
+            own, frozen = working[phase.model[slot]], working[part].vector
+            self.model.write(slot, own.like(share * own.vector + (1 - share) * frozen))
+        seed = seed_for(self.config.seed, "forward", self.server_round, self.client, phase.name)
+        with torch.random.fork_rng(devices=[]):
+            # What is random in a forward pass (FedCP's gate) draws from torch's own generator.
+            torch.manual_seed(seed)
+            self.losses[phase.name] = self._descend(phase, working, reference, share)
+        trained = {phase.model[slot]: self.model.read(slot) for slot in phase.trains}
+        for slot, part in blend.items():
+            mixed, frozen = trained[phase.model[slot]], working[part].vector
+            trained[phase.model[slot]] = mixed.like((mixed.vector - (1 - share) * frozen) / share)
+        broken = Parts(trained).first_not_finite()
+        if broken is not None:
+            raise ClientError(
+                f"phase {phase.name!r}: part {broken!r} is no longer finite; "
+                "lower training.lr, or look for odd values in this client's data"
+            )
+        return working | trained
+
+    def _descend(
+        self, phase: Phase, working: Parts, reference: Outputs | None, share: float
+    ) -> float:
+        """Gradient descent on the filled model; returns the mean loss over all steps."""
+        model, x, y = self.model, self.examples.x, self.examples.y
+        parameters = self._only(phase.trains)
+        anchors = self._anchors(phase, working)
+        optimizer = self._optimizer(phase, parameters, share)
+        total, count = 0.0, 0
+        for batch in self._batches(phase):
+            outputs = self.algorithm.forward(model, x[batch], training=True)
+            seen = None if reference is None else Outputs(*(r[batch] for r in reference))
+            loss = phase.loss(outputs, y[batch], seen).mean()
+            total, count = total + float(loss.detach()) * len(batch), count + len(batch)
+            if phase.batch_loss is not None:
+                loss = loss + phase.batch_loss(outputs, y[batch], seen)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for parameter, anchor in anchors:
+                assert parameter.grad is not None and phase.prox is not None
+                parameter.grad.add_(parameter.detach() - anchor, alpha=phase.prox.mu)
+            optimizer.step()
+        return total / max(count, 1)
+
+    def gradient(self, phase: Phase, working: Parts, batch: Tensor) -> tuple[Parts, float]:
+        """The gradient of a phase's mean loss on some examples, per trained slot, and the loss.
+
+        Args:
+            batch: indices of the examples, [n].
+        """
+        fill(self.model, phase.model, working)
+        for parameter in self._only(phase.trains):
+            parameter.grad = torch.zeros_like(parameter)
+        outputs = self.algorithm.forward(self.model, self.examples.x[batch], training=True)
+        loss = phase.loss(outputs, self.examples.y[batch], None).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = {}
+        for slot in phase.trains:
+            pieces = [
+                p.grad.reshape(-1) for p in self.model.trainable([slot]) if p.grad is not None
+            ]
+            gradients[slot] = working[phase.model[slot]].like(torch.cat(pieces))
+        return Parts(gradients), float(loss.detach())
+
+    def outputs(self, filling: Mapping[str, str], working: Parts, x: Tensor) -> Outputs:
+        """Features [n, d] and logits [n, classes] of the model filled with working parts."""
+        fill(self.model, filling, working)
+        with torch.no_grad():
+            pieces = [
+                self.algorithm.forward(self.model, piece)
+                for piece in torch.split(x, EVALUATION_BATCH)
+            ]
+        return Outputs(
+            torch.cat([piece.features for piece in pieces]),
+            torch.cat([piece.logits for piece in pieces]),
+        )
+
+    def _only(self, slots: Sequence[str]) -> list[torch.nn.Parameter]:
+        """The parameters of some slots, after freezing those of all others."""
+        for slot in self.model.slots:
+            for parameter in self.model.trainable([slot]):
+                parameter.requires_grad_(slot in slots)
+        return self.model.trainable(slots)
+
+    def _batches(self, phase: Phase) -> Iterator[Tensor]:
+        generator = torch_generator(
+            self.config.seed, "batches", self.server_round, self.client, phase.name
+        )
+        size = phase.batch_size or self.config.training.batch_size
+        epochs = self.config.training.epochs if phase.epochs is None else phase.epochs
+        batches = (
+            batch
+            for _ in range(epochs)
+            for batch in torch.split(torch.randperm(len(self.examples), generator=generator), size)
+        )
+        return islice(batches, phase.steps)
+
+    def _optimizer(
+        self, phase: Phase, parameters: list[torch.nn.Parameter], share: float
+    ) -> torch.optim.Optimizer:
+        training = self.config.training
+        lr = decayed(phase.lr or training.lr, self.config, self.server_round)
+        if training.optimizer == "sgd":
+            # The model holds e = share * v + (1 - share) * w. A step on v moves e by share times
+            # it, and the gradient for v is share times that for e: SGD on v is SGD on e at
+            # lr * share^2.
+            return torch.optim.SGD(
+                parameters,
+                lr=lr * share**2,
+                momentum=training.momentum,
+                weight_decay=training.weight_decay,
+            )
+        adam = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+        # Adam's step does not depend on the gradient's scale: one factor is left.
+        return adam(parameters, lr=lr * share, weight_decay=training.weight_decay)
+
+    def _anchors(self, phase: Phase, working: Parts) -> list[tuple[torch.nn.Parameter, Tensor]]:
+        if phase.prox is None:
+            return []
+        pairs = []
+        for slot, part in phase.prox.anchor.items():
+            pairs += list(zip(self.model.trainable([slot]), working[part].values(), strict=True))
+        return pairs
+
+
+def fill(model: PersonalModel, filling: Mapping[str, str], working: Parts) -> None:
+    """Write working parts into the model's slots."""
+    for slot, part in filling.items():
+        model.write(slot, working[part])

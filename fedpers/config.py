@@ -1,0 +1,392 @@
+"""The run's settings: dataclasses with types and ranges, loaded and merged by OmegaConf.
+
+Every wrong setting is one ``ConfigError`` that names the key, what it got and what it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedpers.errors import ConfigError
+
+
+def setting(
+    default: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A field with a range (``above`` and ``below`` are exclusive) or a list of choices.
+
+    Also for the ``Params`` of a method, see ``params_of``.
+    """
+    limits = {"above": above, "least": least, "below": below, "most": most}
+    metadata = {"limits": limits, "choices": tuple(choices)}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Columns:
+    """Which columns of a table hold what (``csv``, ``parquet``, ``folder`` and ``hub`` sources)."""
+
+    features: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    image: str | None = None
+    label: str = "label"
+    client: str | None = None
+    group: str | None = None
+
+
+@dataclass
+class Partition:
+    """How examples are dealt to clients; names and meanings are those of flwr-datasets."""
+
+    name: str = "dirichlet"
+    alpha: float = setting(0.1, above=0)
+    classes_per_client: int = setting(2, least=1)
+    shards_per_client: int = setting(2, least=1)
+    min_size: int = setting(10, least=0)
+    path: str | None = None
+
+
+@dataclass
+class Data:
+    """The examples: source, partition, and each client's train, validation and test split.
+
+    ``public_fraction`` of all examples (or ``public_clients`` whole clients, where clients are
+    natural) is set aside as public data, owned by no client. Fractions of a client's examples:
+    ``val_fraction`` and ``test_fraction``; the rest is for training.
+    """
+
+    name: str = "digits"
+    path: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    clients: int = setting(20, least=1)
+    partition: Partition = field(default_factory=Partition)
+    split: str = setting("random", choices=("random", "blocks", "group"))
+    public_fraction: float = setting(0.2, least=0, below=1)
+    public_clients: int = setting(0, least=0)
+    val_fraction: float = setting(0.15, least=0, below=1)
+    test_fraction: float = setting(0.25, above=0, below=1)
+    max_train: int | None = setting(None, least=1)
+
+
+@dataclass
+class Lora:
+    """LoRA adapters by PEFT.
+
+    ``share``: ``ffa`` freezes A at a shared random start and trains B (FFA-LoRA, 2403.12313);
+    ``both`` trains and shares A and B; ``a-only`` trains both, shares A and keeps B on the
+    device (FedSA-LoRA, 2410.01463). ``target``: names of modules, empty for the backbone's own
+    default.
+    """
+
+    rank: int = setting(4, least=1)
+    alpha: float = setting(8.0, above=0)
+    share: str = setting("ffa", choices=("ffa", "both", "a-only"))
+    target: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Pretrain:
+    """How a small backbone is trained on the public split before it is frozen.
+
+    ``labels`` uses the public labels (of ``classes`` only, if given); ``clusters`` uses none:
+    the network learns to predict k-means clusters of the public examples.
+    """
+
+    task: str = setting("none", choices=("none", "labels", "clusters"))
+    epochs: int = setting(20, least=1)
+    batch_size: int = setting(64, least=1)
+    lr: float = setting(0.001, above=0)
+    clusters: int = setting(30, least=2)
+    classes: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Model:
+    """Backbone, adapters and head. ``lora: null`` trains the whole body.
+
+    ``standardise`` scales the head's input by the mean and spread that features have on the
+    public split.
+    """
+
+    name: str = "vit-tiny"
+    lora: Lora | None = field(default_factory=Lora)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    standardise: bool = False
+
+
+@dataclass
+class Strategy:
+    """The method: a registered name or ``package.module:Class``, and its own parameters.
+
+    ``fraction`` of the clients takes part in each round, never fewer than ``min_clients``.
+    """
+
+    name: str = "ditto"
+    fraction: float = setting(1.0, above=0, most=1)
+    min_clients: int = setting(1, least=1)
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Training:
+    """Local training: epochs a round, examples a batch, optimiser."""
+
+    epochs: int = setting(1, least=1)
+    batch_size: int = setting(32, least=1)
+    lr: float = setting(0.05, above=0)
+    lr_decay: str = setting("none", choices=("none", "cosine"))
+    optimizer: str = setting("sgd", choices=("sgd", "adam", "adamw"))
+    momentum: float = setting(0.0, least=0, below=1)
+    weight_decay: float = setting(0.0, least=0)
+
+
+@dataclass
+class Privacy:
+    """Differential privacy of what leaves a client."""
+
+    enabled: bool = False
+    epsilon: float = setting(8.0, above=0)
+    delta: float | None = setting(None, above=0, below=1)
+    max_grad_norm: float = setting(1.0, above=0)
+    accountant: str = setting("rdp", choices=("rdp", "prv"))
+
+
+@dataclass
+class Encryption:
+    """Encrypted aggregation."""
+
+    enabled: bool = False
+    scheme: str = setting("ckks", choices=("ckks", "bfv", "auto"))
+    keys: str | None = None
+
+
+@dataclass
+class Evaluation:
+    """When clients are evaluated and which round the report takes its figures from.
+
+    ``select``: the last evaluation, or the one with the best mean validation accuracy. Never
+    the best on test. ``outside``: how many of the other clients' test examples a personal model
+    is tried on in a simulation. ``adapters``: save each client's model when the run ends.
+    """
+
+    every: int = setting(5, least=1)
+    local_baseline: bool = True
+    select: str = setting("last", choices=("last", "validation"))
+    outside: int = setting(200, least=0)
+    adapters: bool = True
+    diagnostics: bool = True
+
+
+@dataclass
+class Simulation:
+    """How a simulation runs: nodes (processes that host clients) and what each may use."""
+
+    nodes: int = setting(2, least=1)
+    cpus_per_node: int = setting(1, least=1)
+    gpus_per_node: float = setting(0.0, least=0)
+
+
+@dataclass
+class Config:
+    """All settings of a run."""
+
+    seed: int = setting(0, least=0)
+    rounds: int = setting(20, least=1)
+    round_timeout: float = setting(3600.0, above=0)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    strategy: Strategy = field(default_factory=Strategy)
+    training: Training = field(default_factory=Training)
+    privacy: Privacy = field(default_factory=Privacy)
+    encryption: Encryption = field(default_factory=Encryption)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    simulation: Simulation = field(default_factory=Simulation)
+    output: str = "runs"
+    state: str | None = None
+
+    def to_json(self) -> str:
+        """Every setting as one line of JSON; ``config_from_json`` reads it back."""
+        return json.dumps(OmegaConf.to_container(OmegaConf.structured(self)))
+
+    def to_yaml(self) -> str:
+        """Every setting as YAML, as in a run's ``config.yaml``."""
+        return OmegaConf.to_yaml(OmegaConf.structured(self))
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The defaults, then the YAML file at ``path``, then ``key=value`` overrides.
+
+    Paths in the file stay as written: they are relative to the folder the command runs in.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, an impossible value, an unreadable file.
+    """
+    layers: list[Any] = []
+    if path is not None:
+        try:
+            layers.append(OmegaConf.create(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError("config", str(path), f"a readable YAML file ({reason})") from None
+        except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+            raise ConfigError("config", str(path), f"valid YAML ({_line(error)})") from None
+    for item in overrides:
+        if "=" not in item or item.startswith("="):
+            raise ConfigError("override", item, "key=value, as in rounds=3")
+        try:
+            layers.append(OmegaConf.from_dotlist([item]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError("override", item, f"key=value ({_line(error)})") from None
+    return _merge(layers)
+
+
+def config_from_json(text: str) -> Config:
+    """The settings that ``Config.to_json`` wrote, checked again."""
+    return _merge([OmegaConf.create(json.loads(text))])
+
+
+def params_of(schema: type, params: Mapping[str, Any], *, also: Sequence[str] = ()) -> Any:
+    """``strategy.params`` as an instance of a method's own dataclass ``schema``.
+
+    Args:
+        schema: a dataclass whose fields may carry ranges (see ``setting``).
+        params: what the user set.
+        also: names that the method's other side takes; they are left out here.
+
+    Raises:
+        ConfigError: a name that neither side takes, a wrong type, an impossible value.
+    """
+    own = {f.name for f in fields(schema)}
+    for name in params:
+        if name not in own and name not in also:
+            known = ", ".join(sorted({*own, *also})) or "no parameters"
+            raise ConfigError(f"strategy.params.{name}", params[name], f"one of: {known}")
+    cfg = OmegaConf.structured(schema)
+    given = {name: value for name, value in params.items() if name in own}
+    try:
+        result = OmegaConf.to_object(OmegaConf.merge(cfg, given))
+    except OmegaConfBaseException as error:
+        raise _translate(error, schema, given, "strategy.params") from None
+    _check_ranges(result, "strategy.params")
+    return result
+
+
+def _merge(layers: Sequence[Any]) -> Config:
+    cfg = OmegaConf.structured(Config)
+    for layer in layers:
+        if not isinstance(layer, DictConfig):
+            raise ConfigError("config", OmegaConf.to_container(layer), "a mapping of settings")
+        try:
+            cfg = OmegaConf.merge(cfg, layer)
+        except OmegaConfBaseException as error:
+            raise _translate(error, Config, OmegaConf.to_container(layer)) from None
+    try:
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise _translate(error, Config, {}) from None
+    assert isinstance(config, Config)
+    _check_ranges(config)
+    return config
+
+
+def _check_ranges(node: Any, prefix: str = "") -> None:
+    for f in fields(node):
+        value, key = getattr(node, f.name), f"{prefix}.{f.name}" if prefix else f.name
+        if is_dataclass(value):
+            _check_ranges(value, key)
+        elif value is not None:
+            choices = f.metadata.get("choices")
+            if choices and value not in choices:
+                raise ConfigError(key, value, f"one of {', '.join(choices)}")
+            limits = f.metadata.get("limits", {})
+            if isinstance(value, int | float) and not _within(value, **limits):
+                raise ConfigError(key, value, _describe(f.type, node, f.name, limits))
+
+
+def _within(
+    value: float,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> bool:
+    # Written so that NaN, which no comparison holds for, is outside every range.
+    return (
+        (above is None or value > above)
+        and (least is None or value >= least)
+        and (below is None or value < below)
+        and (most is None or value <= most)
+        and value == value
+    )
+
+
+def _describe(kind: Any, node: Any, name: str, limits: Mapping[str, float | None]) -> str:
+    hint = typing.get_type_hints(node if isinstance(node, type) else type(node)).get(name, kind)
+    signs = {"above": ">", "least": ">=", "below": "<", "most": "<="}
+    ranges = [f"{signs[key]} {limit:g}" for key, limit in limits.items() if limit is not None]
+    return " ".join([_type_name(hint), " and ".join(ranges)]).strip()
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        options = [_type_name(option) for option in typing.get_args(hint)]
+        return " or ".join(option for option in options if option != "NoneType") + " or null"
+    if typing.get_origin(hint) is list:
+        return "a list"
+    if is_dataclass(hint):
+        return f"settings ({', '.join(f.name for f in fields(hint))})"
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _translate(
+    error: OmegaConfBaseException, schema: type, given: Any, prefix: str = ""
+) -> ConfigError:
+    """OmegaConf's many-line complaint as one line that names key, value and what it takes."""
+    key = str(getattr(error, "full_key", None) or "")
+    if not key:  # a whole section was given something that is no mapping
+        sections = typing.get_type_hints(schema)
+        wrong = [n for n, v in given.items() if n in sections and not isinstance(v, Mapping)]
+        key = next((name for name in wrong if is_dataclass(sections[name])), "")
+    shown = f"{prefix}.{key}" if prefix else key
+    value: Any = given
+    for piece in key.split("."):
+        value = value.get(piece) if isinstance(value, Mapping) else value
+    kind: Any = schema
+    parent: Any = None
+    for piece in key.split("."):
+        hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
+        if piece not in hints:
+            known = ", ".join(hints)
+            takes = f"one of the keys: {known}" if known else _type_name(kind)
+            return ConfigError(shown, value, takes)
+        parent, kind = kind, hints[piece]
+        options = [option for option in typing.get_args(kind) if is_dataclass(option)]
+        kind = options[0] if options else kind
+    leaf = key.split(".")[-1]
+    limits: Mapping[str, float | None] = next(
+        (f.metadata.get("limits", {}) for f in fields(parent) if f.name == leaf), {}
+    )
+    return ConfigError(shown, value, _describe(kind, parent, leaf, limits))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

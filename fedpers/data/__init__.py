@@ -1,0 +1,19 @@
+"""Data: sources, the public split, who owns which examples, and each client's splits.
+
+``load_data`` is the one door.
+"""
+
+from fedpers.data.examples import ClientData, Examples, Table, Task
+from fedpers.data.federated import FederatedData, load_data
+from fedpers.data.sources import SOURCES, load_table
+
+__all__ = [
+    "SOURCES",
+    "ClientData",
+    "Examples",
+    "FederatedData",
+    "Table",
+    "Task",
+    "load_data",
+    "load_table",
+]

@@ -1,0 +1,136 @@
+"""Federated data: one table in memory, and who owns which of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedpers.config import Config
+from fedpers.data.examples import ClientData, Examples, Table, Task
+from fedpers.data.partition import NAMES, deal, natural_clients, read_partition
+from fedpers.data.public import draw_public
+from fedpers.data.sources import load_table
+from fedpers.data.splits import Rows, Split, split_rows
+from fedpers.errors import ConfigError, DataError
+from fedpers.seeding import numpy_generator
+
+
+class FederatedData:
+    """The examples of all clients and the public ones.
+
+    Attributes:
+        task: what is to be learned.
+        clients: the clients' ids: "0".."N-1", or natural clients' own names.
+    """
+
+    def __init__(self, table: Table, public: Rows, splits: Mapping[str, Split]) -> None:
+        """Keep ``table`` and, by row number, what is public and what each client has."""
+        self.task: Task = table.task
+        self.clients: list[str] = list(splits)
+        self._examples, self._public, self._splits = table.examples, public, splits
+
+    @cached_property
+    def public(self) -> Examples:
+        """The public examples; there may be none."""
+        return self._take(self._public)
+
+    def client(self, client: str) -> ClientData:
+        """The examples of one client, copied out of the table at each call.
+
+        Raises:
+            DataError: there is no such client.
+        """
+        split = self._split(client)
+        return ClientData(self._take(split.train), self._take(split.val), self._take(split.test))
+
+    def size(self, client: str) -> int:
+        """How many training examples one client has.
+
+        Raises:
+            DataError: there is no such client.
+        """
+        return len(self._split(client).train)
+
+    def _split(self, client: str) -> Split:
+        if client not in self._splits:
+            first, last = self.clients[0], self.clients[-1]
+            raise DataError(f"client: got {client!r}, takes one of {first!r} to {last!r}")
+        return self._splits[client]
+
+    def _take(self, rows: Rows) -> Examples:
+        return self._examples.take(torch.from_numpy(rows))
+
+
+def load_data(config: Config) -> FederatedData:
+    """The examples of ``config.data``, dealt to clients and split, seeded by ``config.seed``.
+
+    Raises:
+        ConfigError: a setting that the source or another setting does not allow.
+        DataError: data that cannot be read or used.
+    """
+    _check(config)
+    table = load_table(config)
+    if config.data.partition.name == "file":
+        public, splits = _own_partition(table, config)
+    else:
+        if config.data.partition.name == "natural":
+            natural_clients(table)
+        public, rest = draw_public(table, config, np.arange(len(table)))
+        dealt = deal(table, rest, config)
+        splits = split_rows(dealt, table, config, config.data.test_fraction)
+    for side in ("train", "test"):
+        if not any(len(getattr(split, side)) for split in splits.values()):
+            fractions = "data.public_fraction, data.val_fraction and data.test_fraction"
+            raise DataError(f"data: no client has a {side} example; change {fractions}")
+    return FederatedData(table, public, _limit_train(splits, config))
+
+
+def _check(config: Config) -> None:
+    """What can be seen to be wrong before anything is read."""
+    data, name = config.data, config.data.partition.name
+    if name not in NAMES:
+        raise ConfigError("data.partition.name", name, f"one of {', '.join(NAMES)}")
+    path = data.partition.path
+    if name == "file" and (path is None or not Path(path).is_file()):
+        takes = "the path of a .npz file, for data.partition.name is file"
+        raise ConfigError("data.partition.path", path, takes)
+    if name != "file" and data.val_fraction + data.test_fraction >= 1:
+        takes = f"a number < {1 - data.test_fraction:g}, which data.test_fraction leaves"
+        raise ConfigError("data.val_fraction", data.val_fraction, takes)
+    if data.public_clients and name != "natural":
+        takes = f"0 where data.partition.name is {name}, for clients are not natural"
+        raise ConfigError("data.public_clients", data.public_clients, takes)
+
+
+def _own_partition(table: Table, config: Config) -> tuple[Rows, dict[str, Split]]:
+    """Public rows and clients' splits by the user's file, validation carved from training."""
+    given = read_partition(config, len(table))
+    used = np.zeros(len(table), dtype=bool)
+    for split in given.values():
+        used[np.concatenate([split.train, split.val, split.test])] = True
+    if config.data.split != "random" and table.group is not None:
+        used = np.isin(table.group, np.unique(table.group[used]))
+    public, _ = draw_public(table, config, np.flatnonzero(~used))
+    if any(len(split.val) for split in given.values()):
+        return public, given
+    trained = {client: split.train for client, split in given.items()}
+    carved = split_rows(trained, table, config, test_fraction=0)
+    return public, {k: replace(carved[k], test=split.test) for k, split in given.items()}
+
+
+def _limit_train(splits: dict[str, Split], config: Config) -> dict[str, Split]:
+    """At most ``data.max_train`` training rows for each client, a seeded choice."""
+    most = config.data.max_train
+    if most is None:
+        return splits
+    limited = {}
+    for client, split in splits.items():
+        rng = numpy_generator(config.seed, "data", "max_train", client)
+        chosen = rng.permutation(split.train)[:most]
+        limited[client] = replace(split, train=np.sort(chosen))
+    return limited

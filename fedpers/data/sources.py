@@ -1,0 +1,158 @@
+"""Sources of examples by ``data.name``: a function from the settings to a ``Table`` each.
+
+A new source is one function: register it here, or name it ``package.module:function``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fedpers.config import Columns, Config
+from fedpers.data.arrays import read_npz
+from fedpers.data.examples import Examples, Table
+from fedpers.data.tables import check_columns, csv_table, dataset_table, parquet_table
+from fedpers.errors import ConfigError, DataError
+from fedpers.registry import Registry
+
+Source = Callable[[Config], Table]
+SOURCES: Registry[Source] = Registry(
+    "source", key="data.name", package="fedpers.data", group="fedpers.sources"
+)
+FOLDER = "FEDPERS_DATA"
+
+
+def load_table(config: Config) -> Table:
+    """All examples of the source ``data.name``.
+
+    Raises:
+        ConfigError: an unknown source, a path or column that is not there.
+        DataError: data that cannot be read or used.
+    """
+    if config.data.name.startswith("hub:"):
+        return _hub(config, config.data.name.removeprefix("hub:"), config.data.columns)
+    return SOURCES.get(config.data.name)(config)
+
+
+@SOURCES.register("digits")
+def digits(config: Config) -> Table:
+    """1,797 digits of 8 x 8 pixels, 0..16 scaled to -1..1 (UCI, comes with scikit-learn)."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(pixels).float().div_(8).sub_(1).view(-1, 1, 8, 8)
+    return Table("image", Examples(x, torch.from_numpy(labels).long()))
+
+
+@SOURCES.register("npz")
+def npz(config: Config) -> Table:
+    """Arrays ``x`` and ``y`` of ``data.path``; clients and groups by ``data.columns``."""
+    columns = config.data.columns
+    return read_npz(_path(config), columns.client or "client", columns.group or "group")
+
+
+@SOURCES.register("csv")
+def csv(config: Config) -> Table:
+    """A csv file."""
+    return csv_table(_path(config), config.data.columns, config.model.name)
+
+
+@SOURCES.register("parquet")
+def parquet(config: Config) -> Table:
+    """A parquet file."""
+    return parquet_table(_path(config), config.data.columns, config.model.name)
+
+
+@SOURCES.register("folder")
+def folder(config: Config) -> Table:
+    """A folder that ``datasets.Dataset.save_to_disk`` wrote."""
+    import datasets
+
+    path = _path(config)
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        takes = f"a folder that save_to_disk of Hugging Face datasets wrote ({_line(error)})"
+        raise ConfigError("data.path", str(path), takes) from None
+    return dataset_table(dataset, config.data.columns, config.model.name, path)
+
+
+@SOURCES.register("fashion-mnist")
+def fashion_mnist(config: Config) -> Table:
+    """70,000 articles of clothing of 28 x 28 pixels, 10 classes (Zalando, MIT)."""
+    file, repository = "fashion_mnist.npz", "zalando-datasets/fashion_mnist"
+    if path := _local(file):
+        return read_npz(path)
+    return _hub(config, repository, Columns(image="image"), f"{_no(file)}, and ")
+
+
+@SOURCES.register("ucihar")
+def ucihar(config: Config) -> Table:
+    """10,299 windows of 9 motion signals, 6 activities, 30 people, by recording (UCI, CC BY).
+
+    Windows overlap by half: split them by ``blocks`` or ``group``, never at random.
+    """
+    return read_npz(_only_local("ucihar.npz"), "subject", "recording")
+
+
+@SOURCES.register("convabuse")
+def convabuse(config: Config) -> Table:
+    """12,768 judgements by 8 annotators whether a user abuses a chat bot (CC BY).
+
+    Cercas Curry, Abercrombie and Rieser, EMNLP 2021. Several annotators judge each text: split
+    by ``group``, never at random.
+    """
+    columns = Columns(
+        text=["prev_agent", "prev_user", "agent", "user"],
+        label="abusive",
+        client="annotator_id",
+        group="text_id",
+    )
+    return csv_table(_only_local("convabuse.csv"), columns, config.model.name)
+
+
+def _path(config: Config) -> Path:
+    path = config.data.path
+    if path is None or not Path(path).exists():
+        takes = f"the path of something to read as {config.data.name}"
+        raise ConfigError("data.path", path, takes)
+    return Path(path)
+
+
+def _local(file: str) -> Path | None:
+    """``file`` in the folder of the user's data sets, if it is there."""
+    path = Path(os.environ.get(FOLDER, "")).expanduser() / file
+    return path if os.environ.get(FOLDER) and path.is_file() else None
+
+
+def _only_local(file: str) -> Path:
+    if path := _local(file):
+        return path
+    hub = "and the Hugging Face hub has no copy in this layout"
+    raise DataError(f"data.name: {_no(file)}, {hub}; put the file there and set {FOLDER}")
+
+
+def _no(file: str) -> str:
+    return f"no {file} in the folder {FOLDER} (got {os.environ.get(FOLDER) or 'not set'})"
+
+
+def _hub(config: Config, name: str, columns: Columns, before: str = "") -> Table:
+    """All splits of a data set on the Hugging Face hub, together."""
+    import datasets
+
+    check_columns(columns)
+    try:
+        dataset = datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"data.name: {before}no {name} from the Hugging Face hub ({_line(error)}); "
+            f"connect to the network, or use a file of your own (npz, csv, parquet, folder)"
+        ) from None
+    return dataset_table(dataset, columns, config.model.name, name)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,201 @@
+"""Tables whose columns the user names: csv, parquet, and data sets of Hugging Face."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedpers.config import Columns
+from fedpers.data.arrays import to_inputs, to_labels, to_names
+from fedpers.data.examples import Examples, Table
+from fedpers.errors import ConfigError, DataError
+
+Cells = Iterable[Any]
+
+
+def check_columns(columns: Columns) -> None:
+    """Check that ``columns`` say what the input is.
+
+    Raises:
+        ConfigError: not exactly one of features, text and image is set.
+    """
+    inputs = {"features": columns.features, "text": columns.text, "image": columns.image}
+    got = [name for name, value in inputs.items() if value]
+    if len(got) != 1:
+        takes = "exactly one of features, text and image"
+        raise ConfigError("data.columns", " and ".join(got) or None, takes, "name the input's")
+
+
+def csv_table(path: Path, columns: Columns, model: str) -> Table:
+    """A table from a csv file with a header line; an ``image`` column holds paths.
+
+    Raises:
+        ConfigError: a column is not there.
+        DataError: the file cannot be read, or a cell cannot be used.
+    """
+    import pandas as pd
+
+    def read(names: Sequence[str]) -> dict[str, Cells]:
+        # Names stay text ("07" is not "7"), and the word "null" in a text is a word.
+        texts = [*columns.text, columns.image, columns.client, columns.group]
+        as_text: Any = {name: str for name in texts if name}
+        frame = pd.read_csv(path, usecols=list(names), dtype=as_text, keep_default_na=False)
+        return {name: frame[name].tolist() for name in names}
+
+    known = _reading(path, lambda: list(pd.read_csv(path, nrows=0).columns))
+    return _table(known, lambda names: _reading(path, lambda: read(names)), columns, model, path)
+
+
+def parquet_table(path: Path, columns: Columns, model: str) -> Table:
+    """A table from a parquet file; an ``image`` column holds encoded images or paths.
+
+    Raises:
+        ConfigError: a column is not there.
+        DataError: the file cannot be read, or a cell cannot be used.
+    """
+    import pyarrow.parquet as pq
+
+    def read(names: Sequence[str]) -> dict[str, Cells]:
+        table = pq.read_table(path, columns=list(names))
+        return {name: table[name].to_pylist() for name in names}
+
+    known = _reading(path, lambda: list(pq.read_schema(path).names))
+    return _table(known, lambda names: _reading(path, lambda: read(names)), columns, model, path)
+
+
+def dataset_table(dataset: Any, columns: Columns, model: str, where: Path | str) -> Table:
+    """A table from a ``datasets.Dataset``, or from all splits of a ``DatasetDict`` together.
+
+    Raises:
+        ConfigError: a column is not there.
+        DataError: the splits do not fit together, or a cell cannot be used.
+    """
+    import datasets
+
+    if isinstance(dataset, dict):
+        splits = list(dataset.values())
+        dataset = _reading(where, lambda: datasets.concatenate_datasets(splits))
+    dataset = dataset.with_format(None)
+
+    def read(names: Sequence[str]) -> dict[str, Cells]:
+        # Images are decoded one by one while they are gone through, all else at once.
+        return {n: dataset[n] if n == columns.image else dataset[n][:] for n in names}
+
+    return _table(dataset.column_names, read, columns, model, where)
+
+
+def _table(
+    known: Sequence[str],
+    read: Callable[[Sequence[str]], dict[str, Cells]],
+    columns: Columns,
+    model: str,
+    where: Path | str,
+) -> Table:
+    """Read the columns asked for and turn them into tensors and names."""
+    check_columns(columns)
+    asked = {
+        "features": columns.features,
+        "text": columns.text,
+        "image": [columns.image] if columns.image else [],
+        "label": [columns.label],
+        "client": [columns.client] if columns.client else [],
+        "group": [columns.group] if columns.group else [],
+    }
+    for key, names in asked.items():
+        for name in names:
+            if name not in known:
+                shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+                raise ConfigError(f"data.columns.{key}", name, f"a column of {where}: {shown}")
+    cells = read(list(dict.fromkeys(name for names in asked.values() for name in names)))
+
+    def column(name: str) -> tuple[list[Any], str]:
+        here, values = f"{where}: {name}", list(cells[name])
+        _check_complete(values, here)
+        return values, here
+
+    y = to_labels(*column(columns.label))
+    client = to_names(*column(columns.client)) if columns.client else None
+    group = to_names(*column(columns.group)) if columns.group else None
+    if columns.text:
+        kind, x = "text", _tokens([cells[name] for name in columns.text], model)
+    elif columns.image:
+        kind, x = _images(cells[columns.image], where)
+    else:
+        numbers = [_numbers(cells[name]) for name in columns.features]
+        kind, x = to_inputs(np.stack(numbers, axis=1), f"{where}: features")
+    return Table(kind, Examples(x, y), client, group)
+
+
+def _check_complete(values: list[Any], where: str) -> None:
+    missing = next((i for i, v in enumerate(values) if v is None or v == "" or v != v), None)
+    if missing is not None:
+        raise DataError(f"{where}: got nothing in row {missing} (from 0); drop or fill that row")
+
+
+def _numbers(values: Cells) -> np.ndarray[Any, Any]:
+    """A numeric column as float32 [n], with NaN for what is no number."""
+    import pandas as pd
+
+    cells = pd.Series(list(values))
+    if cells.map(lambda cell: isinstance(cell, list | dict)).any():
+        cells = cells.map(lambda cell: None)
+    with np.errstate(over="ignore"):
+        return pd.to_numeric(cells, errors="coerce").to_numpy(np.float32, na_value=np.nan)
+
+
+def _tokens(texts: Sequence[Cells], model: str) -> torch.Tensor:
+    """The text columns joined by " | ", in order, as token ids and mask [n, 2, length]."""
+    from fedpers.models import tokenize
+
+    rows = zip(*texts, strict=True)
+    joined = [" | ".join("" if t is None else str(t) for t in row) for row in rows]
+    return tokenize(model, joined)
+
+
+def _images(cells: Cells, where: Path | str) -> tuple[str, torch.Tensor]:
+    """Images of one size as [n, C, H, W]: grey if all are, else RGB."""
+    images = []
+    for row, cell in enumerate(cells):
+        try:
+            images.append(_image(cell, Path(where).parent))
+        except (OSError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{where}: image in row {row} (from 0): {reason}; mend it") from None
+    if len({image.size for image in images}) != 1:
+        raise DataError(f"{where}: got images of several sizes (or none), takes one; resize them")
+    if all(image.mode in ("L", "1") for image in images):
+        pixels = np.stack([np.asarray(image.convert("L")) for image in images])[:, None]
+    else:
+        pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    return to_inputs(pixels, f"{where}: images")
+
+
+def _image(cell: Any, folder: Path) -> Any:
+    """A cell as a PIL image: decoded already, encoded (in a dict or not), or a path."""
+    from PIL import Image
+
+    if isinstance(cell, Image.Image):
+        return cell
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if not isinstance(cell, bytes | str):
+        raise TypeError(f"got {type(cell).__name__}, takes an encoded image or a path")
+    source = io.BytesIO(cell) if isinstance(cell, bytes) else folder / cell
+    with Image.open(source) as image:
+        image.load()
+        return image
+
+
+def _reading(where: Path | str, read: Callable[[], Any]) -> Any:
+    """``read()``, with what goes wrong as one line."""
+    try:
+        return read()
+    except (OSError, ValueError) as error:  # what pandas and pyarrow raise derives from these
+        reason = " ".join(str(error).split())
+        raise DataError(f"{where}: cannot be read ({reason}); check the file's format") from None

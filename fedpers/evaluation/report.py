@@ -1,0 +1,150 @@
+"""The report of a run: what ``report.json`` holds, and its table for the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rich.table import Table
+
+import fedpers
+from fedpers.config import Config
+from fedpers.evaluation import metrics
+from fedpers.evaluation.counts import MODES, ClientResult
+
+PACKAGES = ("flwr", "torch", "peft", "transformers", "opacus", "tenseal", "numpy")
+COMMUNICATION = ("uplink_bytes_per_client_round", "downlink_bytes_per_client_round", "total_bytes")
+PRIVACY = (
+    "unit",
+    "epsilon_max",
+    "epsilon_mean",
+    "delta",
+    "accountant",
+    "noise_multiplier",
+    "max_grad_norm",
+)
+ENCRYPTION = ("scheme", "bytes_per_parameter", "security_bits")
+SECONDS = ("total", "round_median", "train", "combine", "encrypt", "decrypt", "evaluate")
+
+
+def build_report(
+    *,
+    run_id: str,
+    config: Config,
+    evaluations: Mapping[int, Sequence[ClientResult]],
+    communication: Mapping[str, int],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The fields of ``report.json``; a figure that the run does not have is None.
+
+    Accuracies are in 0..1, on each client's test split, from one evaluation: the last, or the
+    one that ``evaluation.select`` finds on validation splits. ``scored`` says which it was and
+    over how many clients and examples.
+
+    Args:
+        evaluations: the clients' results by round.
+        communication: bytes, by the names in ``COMMUNICATION``.
+        seconds: by the names in ``SECONDS``.
+
+    Raises:
+        ValueError: ``communication`` or ``seconds`` has a name that the report does not.
+    """
+    selected, select = select_round(evaluations, config.evaluation.select)
+    results = [] if selected is None else evaluations[selected]
+    tested = [result for result in results if result.test.n > 0]
+    return {
+        "run_id": run_id,
+        "strategy": config.strategy.name,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "clients": len({r.client for evaluation in evaluations.values() for r in evaluation}),
+        "selected_round": selected,
+        "scored": {
+            "split": "test",
+            "select": select,
+            "clients": len(tested),
+            "examples": sum(result.test.n for result in tested),
+        },
+        "accuracy": {mode: metrics.accuracy_summary(results, mode) for mode in MODES},
+        "gain_over_global": metrics.mean_gain(results, "global"),
+        "gain_over_local": metrics.mean_gain(results, "local"),
+        "breakage_rate": metrics.breakage_rate(results),
+        "fix_rate": metrics.fix_rate(results),
+        "harmed_share": metrics.harmed_share(results),
+        "out_of_client": metrics.out_of_client(results),
+        "privacy": {"enabled": False, **dict.fromkeys(PRIVACY)},
+        "encryption": {"enabled": False, **dict.fromkeys(ENCRYPTION)},
+        "communication": _named("communication", communication, COMMUNICATION),
+        "seconds": _named("seconds", seconds, SECONDS),
+        "environment": environment(),
+    }
+
+
+def select_round(
+    evaluations: Mapping[int, Sequence[ClientResult]], select: str
+) -> tuple[int | None, str]:
+    """The round to report, never chosen on test, and how it was chosen.
+
+    "validation" takes the (earliest) best mean validation accuracy of the personal model, over
+    the clients that every evaluation scored: one that a weak client missed would look better.
+    Without such clients the last evaluation is taken. None where there was no evaluation.
+    """
+    rounds = sorted(round for round, results in evaluations.items() if results)
+    if not rounds:
+        return None, "last"
+    if select == "validation":
+        scored = [
+            {r.client for r in evaluations[round] if r.val.n and "personal" in r.val.correct}
+            for round in rounds
+        ]
+        common = set.intersection(*scored)
+        if common:
+            means = {}
+            for round in rounds:
+                of_common = [r for r in evaluations[round] if r.client in common]
+                summary = metrics.accuracy_summary(of_common, "personal", "val")
+                means[round] = summary["mean"] if summary else 0.0
+            return max(rounds, key=means.__getitem__), "validation"
+    return rounds[-1], "last"
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the main packages, the accelerator or "cpu", and the cores we may use."""
+    import torch
+
+    versions: dict[str, str | None] = {"fedpers": fedpers.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux: a container may have fewer
+    return {
+        "versions": versions,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+    }
+
+
+def report_table(report: Mapping[str, Any]) -> Table:
+    """The accuracies of a report in percent, a row a mode that the run has."""
+    table = Table(title=f"{report['run_id']}: test accuracy in %, round {report['selected_round']}")
+    columns = ("mean", "weighted", "worst_decile", "std", "min", "max")
+    titles = {"worst_decile": "worst decile", "std": "spread (std)"}
+    table.add_column("model")
+    for name in columns:
+        table.add_column(titles.get(name, name), justify="right")
+    for mode in MODES:
+        summary = report["accuracy"][mode]
+        if summary is not None:
+            table.add_row(mode, *(f"{100 * summary[name]:.1f}" for name in columns))
+    return table
+
+
+def _named(what: str, given: Mapping[str, float], names: Sequence[str]) -> dict[str, float | None]:
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ValueError(f"{what}: got {', '.join(unknown)}, takes {', '.join(names)}")
+    return {name: given.get(name) for name in names}

@@ -1,0 +1,168 @@
+"""The folder of a run: settings, a line a round, a line a client, the report, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from fedpers.config import Config
+from fedpers.errors import ConfigError
+from fedpers.evaluation.counts import ClientResult
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+def new_run_id(config: Config) -> str:
+    """A folder name: UTC time, data, strategy, seed, and 16 random bits against collisions.
+
+    >>> new_run_id(Config())  # doctest: +SKIP
+    '20261121-031500-digits-ditto-s0-9f3c'
+    """
+    # Two runs of one seed must differ: the only randomness that is not seeded.
+    suffix = secrets.token_hex(2)
+    time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    data, strategy = _plain(config.data.name), _plain(config.strategy.name)
+    return f"{time}-{data}-{strategy}-s{config.seed}-{suffix}"
+
+
+class RunFolder:
+    """Writes the files of one run. Each line is on disk when the call returns.
+
+    Args:
+        path: the run's own folder, ``runs/<run-id>``; made if it is not there.
+        config: written to ``config.yaml``.
+        resume: go on with the run in ``path``. A last line cut off by a crash is dropped. A
+            round that is run again is logged again: of two lines of a round, or of a round
+            and client, the later one holds.
+
+    Raises:
+        ConfigError: there is a run in ``path`` already, or none to resume, or it cannot be
+            written.
+    """
+
+    def __init__(self, path: Path, config: Config, *, resume: bool = False) -> None:
+        self.path = path
+        settings = path / "config.yaml"
+        if resume and not settings.exists():
+            raise ConfigError(
+                "resume", str(path), "the folder of a run to resume, with config.yaml"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if resume:
+                _replace(settings, config.to_yaml())
+            else:
+                with settings.open("x", encoding="utf-8") as file:  # two runs cannot both get it
+                    file.write(config.to_yaml())
+            self._rounds = _open_lines(path / "rounds.jsonl")
+            self._clients = _open_lines(path / "clients.jsonl")
+        except FileExistsError:
+            takes, cure = "a folder without a run", "resume that run or name another folder"
+            raise ConfigError("output", str(path), takes, cure) from None
+        except OSError as error:
+            takes = f"a folder that can be written ({error.strerror or error})"
+            raise ConfigError("output", str(path), takes) from None
+        self._tensorboard: SummaryWriter | None = None
+        self._has_tensorboard = True
+
+    def log_round(self, line: Mapping[str, Any]) -> None:
+        """Append ``line``, with at least its ``round``, to ``rounds.jsonl``.
+
+        Its numbers go to TensorBoard too, nested ones as "outer/inner".
+        """
+        step = line["round"]
+        _write_line(self._rounds, line)
+        writer = self._writer()
+        if writer is not None:
+            for tag, value in _scalars(line):
+                if tag != "round":
+                    writer.add_scalar(tag, value, step)
+
+    def log_clients(
+        self, round: int, results: Sequence[ClientResult], failures: Mapping[str, str]
+    ) -> None:
+        """Append an evaluation to ``clients.jsonl``: a line a result, a line a failed client.
+
+        ``failures`` is the error by client.
+        """
+        for result in results:
+            _write_line(self._clients, {"round": round, **result.to_json()})
+        for client, error in failures.items():
+            _write_line(self._clients, {"round": round, "client": client, "error": error})
+
+    def write_report(self, report: Mapping[str, Any]) -> None:
+        """Write ``report.json``, whole or not at all; NaN and infinities become null."""
+        _replace(self.path / "report.json", json.dumps(_finite(report), indent=2, allow_nan=False))
+
+    def close(self) -> None:
+        """Close the files; may be called twice."""
+        self._rounds.close()
+        self._clients.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _writer(self) -> SummaryWriter | None:
+        if self._tensorboard is None and self._has_tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._has_tensorboard = False
+                log.info("no TensorBoard files: the package tensorboard is not installed")
+            else:
+                folder = str(self.path / "tensorboard")
+                self._tensorboard = SummaryWriter(folder, flush_secs=10)
+        return self._tensorboard
+
+
+def _plain(name: str) -> str:
+    """The last piece of a name, path or ``package.module:Class``, fit for a folder's name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", re.split(r"[/\\:]", name)[-1]).strip("-") or "x"
+
+
+def _open_lines(path: Path) -> TextIO:
+    if path.exists():
+        whole = path.read_bytes()
+        os.truncate(path, whole.rfind(b"\n") + 1)
+    return path.open("a", encoding="utf-8", buffering=1)  # flushed at each line
+
+
+def _write_line(file: TextIO, line: Mapping[str, Any]) -> None:
+    file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, finds the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with None for each NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in line.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}", value

@@ -1,0 +1,18 @@
+"""Models: a trunk (small backbone or transformer), LoRA adapters by PEFT, and a linear head."""
+
+from fedpers.models.adapter_folder import save_adapter
+from fedpers.models.backbones import BACKBONES, Backbone
+from fedpers.models.build import base_model, build_model
+from fedpers.models.hf import tokenize
+from fedpers.models.personal import Outputs, PersonalModel
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "Outputs",
+    "PersonalModel",
+    "base_model",
+    "build_model",
+    "save_adapter",
+    "tokenize",
+]

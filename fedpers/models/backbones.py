@@ -1,0 +1,174 @@
+"""Small backbones: modules from inputs to features, without dropout and batch statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd, prod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedpers.errors import ConfigError
+from fedpers.registry import Registry
+
+
+class Backbone(nn.Module):
+    """A trunk: ``Backbone(input_shape)``, called with x [batch, *input_shape].
+
+    A backbone of your own is a subclass, registered or named by its dotted path
+    ``package.module:Class`` in ``model.name``. It returns features [batch, feature_dim] and
+    must neither drop out at random nor use batch statistics.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """The kinds of task it fits: image, signal, tabular, text."""
+    lora_target: Sequence[str] = ()
+    """The modules that get LoRA adapters when ``model.lora.target`` is empty."""
+    feature_dim: int
+    """d, the number of features."""
+
+
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "model", key="model.name", package="fedpers.models", group="fedpers.models"
+)
+
+
+@BACKBONES.register("mlp")
+class Mlp(Backbone):
+    """Two hidden layers of 128 units with ReLU, on the flattened input."""
+
+    kinds = ("image", "signal", "tabular")
+    lora_target = ("hidden2",)
+    feature_dim = 128
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.hidden1 = nn.Linear(prod(input_shape), 128)
+        self.hidden2 = nn.Linear(128, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [batch, 128] of x [batch, ...]."""
+        return F.relu(self.hidden2(F.relu(self.hidden1(x.flatten(1)))))
+
+
+@BACKBONES.register("cnn")
+class Cnn(Backbone):
+    """The CNN of FedAvg (1602.05629): two 5x5 convolutions with pooling, 512 hidden units.
+
+    With a head of 10 classes it has 582,026 parameters on 28x28x1, as in PFLlib: no padding.
+    Images smaller than 16 pixels are padded so that something is left after pooling.
+    """
+
+    kinds = ("image",)
+    lora_target = ("fc",)
+    feature_dim = 512
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        padding = 0 if min(height, width) >= 16 else 2
+        self.conv1 = nn.Conv2d(channels, 32, 5, padding=padding)
+        self.conv2 = nn.Conv2d(32, 64, 5, padding=padding)
+        sides = [self._pooled(side, padding) for side in (height, width)]
+        if min(sides) < 1:
+            takes = "another backbone for images smaller than 4x4"
+            raise ConfigError("model.name", "cnn", takes)
+        self.fc = nn.Linear(64 * prod(sides), 512)
+
+    @staticmethod
+    def _pooled(side: int, padding: int) -> int:
+        for _ in range(2):
+            side = (side - 4 + 2 * padding) // 2
+        return side
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [batch, 512] of x [batch, channels, height, width]."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return F.relu(self.fc(x.flatten(1)))
+
+
+@BACKBONES.register("conv1d")
+class Conv1d(Backbone):
+    """Three convolutions over time with GroupNorm, then the mean over time; for signals [C, T]."""
+
+    kinds = ("signal",)
+    lora_target = ("conv3",)
+    feature_dim = 64
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        channels, _ = input_shape
+        self.conv1 = nn.Conv1d(channels, 64, 5, padding=2)
+        self.conv2 = nn.Conv1d(64, 64, 5, padding=2)
+        self.conv3 = nn.Conv1d(64, 64, 5, padding=2)
+        self.norm1, self.norm2, self.norm3 = (nn.GroupNorm(8, 64) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [batch, 64] of x [batch, C, T]."""
+        x = F.max_pool1d(F.relu(self.norm1(self.conv1(x))), 2, ceil_mode=True)
+        x = F.max_pool1d(F.relu(self.norm2(self.conv2(x))), 2, ceil_mode=True)
+        return F.relu(self.norm3(self.conv3(x))).mean(2)
+
+
+@BACKBONES.register("vit-tiny")
+class VitTiny(Backbone):
+    """A vision transformer of width 64, depth 3 and 4 heads, with the mean over patches.
+
+    The patch divides the image: 7 pixels on 28x28, 4 on 32x32, 2 on 8x8.
+    """
+
+    kinds = ("image",)
+    lora_target = ("blocks.2.q", "blocks.2.v")
+    feature_dim = 64
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        patch = patch_size(height, width)
+        self.patch = nn.Conv2d(channels, 64, patch, stride=patch)
+        # An Embedding, not a bare Parameter: Opacus knows its per-sample gradient.
+        self.positions = nn.Embedding((height // patch) * (width // patch), 64)
+        self.blocks = nn.ModuleList(Block(64, heads=4) for _ in range(3))
+        self.norm = nn.LayerNorm(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [batch, 64] of x [batch, channels, height, width]."""
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        places = torch.arange(tokens.shape[1], device=x.device).expand(len(x), -1)
+        tokens = tokens + self.positions(places)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens).mean(1)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with separate q, k, v and output layers."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """From [batch, tokens, width] to the same shape."""
+        x = self.norm1(tokens)
+        q, k, v = (
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        tokens = tokens + self.proj(mixed)
+        return tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))  # type: ignore[no-any-return]
+
+
+def patch_size(height: int, width: int) -> int:
+    """The patch's side: it divides both sides and leaves about 4 to 8 patches a side."""
+    side = min(height, width)
+    most = max(1, min(side // 4, max(7, side // 8)))
+    shared = gcd(height, width)
+    return max(size for size in range(1, most + 1) if shared % size == 0)

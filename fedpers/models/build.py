@@ -1,0 +1,87 @@
+"""From settings and public data to a model, the same in every process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fedpers.config import Config
+from fedpers.errors import ConfigError
+from fedpers.models.backbones import BACKBONES, Backbone
+from fedpers.models.hf import PREFIX, load_hf
+from fedpers.models.lora import add_lora
+from fedpers.models.personal import PersonalModel, find_batch_norm
+from fedpers.models.pretrain import check_public, feature_scaler, pretrain
+from fedpers.models.seeded import seeded
+
+if TYPE_CHECKING:
+    from fedpers.data import FederatedData, Task
+
+
+def build_model(config: Config, data: FederatedData) -> PersonalModel:
+    """The model of a run, on the CPU and in evaluation mode.
+
+    Its bits depend on ``config.seed``, ``config.model`` and ``data.public`` only; the global
+    random state is left as it was. With LoRA the trunk is frozen, and adapters and head start
+    at zero, so that first predictions are uniform; without, everything is trainable and starts
+    as PyTorch initialises it, after pre-training if that is asked for.
+
+    Raises:
+        ConfigError: a backbone that does not exist or does not fit the task or has BatchNorm;
+            a LoRA target that no layer is called; too little public data.
+    """
+    return _build(config, data, adapters=True)
+
+
+def base_model(config: Config, data: FederatedData) -> nn.Module:
+    """The model without LoRA adapters, for ``PeftModel.from_pretrained(base, folder)``.
+
+    Raises:
+        ConfigError: as ``build_model``.
+    """
+    return _build(config, data, adapters=False)
+
+
+def _build(config: Config, data: FederatedData, *, adapters: bool) -> PersonalModel:
+    settings, lora = config.model, config.model.lora
+    check_public(config, data)
+    with seeded(config.seed, "model", "trunk"):
+        trunk = _trunk(settings.name, data.task)
+    trunk.eval()
+    pretrain(trunk, settings.pretrain, data.public, config.seed)
+    scaler = feature_scaler(trunk, data.public.x) if settings.standardise else None
+    with seeded(config.seed, "model", "head"):
+        head = nn.Linear(trunk.feature_dim, data.task.num_classes)
+    if lora is None:
+        return PersonalModel(trunk, head, scaler=scaler)
+    trunk.requires_grad_(False)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    if adapters:
+        add_lora(trunk, lora, trunk.lora_target, config.seed)
+    return PersonalModel(trunk, head, scaler=scaler, private_b=lora.share == "a-only")
+
+
+def _trunk(name: str, task: Task) -> Backbone:
+    names = BACKBONES.names()
+    fitting = [known for known in names if task.kind in BACKBONES.get(known).kinds]
+    fitting += ["hf:<name or folder>"] * (task.kind in ("text", "image"))
+    if name.startswith(PREFIX):
+        kinds: tuple[str, ...] = ("text", "image")
+    elif ":" in name or name in names:
+        backbone = BACKBONES.get(name)
+        if not (isinstance(backbone, type) and issubclass(backbone, Backbone)):
+            raise ConfigError("model.name", name, "a subclass of fedpers.models.Backbone")
+        kinds = backbone.kinds
+    else:
+        takes = f"one of {', '.join(names)}, hf:<name or folder>, or package.module:Class"
+        raise ConfigError("model.name", name, takes)
+    if task.kind not in kinds:
+        raise ConfigError("model.name", name, f"{' or '.join(fitting)} for {task.kind} data")
+    trunk = load_hf(name, task) if name.startswith(PREFIX) else backbone(task.input_shape)
+    found = find_batch_norm(trunk)
+    if found is not None:
+        takes = f"a model without batch statistics (found {found})"
+        raise ConfigError("model.name", name, takes, "use GroupNorm or LayerNorm")
+    return trunk

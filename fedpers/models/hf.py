@@ -1,0 +1,238 @@
+"""Any classifier of transformers as a trunk: ``model.name=hf:<name or folder>``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedpers.errors import ConfigError
+from fedpers.models.backbones import Backbone
+
+if TYPE_CHECKING:
+    from fedpers.data import Task
+
+T = TypeVar("T")
+
+PREFIX = "hf:"
+MAX_TOKENS = 128
+# The query and value layers of attention, as the families of models call them.
+QUERY_VALUE = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("query_proj", "value_proj"),
+    ("q", "v"),
+    ("query_key_value",),
+    ("Wqkv",),
+    ("qkv",),
+    ("in_proj",),
+)
+
+
+class HfText(Backbone):
+    """A text classifier without its head; x [batch, 2, L] holds token ids and attention mask."""
+
+    kinds = ("text",)
+
+    def __init__(self, model: nn.Module, feature_dim: int) -> None:
+        super().__init__()
+        self.model, self.feature_dim = model, feature_dim
+        self.lora_target = _query_value(model)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [batch, feature_dim]."""
+        outputs = self.model(input_ids=x[:, 0], attention_mask=x[:, 1])
+        return outputs.logits  # type: ignore[no-any-return]
+
+
+class HfImage(Backbone):
+    """An image classifier without its head; x [batch, channels, height, width] in -1..1.
+
+    Images are resized to the model's size, grey ones repeated to its channels, and normalised
+    as the model's own preprocessor says; by mean and spread 0.5 (as they are) if it has none.
+    """
+
+    kinds = ("image",)
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
+    def __init__(self, model: nn.Module, feature_dim: int, pixels: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model, self.feature_dim = model, feature_dim
+        self.lora_target = _query_value(model)
+        config: Any = model.config
+        config = getattr(config, "vision_config", config)
+        size = getattr(config, "image_size", None)
+        self.size = (size, size) if isinstance(size, int) else size and tuple(size)
+        self.channels = int(getattr(config, "num_channels", 3))
+        normalise = bool(pixels.get("do_normalize", "image_mean" in pixels))
+        for name in ("mean", "std"):
+            values = pixels.get(f"image_{name}") if normalise else None
+            values = torch.tensor(values or [0.5] * self.channels)
+            self.register_buffer(f"pixel_{name}", values.view(-1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [batch, feature_dim]."""
+        if self.size and x.shape[2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        if x.shape[1] == 1:
+            x = x.expand(-1, self.channels, -1, -1)
+        x = ((x + 1) / 2 - self.pixel_mean) / self.pixel_std
+        return self.model(pixel_values=x).logits  # type: ignore[no-any-return]
+
+
+def load_hf(model_name: str, task: Task) -> Backbone:
+    """The classifier ``hf:<name or folder>`` with its last layer taken off.
+
+    What is on this machine is used; only else is the hub asked. Weights are read from
+    safetensors, as float32. A model without a classifier of the right size gets a fresh one,
+    which is taken off as well.
+
+    Args:
+        model_name: with the prefix ``hf:``.
+        task: of kind text or image.
+
+    Raises:
+        ConfigError: no such model, one of another kind than the task, or one whose classifier
+            does not end in nn.Linear.
+    """
+    import transformers
+
+    auto = {
+        "text": transformers.AutoModelForSequenceClassification,
+        "image": transformers.AutoModelForImageClassification,
+    }[task.kind]
+
+    def load(name: str, local_files_only: bool) -> Any:
+        return auto.from_pretrained(
+            name,
+            num_labels=task.num_classes,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=local_files_only,
+        )
+
+    what = f"a model for {task.kind} classification, stored as safetensors"
+    model = _load(model_name, what, load)
+    if model.config.pad_token_id is None:  # decoders have none, but need one in a batch
+        model.config.pad_token_id = getattr(model.config, "eos_token_id", None)
+    feature_dim = _take_head_off(model, model_name, task.num_classes)
+    if task.kind == "text":
+        return HfText(model.eval(), feature_dim)
+    return HfImage(model.eval(), feature_dim, _preprocessor(model_name))
+
+
+def tokenize(model_name: str, texts: list[str]) -> torch.Tensor:
+    """Token ids and attention mask of ``texts`` for the model ``hf:<name or folder>``.
+
+    Returns:
+        int64 [n, 2, L], cut at 128 tokens and padded to the longest, L.
+
+    Raises:
+        ConfigError: the model takes no text, does not exist, or comes without a tokenizer.
+    """
+    if not model_name.startswith(PREFIX):
+        raise ConfigError("model.name", model_name, "hf:<name or folder> for text data")
+    from transformers import AutoTokenizer
+
+    def load(name: str, local_files_only: bool) -> Any:
+        return AutoTokenizer.from_pretrained(
+            name, local_files_only=local_files_only, trust_remote_code=False
+        )
+
+    tokenizer = _load(model_name, "a model that comes with a tokenizer", load)
+    if not texts:
+        return torch.zeros(0, 2, 1, dtype=torch.int64)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    length = min(MAX_TOKENS, tokenizer.model_max_length)
+    tokens = tokenizer(
+        texts, padding="longest", truncation=True, max_length=length, return_tensors="pt"
+    )
+    return torch.stack([tokens["input_ids"], tokens["attention_mask"]], dim=1)
+
+
+def _load(model_name: str, what: str, load: Callable[[str, bool], T]) -> T:
+    """``load(name, local_files_only)`` from this machine, else the hub; errors in one line."""
+    name = _name(model_name)
+    is_path = name.startswith(("/", "."))
+    if is_path and not Path(name).is_dir():
+        raise ConfigError("model.name", model_name, "a folder that exists, or a model's name")
+    reason = ""
+    for local_files_only in (True,) if Path(name).is_dir() else (True, False):
+        try:
+            with _quiet():
+                return load(name, local_files_only)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+    raise ConfigError("model.name", model_name, f"{what} ({reason})")
+
+
+def _name(model_name: str) -> str:
+    return os.path.expanduser(model_name.removeprefix(PREFIX))
+
+
+def _take_head_off(model: nn.Module, model_name: str, num_classes: int) -> int:
+    heads = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == num_classes
+    ]
+    if not heads:
+        raise ConfigError("model.name", model_name, "a classifier whose last layer is nn.Linear")
+    path, head = heads[-1]
+    owner, _, name = path.rpartition(".")
+    setattr(model.get_submodule(owner), name, nn.Identity())
+    return head.in_features
+
+
+def _query_value(model: nn.Module) -> tuple[str, ...]:
+    layers = {
+        path.rpartition(".")[2]
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    return next((names for names in QUERY_VALUE if layers.issuperset(names)), ())
+
+
+def _preprocessor(model_name: str) -> Mapping[str, Any]:
+    """The model's ``preprocessor_config.json``; empty for a folder without one."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    folder = Path(_name(model_name))
+    if folder.is_dir() and not (folder / "preprocessor_config.json").exists():
+        return {}
+
+    def load(name: str, local_files_only: bool) -> dict[str, Any]:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(
+            name, local_files_only=local_files_only
+        )
+        return settings
+
+    # An error rather than a guess: every process must scale images alike.
+    return _load(model_name, "a model that comes with preprocessor_config.json", load)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' notes on the head it initialises, which is taken off anyway."""
+    logging: Any = import_module("transformers.utils.logging")
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

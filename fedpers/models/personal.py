@@ -1,0 +1,172 @@
+"""The model that every method works on: trunk, feature scaler, head; its tensors by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
+
+import torch
+from torch import nn
+
+from fedpers.parts import Part
+
+
+class Outputs(NamedTuple):
+    """What a model says of a batch: ``features`` [batch, d] and ``logits`` [batch, classes]."""
+
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
+class Scaler(NamedTuple):
+    """``(features - mean) / scale``, both [d]."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+
+class PersonalModel(nn.Module):
+    """Frozen or trainable trunk -> feature scaler -> linear head; its tensors grouped in slots.
+
+    Slots: ``body`` (trainable tensors below the head), ``head`` (its weight and bias),
+    ``private`` (LoRA's B factors, where those stay on the device), and those that a method adds.
+
+    Args:
+        trunk: a module from inputs to features [batch, d]; what it has trainable is the body.
+        head: from features to logits.
+        scaler: how features are standardised, None for not at all.
+        private_b: put the LoRA B factors in the slot ``private`` instead of the body.
+    """
+
+    mean: torch.Tensor | None
+    scale: torch.Tensor | None
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Linear,
+        *,
+        scaler: Scaler | None = None,
+        private_b: bool = False,
+    ) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, head
+        self.feature_dim, self.num_classes = head.in_features, head.out_features
+        self.standardise = scaler is not None
+        self.register_buffer("mean", scaler.mean if scaler else None)
+        self.register_buffer("scale", scaler.scale if scaler else None)
+        # Slot -> clean name -> path of the tensor. Fixed here, since training a phase may
+        # switch requires_grad on and off.
+        self._paths: dict[str, dict[str, str]] = {"body": {}, "head": {}}
+        for path, parameter in trunk.named_parameters(prefix="trunk"):
+            if parameter.requires_grad:
+                slot = "private" if private_b and ".lora_B." in path else "body"
+                self._paths.setdefault(slot, {})[clean_name(path)] = path
+        self._paths["head"] = {f"head.{name}": f"head.{name}" for name in ("weight", "bias")}
+        self.eval()
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The head's input [batch, d]: the trunk's output, standardised if the model does so."""
+        features: torch.Tensor = self.trunk(x).flatten(1)
+        if self.mean is not None and self.scale is not None:
+            features = (features - self.mean) / self.scale
+        return features
+
+    def forward(self, x: torch.Tensor) -> Outputs:
+        """Features and logits of a batch ``x`` of inputs."""
+        features = self.features(x)
+        return Outputs(features, self.head(features))
+
+    @property
+    def slots(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """The live tensors of each slot, by clean name, in a fixed order."""
+        return {slot: self._tensors(slot) for slot in self._paths}
+
+    def add_slot(self, name: str, module: nn.Module) -> None:
+        """Add a method's own module, such as FedCP's gate, as submodule and slot ``name``.
+
+        Its parameters and float buffers form the slot.
+
+        Raises:
+            ValueError: the name is taken, the module holds no such tensor, or has BatchNorm.
+        """
+        if name in self._paths or hasattr(self, name):
+            raise ValueError(f"slot: got {name!r}, takes a name that the model does not have yet")
+        found = find_batch_norm(module)
+        if found is not None:
+            raise ValueError(f"slot {name}: got {found}, takes layers without batch statistics")
+        tensors = [*module.named_parameters(prefix=name), *module.named_buffers(prefix=name)]
+        paths = {path: path for path, tensor in tensors if tensor.is_floating_point()}
+        if not paths:
+            raise ValueError(f"slot {name}: got a module without tensors, takes at least one")
+        self.add_module(name, module)
+        self._paths[name] = paths
+        self.train(self.training)
+
+    def read(self, slot: str) -> Part:
+        """A copy of a slot's tensors, on the CPU.
+
+        Raises:
+            ValueError: the model has no such slot, or it is empty.
+        """
+        return Part.of(self._tensors(slot))
+
+    @torch.no_grad()
+    def write(self, slot: str, part: Part) -> None:
+        """Copy ``part`` into a slot's tensors, in place, all or nothing.
+
+        Raises:
+            ValueError: the model has no such slot, or the part has another layout (names,
+                order, shapes); the dtype may differ.
+        """
+        tensors = self._tensors(slot)
+        takes = [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
+        gives = list(part.layout.shapes)
+        if gives != takes:
+            for got, own in zip(gives, takes, strict=False):
+                if got != own:
+                    raise ValueError(f"slot {slot}: got {got[0]} {got[1]}, takes {own[0]} {own[1]}")
+            raise ValueError(f"slot {slot}: got {len(gives)} tensors, takes {len(takes)}")
+        for name, tensor in tensors.items():
+            tensor.copy_(part[name])
+
+    def trainable(self, slots: Sequence[str]) -> list[nn.Parameter]:
+        """The parameters (not the buffers) of ``slots``, in order."""
+        tensors = [tensor for slot in slots for tensor in self._tensors(slot).values()]
+        return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the modules that own a slot's tensors, evaluation mode elsewhere.
+
+        So dropout stays off and outputs are the same in both modes, while Opacus, which hooks
+        only modules in training mode, finds those it needs.
+        """
+        super().train(False)
+        self.training = mode
+        for paths in self._paths.values():
+            for path in paths.values():
+                self.get_submodule(path.rpartition(".")[0]).training = mode
+        return self
+
+    def _tensors(self, slot: str) -> dict[str, torch.Tensor]:
+        if slot not in self._paths:
+            raise ValueError(f"slot: got {slot!r}, takes one of {', '.join(self._paths)}")
+        return {name: self._tensor(path) for name, path in self._paths[slot].items()}
+
+    def _tensor(self, path: str) -> torch.Tensor:
+        owner, _, name = path.rpartition(".")
+        tensor: torch.Tensor = getattr(self.get_submodule(owner), name)
+        return tensor
+
+
+def clean_name(path: str) -> str:
+    """A tensor's name without what PEFT adds: ``q.lora_A.default.weight`` -> ``q.lora_A``."""
+    return path.removesuffix(".default.weight") if ".lora_" in path else path
+
+
+def find_batch_norm(module: nn.Module) -> str | None:
+    """The name of the first layer in ``module`` that uses batch statistics, or None."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            return f"{type(layer).__name__} {name}".strip()
+    return None

@@ -1,0 +1,73 @@
+"""Parts to and from Flower records: lossless, dtype-preserving, without pickle.
+
+A message carries the parts of several clients as one matrix a part, [clients, size].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedpers.errors import ClientError
+from fedpers.parts import Layout, Part, Parts
+
+
+def pack(rows: Sequence[Parts], body: Mapping[str, Any]) -> RecordDict:
+    """A message's content: ``rows`` (K parts of one layout) and a JSON-able ``body``."""
+    layouts = rows[0].layouts if rows else {}
+    header = {name: layout.to_json() for name, layout in layouts.items()}
+    arrays = ArrayRecord({name: _to_array([row[name] for row in rows]) for name in layouts})
+    config = ConfigRecord(
+        {"layouts": json.dumps(header), "rows": len(rows), "body": json.dumps(body)}
+    )
+    return RecordDict({"parts": arrays, "message": config})
+
+
+def unpack(content: RecordDict) -> tuple[list[Parts], dict[str, Any]]:
+    """What ``pack`` packed.
+
+    Raises:
+        ClientError: a record is missing or an array does not fit its declared layout.
+    """
+    try:
+        config = content.config_records["message"]
+        arrays = content.array_records["parts"]
+        layouts = {
+            name: Layout.from_json(layout)
+            for name, layout in json.loads(str(config["layouts"])).items()
+        }
+        matrices = {name: _from_array(arrays[name], layout) for name, layout in layouts.items()}
+        body, count = json.loads(str(config["body"])), int(str(config["rows"]))
+        if any(len(matrix) != count for matrix in matrices.values()):
+            raise ValueError(
+                f"arrays: got {[len(m) for m in matrices.values()]}, takes {count} rows"
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ClientError(f"message: cannot be read ({type(error).__name__}: {error})") from error
+    rows = [
+        Parts({name: Part(layouts[name], matrix[k]) for name, matrix in matrices.items()})
+        for k in range(count)
+    ]
+    return rows, body
+
+
+def _to_array(parts: Sequence[Part]) -> Array:
+    matrix = torch.stack([part.vector for part in parts])
+    if matrix.dtype == torch.bfloat16:  # numpy has none, its bits travel as int16
+        matrix = matrix.view(torch.int16)
+    return Array(matrix.numpy())
+
+
+def _from_array(array: Array, layout: Layout) -> torch.Tensor:
+    matrix = torch.from_numpy(array.numpy())
+    wire = torch.int16 if layout.dtype == torch.bfloat16 else layout.dtype
+    if matrix.dtype != wire or matrix.ndim != 2 or matrix.shape[1] != layout.size:
+        raise ValueError(
+            f"array: got {tuple(matrix.shape)} of {matrix.dtype}, "
+            f"takes [clients, {layout.size}] of {wire}"
+        )
+    return matrix.view(layout.dtype) if matrix.dtype != layout.dtype else matrix

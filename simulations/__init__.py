@@ -1,0 +1,1 @@
+"""Ways to run many clients: through Flower's SuperLink and Ray, or in one process."""

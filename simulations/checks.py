@@ -1,0 +1,74 @@
+"""Before a run starts: everything that can be known to be wrong is one line now, not later."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedpers.config import Config
+from fedpers.data import load_data
+from fedpers.errors import ConfigError
+
+
+def absolute_paths(config: Config) -> Config:
+    """``config``, its paths resolved against the working folder; it is changed in place.
+
+    The parts of a run do not work in the folder in which the user started it.
+    """
+    for node, name in (
+        (config, "output"),
+        (config, "state"),
+        (config.data, "path"),
+        (config.data.partition, "path"),
+        (config.encryption, "keys"),
+    ):
+        value = getattr(node, name)
+        if value:
+            setattr(node, name, str(Path(value).expanduser().resolve()))
+    kind, _, folder = config.model.name.partition(":")
+    if kind == "hf" and Path(folder).expanduser().is_dir():
+        config.model.name = f"hf:{Path(folder).expanduser().resolve()}"
+    return config
+
+
+def check(config: Config) -> None:
+    """Load the data, and find and check the method.
+
+    Raises:
+        FedpersError: a mistake that the user can mend.
+    """
+    _check_resources(config)
+    from clients.base import find_algorithm
+    from strategies.base import find_strategy
+
+    strategy = find_strategy(config)
+    find_algorithm(strategy.client_side(), config, strategy.param_names())
+    strategy.check(config, load_data(config))
+
+
+def check_ray(config: Config) -> None:
+    """Check that this machine has what each node is to use.
+
+    Raises:
+        ConfigError: it has not. With ``RAY_ADDRESS`` set, another machine may.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        return
+    simulation, cores = config.simulation, os.cpu_count() or 1
+    if simulation.cpus_per_node > cores:
+        takes = f"an integer <= {cores}, the cores of this machine"
+        raise ConfigError("simulation.cpus_per_node", simulation.cpus_per_node, takes)
+    if simulation.gpus_per_node > 0:
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if simulation.gpus_per_node > gpus:
+            takes = f"a number <= {gpus}, the GPUs of this machine"
+            raise ConfigError("simulation.gpus_per_node", simulation.gpus_per_node, takes)
+
+
+def _check_resources(config: Config) -> None:
+    for name in ("privacy", "encryption"):
+        if getattr(config, name).enabled:
+            what = {"privacy": "differential privacy", "encryption": "encrypted aggregation"}[name]
+            raise ConfigError(f"{name}.enabled", True, "false", f"{what} is not built yet")

@@ -1,0 +1,124 @@
+"""The command line: ``fedpers run CONFIG [key=value ...]``.
+
+Exit codes: 0 the run completed, 1 it did not, 2 a mistake that the user can mend, 130 stopped by
+Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from fedpers import __version__
+from fedpers.errors import FedpersError, RunError
+
+STOPPED = 130
+
+app = typer.Typer(
+    name="fedpers",
+    help="Personalised federated learning on Flower.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Backend(StrEnum):
+    """Where the clients run."""
+
+    RAY = "ray"
+    SERIAL = "serial"
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    """Personalised federated learning on Flower."""
+    if version:
+        typer.echo(f"fedpers {__version__}")
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file, as configs/digits.yaml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as rounds=3 training.lr=0.1."),
+    ] = None,
+    backend: Annotated[
+        Backend,
+        typer.Option(help="ray: Flower's simulation. serial: one process, for debugging."),
+    ] = Backend.RAY,
+    verbose: Annotated[bool, typer.Option(help="Show Flower's whole log.")] = False,
+) -> None:
+    """Run the experiment described by CONFIG."""
+    with _errors(), _signals():
+        # Here, because they take seconds to import.
+        from fedpers.config import load_config
+        from fedpers.evaluation.run_folder import new_run_id
+        from simulations.checks import absolute_paths, check, check_ray
+        from simulations.launcher import launch
+        from simulations.serial import run_serial
+
+        # Plug-ins by dotted path are looked for where the user is, last of all.
+        sys.path.append(os.getcwd())
+        settings = absolute_paths(load_config(config, overrides or []))
+        if backend is Backend.RAY:
+            check_ray(settings)
+        check(settings)
+        folder = Path(settings.output) / new_run_id(settings)
+        if backend is Backend.SERIAL:
+            run_serial(settings, folder)
+        else:
+            launch(settings, folder, verbose=verbose)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors that a user can act on become one line and an exit code, without a traceback."""
+    try:
+        yield
+    except FedpersError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1 if isinstance(error, RunError) else 2) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(STOPPED) from None
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal stop a run as Ctrl-C does. A second signal waits in vain
+    for the first one's cleaning up, which takes seconds."""
+    signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for sign in signs:
+            signal.signal(sign, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {sign: signal.signal(sign, stop) for sign in signs}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+def main() -> None:
+    """The console script ``fedpers``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The server side of fedpers: one file per method, beside the round loop and the app."""

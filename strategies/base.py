@@ -1,0 +1,325 @@
+"""The server side of a method: who takes part, what each receives, how updates are mixed."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import ceil
+from typing import Any, ClassVar
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from fedpers.config import Config, params_of
+from fedpers.data import FederatedData
+from fedpers.errors import ConfigError, RunError
+from fedpers.evaluation import ClientResult
+from fedpers.models import PersonalModel
+from fedpers.parts import Parts, combine
+from fedpers.records import pack
+from fedpers.registry import Registry
+from fedpers.seeding import seed_for
+from strategies.exchange import Answers, collect
+from strategies.roster import Roster
+from strategies.rounds import RunFiles, run_rounds
+
+log = logging.getLogger("fedpers")
+
+strategies: Registry[type[PersonalizedStrategy]] = Registry(
+    "strategy", key="strategy.name", package="strategies", group="fedpers.strategies"
+)
+
+
+@dataclass
+class NoParams:
+    """For a strategy without parameters of its own."""
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Which mixtures of the clients' updates to make, and for whom.
+
+    Attributes:
+        weights: W [R, K]; rows sum to 1, columns are the round's clients in order.
+        recipients: for each row the client it is for, or None for the global parts.
+    """
+
+    weights: Tensor
+    recipients: Sequence[str | None] = (None,)
+
+
+class PersonalizedStrategy(Strategy):
+    """A Flower strategy whose clients each get what is theirs.
+
+    A round: ``select`` -> ``broadcast`` -> local training -> Y = W X with W from ``mixing`` ->
+    ``refine``. A method overrides one or two of these; the messages, the failures and the
+    arithmetic on ciphertexts or plain parts are here.
+
+    Class attributes:
+        Params: a dataclass of the method's own settings on the server (``strategy.params``).
+        algorithm: the client side, by name or dotted path. Default: the strategy's own name.
+        shares: the slots of the model that the server keeps, mixes and sends.
+    """
+
+    Params: ClassVar[type] = NoParams
+    algorithm: ClassVar[str | None] = None
+    shares: ClassVar[tuple[str, ...]] = ("body", "head")
+
+    def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
+        """Bind the method to a run.
+
+        Args:
+            config: the run's settings.
+            model: a model as every client builds it; its slots are the first global parts.
+            data: for its public split; the server never reads a client's examples.
+        """
+        self.params: Any = self.check(config, data)
+        self.config, self.model, self.public = config, model, data.public
+        self.extend(model)
+        self.parts = Parts({slot: model.read(slot) for slot in self.shares})
+        self.rows: dict[str, Parts] = {}
+        self.roster = Roster()
+        self.answers = Answers()
+        self.results: list[ClientResult] = []
+        self.run_folder = ""
+        self._asked: dict[int, list[str]] = {}
+
+    @classmethod
+    def check(cls, config: Config, data: FederatedData) -> Any:
+        """The method's own parameters, after refusing settings that it cannot run with.
+
+        A method with further needs (public data, say) adds its checks.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        # What the server does not take may be the client side's, which refuses what is unknown.
+        given = config.strategy.params
+        return params_of(cls.Params, {n: given[n] for n in cls.param_names() if n in given})
+
+    @classmethod
+    def param_names(cls) -> list[str]:
+        """The names in ``strategy.params`` that this side of the method takes."""
+        return sorted(field.name for field in fields(cls.Params))
+
+    # -- what a method may override -----------------------------------------------------------
+
+    def extend(self, model: PersonalModel) -> None:
+        """Add the method's own slots to the model. Default: none."""
+
+    def select(self, server_round: int, clients: Sequence[str]) -> list[str]:
+        """Who takes part. Default: a seeded uniform sample of ``strategy.fraction``."""
+        settings = self.config.strategy
+        count = max(settings.min_clients, ceil(settings.fraction * len(clients)))
+        rng = random.Random(seed_for(self.config.seed, "select", server_round))
+        chosen = set(rng.sample(list(clients), min(count, len(clients))))
+        return [client for client in clients if client in chosen]
+
+    def broadcast(self, server_round: int, client: str) -> Parts:
+        """What a client receives. Default: its own row if there is one, else the global parts."""
+        return self.rows.get(client, self.parts)
+
+    def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
+        """W, from plaintext reports only. Default: one row, weighted by number of examples."""
+        examples = torch.tensor([float(report["examples"]) for report in reports.values()])
+        if not bool(examples.sum() > 0):
+            examples = torch.ones_like(examples)
+        return Mixing((examples / examples.sum())[None])
+
+    def refine(self, server_round: int) -> None:
+        """A server step in the clear after combining. Default: none."""
+
+    # -- one round ----------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message for each node that hosts a selected client (``arrays`` is not used)."""
+        return self.messages("train", server_round, self.select(server_round, self.roster.clients))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Mix the updates that came, leave out those that are broken, refine.
+
+        Raises:
+            RunError: nobody's update can be used.
+        """
+        self.answers = answers = collect(replies, self._asked)
+        reports: dict[str, Mapping[str, Any]] = {}
+        for body in answers.bodies.values():
+            reports.update(body.get("reports", {}))
+        for client, reason in self._unusable(answers, reports).items():
+            answers.failures[client] = reason
+            answers.rows.pop(client, None)
+        # In the roster's order, so that sums do not depend on who answered first.
+        cohort = [client for client in self.roster.clients if client in answers.rows]
+        for client, reason in answers.failures.items():
+            log.warning("round %d: client %s left out: %s", server_round, client, reason)
+        if not cohort:
+            first = next(iter(answers.failures.items()), ("none", "nobody was selected"))
+            raise RunError(
+                f"round {server_round}: no client is left; client {first[0]}: {first[1]}"
+            )
+        in_order = {client: reports[client] for client in cohort}
+        if self.shares:
+            self.combine(self.mixing(server_round, in_order), [answers.rows[c] for c in cohort])
+        self.refine(server_round)
+        losses = [r["loss"] for r in in_order.values() if r.get("loss") is not None]
+        loss = {"loss": sum(losses) / len(losses)} if losses else {}
+        return None, MetricRecord({"answered": len(cohort), **loss})
+
+    def combine(self, mixing: Mixing, updates: Sequence[Parts]) -> None:
+        """Y = W X: rows for single clients into ``rows``, the row for None into ``parts``."""
+        mixed = combine(mixing.weights, updates)
+        for recipient, parts in zip(mixing.recipients, mixed, strict=True):
+            if recipient is None:
+                self.parts = parts
+            else:
+                self.rows[recipient] = parts
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message for each node: all clients are evaluated, selected or not."""
+        last = server_round == self.config.rounds
+        if not last and server_round % self.config.evaluation.every:
+            return []
+        return self.messages("evaluate", server_round, self.roster.clients)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Keep every client's result; the metrics are unweighted means over clients."""
+        answers = collect(replies, self._asked)
+        self.answers.failures.update(answers.failures)
+        self.answers.seconds = answers.seconds
+        self.results = []
+        for body in answers.bodies.values():
+            for result in body["results"]:
+                self.results.append(ClientResult.from_json(result))
+        order = {client: k for k, client in enumerate(self.roster.clients)}
+        self.results.sort(key=lambda result: order.get(result.client, len(order)))
+        means: dict[str, MetricRecordValues] = {}
+        for mode in ("personal", "global"):
+            scores = [
+                r.test.correct[mode] / r.test.n
+                for r in self.results
+                if r.test.n and mode in r.test.correct
+            ]
+            if scores:
+                means[mode] = sum(scores) / len(scores)
+        return MetricRecord(means) if means else None
+
+    def summary(self) -> None:
+        """Log what is about to run."""
+        size = ", ".join(f"{name} {part.layout.size:,}" for name, part in self.parts.items())
+        name = strategies.name_of(type(self))
+        log.info(
+            "%s: %d clients; shared scalars: %s", name, len(self.roster.clients), size or "none"
+        )
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run all rounds, as Flower's strategies do; see ``strategies.rounds``.
+
+        What the settings do not say can be given here: ``num_rounds`` (``rounds``) and
+        ``timeout`` (``round_timeout``, seconds). The parts start as the model has them.
+        """
+        if num_rounds is not None:
+            self.config.rounds = num_rounds
+        if timeout is not None:
+            self.config.round_timeout = timeout
+        return run_rounds(self, grid, RunFiles(self.config), evaluate_fn)
+
+    # -- messages -----------------------------------------------------------------------------
+
+    @classmethod
+    def client_side(cls) -> str:
+        """The name of the client's algorithm: ``algorithm``, or that of the nearest registered
+        strategy that this one derives from."""
+        if cls.algorithm is not None:
+            return cls.algorithm
+        names = (strategies.name_of(base) for base in cls.__mro__)
+        return next((name for name in names if ":" not in name), "fedavg")
+
+    def header(self) -> dict[str, Any]:
+        """What every message says about the run."""
+        return {
+            "settings": self.config.to_json(),
+            "algorithm": self.client_side(),
+            "server_params": self.param_names(),
+            "run_folder": self.run_folder,
+        }
+
+    def messages(
+        self, kind: str, server_round: int, clients: Sequence[str], **body: Any
+    ) -> list[Message]:
+        """A message for each node that hosts any of ``clients``, with what each is to receive.
+
+        Parts that several clients of a node receive are sent once.
+        """
+        self._asked = self.roster.by_node(clients)
+        made = []
+        for node, hosted in self._asked.items():
+            rows: list[Parts] = []
+            row_of: dict[str, int] = {}
+            place: dict[int, int] = {}
+            for client in hosted:
+                parts = self.broadcast(server_round, client)
+                if id(parts) not in place:
+                    place[id(parts)] = len(rows)
+                    rows.append(parts)
+                row_of[client] = place[id(parts)]
+            head = {**self.header(), "round": server_round, "clients": hosted, "rows": row_of}
+            made.append(
+                Message(
+                    pack(rows, {**head, **body}),
+                    dst_node_id=node,
+                    message_type=kind,
+                    group_id=str(server_round),
+                )
+            )
+        return made
+
+    def _unusable(
+        self, answers: Answers, reports: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, str]:
+        expected, reasons = {name: p.layout for name, p in self.parts.items()}, {}
+        for client in (c for clients in self._asked.values() for c in clients):
+            if client in answers.failures:
+                continue
+            update = answers.rows.get(client)
+            if client not in reports or update is None:
+                reasons[client] = "the node sent no update for it"
+            elif update.layouts != expected:
+                reasons[client] = f"update: got {update}, takes parts {sorted(expected)} as sent"
+            elif (broken := update.first_not_finite()) is not None:
+                reasons[client] = f"update: part {broken!r} is not finite"
+        return reasons
+
+
+def find_strategy(config: Config) -> type[PersonalizedStrategy]:
+    """The strategy that ``strategy.name`` names.
+
+    Raises:
+        ConfigError: no such strategy.
+    """
+    strategy = strategies.get(config.strategy.name)
+    if not (isinstance(strategy, type) and issubclass(strategy, PersonalizedStrategy)):
+        takes = "a subclass of strategies.base.PersonalizedStrategy"
+        raise ConfigError("strategy.name", config.strategy.name, takes)
+    return strategy

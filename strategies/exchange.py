@@ -1,0 +1,109 @@
+"""Messages between the server and the nodes: one a node, answers sorted by client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Error, Message
+from flwr.serverapp import Grid
+
+from fedpers.errors import ClientError, RunError
+from fedpers.parts import Parts
+from fedpers.records import unpack
+
+FIRST_WAIT, LONGEST_WAIT = 0.002, 0.2  # seconds between two looks for answers
+NO_ANSWER = 1000  # an error code of ours, beyond Flower's
+
+
+def send_and_receive(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+    """Push messages and wait for the answers: one reply a message, from the node it went to.
+
+    Looks often at first and less often later: an answer in a simulation takes milliseconds, one
+    from a device seconds. A message not answered within ``timeout`` seconds is given an error
+    reply that says so.
+    """
+    grid.push_messages(messages)
+    pending = {message.metadata.message_id: message for message in messages}
+    replies: list[Message] = []
+    deadline, wait = time.monotonic() + timeout, FIRST_WAIT
+    while pending:
+        came = list(grid.pull_messages(list(pending)))
+        for reply in came:
+            message = pending.pop(reply.metadata.reply_to_message_id)
+            # The SuperLink answers for a dead node under its own id: put the node's in its place.
+            replies.append(Message(reply.error, reply_to=message) if reply.has_error() else reply)
+        if not pending or time.monotonic() >= deadline:
+            break
+        wait = FIRST_WAIT if came else min(1.3 * wait, LONGEST_WAIT)
+        time.sleep(wait)
+    silent = Error(code=NO_ANSWER, reason=f"no answer within {timeout:g} s")
+    return replies + [Message(silent, reply_to=message) for message in pending.values()]
+
+
+@dataclass
+class Answers:
+    """What the nodes answered to one batch of messages.
+
+    Attributes:
+        rows: the parts that came, by client.
+        bodies: the JSON body of each node that answered.
+        failures: for each client without a result, the reason.
+        seconds: the longest work time of any node.
+        nbytes: bytes of the parts received.
+    """
+
+    rows: dict[str, Parts] = field(default_factory=dict)
+    bodies: dict[int, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    nbytes: int = 0
+
+
+def collect(replies: Iterable[Message], asked: Mapping[int, Sequence[str]]) -> Answers:
+    """Sort the nodes' replies by client.
+
+    A client, or a node with all its clients, that failed is named in ``failures``; the others'
+    results count.
+
+    Args:
+        replies: one for each node asked.
+        asked: by node, the clients it was asked about.
+
+    Raises:
+        RunError: the simulation itself broke down, so that every later message would fail too.
+    """
+    answers = Answers()
+    for reply in replies:
+        node = reply.metadata.src_node_id
+        clients = asked.get(node, ())
+        try:
+            rows, body = _open(reply)
+            failed = {str(c): str(why) for c, why in dict(body.get("failures", {})).items()}
+            done = [client for client in clients if client not in failed]
+            if rows and len(rows) != len(done):
+                raise ClientError(f"node sent {len(rows)} results for {len(done)} clients")
+        except ClientError as error:
+            answers.failures.update(dict.fromkeys(clients, str(error)))
+            continue
+        answers.bodies[node] = body
+        answers.failures.update({client: failed[client] for client in clients if client in failed})
+        answers.rows.update(zip(done, rows, strict=False))  # no rows: none were asked for
+        answers.seconds = max(answers.seconds, float(body.get("seconds", 0.0)))
+        answers.nbytes += sum(row.nbytes for row in rows)
+    return answers
+
+
+def _open(reply: Message) -> tuple[list[Parts], dict[str, Any]]:
+    if not reply.has_error():
+        return unpack(reply.content)
+    if reply.error.code == NO_ANSWER:
+        raise ClientError(str(reply.error.reason))
+    reason = [line.strip() for line in str(reply.error.reason).splitlines() if line.strip()]
+    text = f"node failed (code {reply.error.code}): {reason[-1] if reason else 'no reason given'}"
+    if reply.error.code == 0 and "ActorDied" in str(reply.error.reason):
+        # Flower puts a dead Ray actor back into its pool, where it fails all it is given.
+        raise RunError(f"simulation: a worker process died; {text}")
+    raise ClientError(text)

@@ -1,0 +1,92 @@
+"""Who hosts whom: the clients behind each Flower node."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedpers.errors import FedpersError, RunError
+from strategies.exchange import collect, send_and_receive
+
+log = logging.getLogger("fedpers")
+
+
+class Roster:
+    """The clients known, by the node that hosts them.
+
+    Asks every new node once. A node that went away takes its clients with it; they come back
+    with it, or under a new node.
+    """
+
+    def __init__(self) -> None:
+        self.hosts: dict[int, list[str]] = {}
+        self._refused: set[int] = set()
+
+    @property
+    def clients(self) -> list[str]:
+        """All clients of the nodes that are there, in a stable order."""
+        return sorted((c for hosted in self.hosts.values() for c in hosted), key=natural_order)
+
+    def by_node(self, clients: Iterable[str]) -> dict[int, list[str]]:
+        """The nodes that host any of ``clients``, each with those of them it hosts."""
+        wanted = set(clients)
+        found = {n: [c for c in hosted if c in wanted] for n, hosted in self.hosts.items()}
+        return {node: hosted for node, hosted in found.items() if hosted}
+
+    def wait(self, grid: Grid, content: RecordDict, *, least: int, timeout: float) -> None:
+        """Wait until the nodes expected are there: in a simulation all of them, else enough nodes
+        for ``least`` clients.
+
+        Raises:
+            FedpersError: a node refuses the run as configured; its line is passed on.
+            RunError: too few after ``timeout`` seconds.
+        """
+        deadline, expected = time.monotonic() + timeout, 1
+        while True:
+            expected = max(expected, self.refresh(grid, content, timeout))
+            if len(self.hosts) >= expected and len(self.clients) >= least:
+                return
+            if time.monotonic() >= deadline:
+                raise RunError(
+                    f"nodes: got {len(self.hosts)} with {len(self.clients)} clients within "
+                    f"{timeout:g} s, takes {expected} with at least {least} clients"
+                )
+            time.sleep(0.05)
+
+    def refresh(self, grid: Grid, content: RecordDict, timeout: float) -> int:
+        """Ask nodes not yet known for their clients, forget nodes that left.
+
+        Returns:
+            How many nodes the answering nodes say there are (1 where they do not know).
+        """
+        present = set(grid.get_node_ids())
+        for node in set(self.hosts) - present:
+            log.warning("node %s left with clients %s", node, ", ".join(self.hosts.pop(node)))
+        new = sorted(present - set(self.hosts) - self._refused)
+        messages = [Message(content, dst_node_id=n, message_type="query.roster") for n in new]
+        answers = collect(send_and_receive(grid, messages, timeout), {n: [str(n)] for n in new})
+        for name, reason in answers.failures.items():
+            log.warning("node %s does not say whom it hosts: %s", name, reason)
+        expected = 1
+        for node, body in answers.bodies.items():
+            if "refused" in body:
+                raise FedpersError(str(body["refused"]))
+            claimed = [str(client) for client in body["clients"]]
+            twice = sorted(set(claimed) & set(self.clients), key=natural_order)
+            if twice:
+                # Taking it would let one device overwrite another's place in the run.
+                log.error("node %s refused: client %s is hosted by another node", node, twice[0])
+                self._refused.add(node)
+                continue
+            self.hosts[node] = claimed
+            expected = max(expected, int(body["nodes"]))
+        return expected
+
+
+def natural_order(client: str) -> tuple[int, int, str]:
+    """Sorts "2" before "10", and numbers before names."""
+    return (0, int(client), "") if client.isdecimal() else (1, 0, client)

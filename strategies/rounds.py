@@ -1,0 +1,218 @@
+"""The rounds of a run, on one screen, and the files that they leave."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from fedpers.config import Config
+from fedpers.evaluation import ClientResult, RunFolder, build_report, new_run_id
+from fedpers.records import pack
+from strategies.exchange import Answers, collect, send_and_receive
+
+if TYPE_CHECKING:
+    from strategies.base import PersonalizedStrategy
+
+log = logging.getLogger("fedpers")
+
+Evaluator = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+def run_rounds(
+    strategy: PersonalizedStrategy,
+    grid: Grid,
+    files: RunFiles,
+    evaluate_fn: Evaluator | None = None,
+) -> Result:
+    """Wait for the nodes, run every round, evaluate, write the report.
+
+    Raises:
+        FedpersError: a node refuses the run as configured.
+        RunError: too few nodes came, or a round had no client left.
+    """
+    config, result = strategy.config, Result()
+    arrays, settings = ArrayRecord(), ConfigRecord()
+    strategy.run_folder = str(files.folder.path)
+    timeout = config.round_timeout
+    enquiry = pack([], strategy.header())
+    strategy.roster.wait(grid, enquiry, least=config.strategy.min_clients, timeout=timeout)
+    strategy.summary()
+    for server_round in range(1, config.rounds + 1):
+        started = time.perf_counter()
+        messages = list(strategy.configure_train(server_round, arrays, settings, grid))
+        replies = send_and_receive(grid, messages, timeout)
+        came = time.perf_counter()
+        _, metrics = strategy.aggregate_train(server_round, replies)
+        assert metrics is not None
+        result.train_metrics_clientapp[server_round] = metrics
+        files.trained(server_round, strategy.answers, messages, started, came)
+
+        if server_round == config.rounds and config.evaluation.local_baseline:
+            train_baseline(strategy, grid)
+        started = time.perf_counter()
+        messages = list(strategy.configure_evaluate(server_round, arrays, settings, grid))
+        scores = None
+        if messages:
+            replies = send_and_receive(grid, messages, timeout)
+            scores = strategy.aggregate_evaluate(server_round, replies)
+            files.evaluated(server_round, strategy.results, started)
+            if scores is not None:
+                result.evaluate_metrics_clientapp[server_round] = scores
+        if evaluate_fn is not None and (own := evaluate_fn(server_round, to_arrays(strategy))):
+            result.evaluate_metrics_serverapp[server_round] = own
+        files.round_over(server_round, strategy.answers, dict(metrics), dict(scores or {}))
+        strategy.roster.refresh(grid, enquiry, timeout)
+    report = files.report(strategy)
+    if config.evaluation.adapters:
+        export_adapters(strategy, grid, report)
+    result.arrays = to_arrays(strategy)
+    return result
+
+
+def train_baseline(strategy: PersonalizedStrategy, grid: Grid) -> None:
+    """Have every client train its local-only model, for as many epochs as the run had."""
+    rounds, clients = strategy.config.rounds, strategy.roster.clients
+    _each_node(strategy, grid, "train.baseline", rounds, clients, {})
+
+
+def export_adapters(strategy: PersonalizedStrategy, grid: Grid, report: dict[str, Any]) -> None:
+    """Have every client save, on its own machine, the model that the report scores."""
+    manifests = {
+        result.client: {
+            "run_id": report["run_id"],
+            "round": report["selected_round"],
+            "test": result.test.to_json(),
+            "epsilon": None,
+        }
+        for result in strategy.results
+    }
+    clients = list(manifests)
+    body = {"manifests": manifests}
+    _each_node(strategy, grid, "query.export", report["selected_round"], clients, body)
+
+
+def to_arrays(strategy: PersonalizedStrategy) -> ArrayRecord:
+    """The global parts as a Flower record: an array [1, size] a part."""
+    return pack([strategy.parts], {}).array_records["parts"]
+
+
+def _each_node(
+    strategy: PersonalizedStrategy,
+    grid: Grid,
+    kind: str,
+    server_round: int,
+    clients: list[str],
+    body: dict[str, Any],
+) -> Answers:
+    asked = strategy.roster.by_node(clients)
+    messages = []
+    for node, hosted in asked.items():
+        head = {**strategy.header(), "round": server_round, "clients": hosted, **body}
+        messages.append(Message(pack([], head), dst_node_id=node, message_type=kind))
+    replies = send_and_receive(grid, messages, strategy.config.round_timeout)
+    answers = collect(replies, asked)
+    for client, reason in answers.failures.items():
+        log.warning("%s: client %s: %s", kind, client, reason)
+    return answers
+
+
+class RunFiles:
+    """Times and bytes of a run, and the files of its folder."""
+
+    def __init__(self, config: Config, path: Path | None = None) -> None:
+        """Open a run's folder at ``path``, or a fresh one under ``output``."""
+        self.config, self.began = config, time.perf_counter()
+        self.folder = RunFolder(path or Path(config.output).absolute() / new_run_id(config), config)
+        self.evaluations: dict[int, list[ClientResult]] = {}
+        self.rounds: list[dict[str, Any]] = []
+        self.seconds = {"train": 0.0, "combine": 0.0, "evaluate": 0.0}
+        self.client_rounds = 0
+        self._line: dict[str, Any] = {}
+
+    def trained(
+        self,
+        server_round: int,
+        answers: Answers,
+        messages: list[Message],
+        started: float,
+        came: float,
+    ) -> None:
+        """Note a round's training: who answered, seconds and bytes."""
+        now = time.perf_counter()
+        down = sum(
+            len(a.data)
+            for m in messages
+            for r in m.content.array_records.values()
+            for a in r.values()
+        )
+        self._line = {
+            "round": server_round,
+            "answered": len(answers.rows),
+            "failed": dict(answers.failures),
+            "seconds": {"train": came - started, "combine": now - came, "evaluate": 0.0},
+            "uplink_bytes": answers.nbytes,
+            "downlink_bytes": down,
+        }
+        self.client_rounds += len(answers.rows)
+        if answers.failures:
+            self.folder.log_clients(server_round, [], answers.failures)
+
+    def evaluated(self, server_round: int, results: list[ClientResult], started: float) -> None:
+        """Note an evaluation's results."""
+        self._line["seconds"]["evaluate"] = time.perf_counter() - started
+        self.evaluations[server_round] = list(results)
+        self.folder.log_clients(server_round, results, {})
+
+    def round_over(
+        self, server_round: int, answers: Answers, metrics: dict[str, Any], scores: dict[str, Any]
+    ) -> None:
+        """Write the round's line to ``rounds.jsonl`` and to the log."""
+        line = {**self._line, **{k: v for k, v in metrics.items() if k == "loss"}, **scores}
+        self.rounds.append(line)
+        for stage, seconds in line["seconds"].items():
+            self.seconds[stage] += seconds
+        self.folder.log_round(line)
+        total = sum(line["seconds"].values())
+        shown = [f"round {server_round}/{self.config.rounds}", f"{line['answered']} clients"]
+        if line["failed"]:
+            shown.append(f"{len(line['failed'])} failed")
+        if "loss" in line:
+            shown.append(f"loss {line['loss']:.3f}")
+        shown += [
+            f"{mode} {100 * scores[mode]:.1f} %"
+            for mode in ("personal", "global")
+            if mode in scores
+        ]
+        log.info("  ".join([*shown, f"{total:.1f} s"]))
+
+    def report(self, strategy: PersonalizedStrategy) -> dict[str, Any]:
+        """Build and write ``report.json``; the files are complete afterwards."""
+        up = sum(line["uplink_bytes"] for line in self.rounds)
+        down = sum(line["downlink_bytes"] for line in self.rounds)
+        each = max(self.client_rounds, 1)
+        report = build_report(
+            run_id=self.folder.path.name,
+            config=self.config,
+            evaluations=self.evaluations,
+            communication={
+                "uplink_bytes_per_client_round": up // each,
+                "downlink_bytes_per_client_round": down // each,
+                "total_bytes": up + down,
+            },
+            seconds={
+                "total": time.perf_counter() - self.began,
+                "round_median": median(sum(r["seconds"].values()) for r in self.rounds),
+                **self.seconds,
+            },
+        )
+        self.folder.write_report(report)
+        self.folder.close()
+        return report
