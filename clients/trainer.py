@@ -14,7 +14,7 @@ from fedpers.data import Examples
 from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Parts
-from fedpers.seeding import seed_for, torch_generator
+from fedpers.seeding import seeded, torch_generator
 
 EVALUATION_BATCH = 1024
 
@@ -61,10 +61,8 @@ class Trainer:
         for slot, part in blend.items():
             own, frozen = working[phase.model[slot]], working[part].vector
             self.model.write(slot, own.like(share * own.vector + (1 - share) * frozen))
-        seed = seed_for(self.config.seed, "forward", self.server_round, self.client, phase.name)
-        with torch.random.fork_rng(devices=[]):
-            # What is random in a forward pass (FedCP's gate) draws from torch's own generator.
-            torch.manual_seed(seed)
+        # What is random in a forward pass (FedCP's gate) draws from torch's own generator.
+        with seeded(self.config.seed, "forward", self.server_round, self.client, phase.name):
             self.losses[phase.name] = self._descend(phase, working, reference, share)
         trained = {phase.model[slot]: self.model.read(slot) for slot in phase.trains}
         for slot, part in blend.items():

@@ -234,6 +234,9 @@ class Config:
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The defaults, then the YAML file at ``path``, then ``key=value`` overrides.
 
+    Where one of these names another strategy than those before it, their ``strategy.params`` are
+    dropped: they belong to the method they were written for.
+
     Paths in the file stay as written: they are relative to the folder the command runs in.
 
     Raises:
@@ -295,6 +298,9 @@ def _merge(layers: Sequence[Any]) -> Config:
         if not isinstance(layer, DictConfig):
             raise ConfigError("config", OmegaConf.to_container(layer), "a mapping of settings")
         try:
+            name = OmegaConf.select(layer, "strategy.name")
+            if name is not None and name != cfg.strategy.name:
+                cfg.strategy.params = {}  # parameters belong to their method
             cfg = OmegaConf.merge(cfg, layer)
         except OmegaConfBaseException as error:
             raise _translate(error, Config, OmegaConf.to_container(layer)) from None

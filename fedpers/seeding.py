@@ -4,6 +4,8 @@ in which clients happen to run or on the process that runs them."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,3 +32,12 @@ def torch_generator(seed: int, *path: int | str) -> torch.Generator:
 def numpy_generator(seed: int, *path: int | str) -> np.random.Generator:
     """A generator of numpy for one purpose."""
     return np.random.default_rng(seed_for(seed, *path))
+
+
+@contextmanager
+def seeded(seed: int, *path: int | str) -> Iterator[None]:
+    """Within, torch's CPU draws are seeded by ``seed_for(seed, *path)``; after, as they were."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the accelerators for good.
+        torch.default_generator.manual_seed(seed_for(seed, *path))
+        yield

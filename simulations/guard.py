@@ -21,7 +21,7 @@ def marked(mark: str) -> list[psutil.Process]:
     """The processes of the launch ``mark`` that run, with their descendants.
 
     Every process inherits the launcher's mark in its environment, also where it has left the
-    process group or has lost its parent. Ray's workers overwrite their environment with their
+    process group or has lost its parent. Ray's agents overwrite their environment with their
     title; they are found as children.
     """
     found: dict[int, psutil.Process] = {}
@@ -57,7 +57,7 @@ def _add(seen: dict[int, psutil.Process], new: list[psutil.Process]) -> list[psu
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

@@ -105,7 +105,15 @@ def _space() -> Iterator[_Space]:
     folder = Path(tempfile.mkdtemp(prefix="fedpers-", dir=parent if len(parent) < 25 else "/tmp"))
     mark = uuid.uuid4().hex
     command = [sys.executable, "-P", guard.__file__, mark, str(folder)]
-    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/")
+    watcher = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        # Whoever waits for the end of this command's output need not wait for its cleaning up.
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
     try:
         for name in ("home", "cwd", "app"):
             (folder / name).mkdir()
@@ -220,6 +228,8 @@ def _follow(
             event = json.loads(line)
             if "outcome" in event:
                 outcome, deadline = event["outcome"], time.monotonic() + _END
+                if outcome.get("user"):
+                    raise FedpersError(outcome["error"])
             elif not verbose and not event["text"].startswith("error: "):
                 show(event["text"])
         if ended:
@@ -228,7 +238,7 @@ def _follow(
             raise RunError(f"Flower's SuperLink ended with code {superlink.returncode}")
         time.sleep(_POLL)
     if outcome is not None and not outcome["ok"]:
-        raise FedpersError(outcome["error"]) if outcome["user"] else RunError(outcome["error"])
+        raise RunError(outcome["error"])
     status, details = _status(space, run_id)
     if status != "finished:completed":
         raise RunError(f"Flower ended the run as {status} ({' '.join(details.split())})")

@@ -124,6 +124,10 @@ class PersonalizedStrategy(Strategy):
         """What a client receives. Default: its own row if there is one, else the global parts."""
         return self.rows.get(client, self.parts)
 
+    def broadcast_to_evaluate(self, server_round: int, client: str) -> Parts:
+        """What a client receives to be evaluated. Default: what it would receive to train."""
+        return self.broadcast(server_round + 1, client)
+
     def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
         """W, from plaintext reports only. Default: one row, weighted by number of examples."""
         examples = torch.tensor([float(report["examples"]) for report in reports.values()])
@@ -168,15 +172,16 @@ class PersonalizedStrategy(Strategy):
             )
         in_order = {client: reports[client] for client in cohort}
         if self.shares:
-            self.combine(self.mixing(server_round, in_order), [answers.rows[c] for c in cohort])
+            mixing = self.mixing(server_round, in_order)
+            self.combine(mixing, {client: answers.rows[client] for client in cohort})
         self.refine(server_round)
         losses = [r["loss"] for r in in_order.values() if r.get("loss") is not None]
         loss = {"loss": sum(losses) / len(losses)} if losses else {}
         return None, MetricRecord({"answered": len(cohort), **loss})
 
-    def combine(self, mixing: Mixing, updates: Sequence[Parts]) -> None:
+    def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
         """Y = W X: rows for single clients into ``rows``, the row for None into ``parts``."""
-        mixed = combine(mixing.weights, updates)
+        mixed = combine(mixing.weights, list(updates.values()))
         for recipient, parts in zip(mixing.recipients, mixed, strict=True):
             if recipient is None:
                 self.parts = parts
@@ -272,6 +277,7 @@ class PersonalizedStrategy(Strategy):
 
         Parts that several clients of a node receive are sent once.
         """
+        broadcast = self.broadcast if kind == "train" else self.broadcast_to_evaluate
         self._asked = self.roster.by_node(clients)
         made = []
         for node, hosted in self._asked.items():
@@ -279,7 +285,7 @@ class PersonalizedStrategy(Strategy):
             row_of: dict[str, int] = {}
             place: dict[int, int] = {}
             for client in hosted:
-                parts = self.broadcast(server_round, client)
+                parts = broadcast(server_round, client)
                 if id(parts) not in place:
                     place[id(parts)] = len(rows)
                     rows.append(parts)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from strategies.base import PersonalizedStrategy, strategies
+from strategies.base import strategies
+from strategies.fedavg import FedAvg
 
 
 @strategies.register("ditto")
-class Ditto(PersonalizedStrategy):
+class Ditto(FedAvg):
     """Averages the shared branch; the personal branch lives on the clients alone."""

@@ -6,12 +6,14 @@
 from fedpers.data.examples import ClientData, Examples, Table, Task
 from fedpers.data.federated import FederatedData, load_data
 from fedpers.data.sources import SOURCES, load_table
+from fedpers.data.splits import Split
 
 __all__ = [
     "SOURCES",
     "ClientData",
     "Examples",
     "FederatedData",
+    "Split",
     "Table",
     "Task",
     "load_data",

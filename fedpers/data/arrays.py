@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from fedpers.data.examples import Examples, Table
 from fedpers.errors import DataError
 
+# What numpy and zipfile raise for a file that is broken, no archive, or of Python objects.
+UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 KINDS = {2: "tabular", 3: "signal", 4: "image"}
 
 
@@ -25,12 +27,15 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         DataError: the file cannot be read, is no ``.npz`` file, or holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        with file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zlib.error) as error:
-        raise DataError(_unreadable(path, error)) from None
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise DataError(_unreadable(path, error)) from None
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        takes = "a .npz file of plain arrays (numpy.savez)"
+        raise DataError(f"{path}: cannot be read ({reason}); takes {takes}") from None
 
 
 def read_npz(path: Path, client: str = "client", group: str = "group") -> Table:
@@ -44,7 +49,7 @@ def read_npz(path: Path, client: str = "client", group: str = "group") -> Table:
         got = ", ".join(arrays) or "no arrays"
         raise DataError(f"{path}: got {got}, takes arrays x and y; add {sorted(missing)[0]}")
     n = len(arrays["y"]) if arrays["y"].ndim else 0
-    for name in ("x", "y", client, group):
+    for name in ("y", "x", client, group):
         if name in arrays and (arrays[name].ndim == 0 or len(arrays[name]) != n):
             shape = arrays[name].shape
             raise DataError(f"{path}: {name}: got shape {shape}, takes one row for each of {n} y")
@@ -97,8 +102,8 @@ def to_labels(values: Sequence[Any] | NDArray[Any], where: str) -> torch.Tensor:
     Raises:
         DataError: not one class an example, missing, negative, with gaps, or all the same.
     """
-    labels = np.asarray(values)
-    if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "biuUS":
+    labels = _column(values, where)
+    if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "biuU":
         got = f"{labels.dtype} of shape {labels.shape}"
         raise DataError(f"{where}: got {got}, takes one class an example, an integer or text")
     classes, numbers = np.unique(labels, return_inverse=True)
@@ -117,13 +122,15 @@ def to_names(values: Sequence[Any] | NDArray[Any], where: str) -> NDArray[np.str
     Raises:
         DataError: not one name an example, or neither integers nor text.
     """
-    names = np.asarray(values)
-    if names.ndim != 1 or names.dtype.kind not in "iuUS":
+    names = _column(values, where)
+    if names.ndim != 1 or names.dtype.kind not in "iuU":
         got = f"{names.dtype} of shape {names.shape}"
         raise DataError(f"{where}: got {got}, takes one name an example, an integer or text")
     return names.astype(np.str_)
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    return f"{path}: cannot be read ({reason}); takes a .npz file of plain arrays (numpy.savez)"
+def _column(values: Sequence[Any] | NDArray[Any], where: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError:  # lists of several lengths
+        raise DataError(f"{where}: got lists, takes one value an example") from None

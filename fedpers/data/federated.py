@@ -15,7 +15,7 @@ from fedpers.data.examples import ClientData, Examples, Table, Task
 from fedpers.data.partition import NAMES, deal, natural_clients, read_partition
 from fedpers.data.public import draw_public
 from fedpers.data.sources import load_table
-from fedpers.data.splits import Rows, Split, split_rows
+from fedpers.data.splits import Rows, Split, group_names, split_rows
 from fedpers.errors import ConfigError, DataError
 from fedpers.seeding import numpy_generator
 
@@ -75,6 +75,8 @@ def load_data(config: Config) -> FederatedData:
     """
     _check(config)
     table = load_table(config)
+    if config.data.split == "group":
+        group_names(table)
     if config.data.partition.name == "file":
         public, splits = _own_partition(table, config)
     else:

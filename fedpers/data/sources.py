@@ -50,8 +50,12 @@ def digits(config: Config) -> Table:
 @SOURCES.register("npz")
 def npz(config: Config) -> Table:
     """Arrays ``x`` and ``y`` of ``data.path``; clients and groups by ``data.columns``."""
-    columns = config.data.columns
-    return read_npz(_path(config), columns.client or "client", columns.group or "group")
+    columns, path = config.data.columns, _path(config)
+    table = read_npz(path, columns.client or "client", columns.group or "group")
+    for key, found in (("client", table.client), ("group", table.group)):
+        if found is None and (name := getattr(columns, key)):
+            raise ConfigError(f"data.columns.{key}", name, f"the name of an array in {path}")
+    return table
 
 
 @SOURCES.register("csv")

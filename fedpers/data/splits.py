@@ -88,19 +88,25 @@ def group_sides(table: Table, config: Config, test_fraction: float) -> NDArray[n
 
     A group's side needs no other group's, so that clients that never met agree on it; the price
     is that fractions are met only on average over many groups.
-
-    Raises:
-        ConfigError: the table has no groups.
     """
-    if table.group is None:
-        cure = "set data.columns.group, or choose another split"
-        raise ConfigError("data.split", "group", "a source with a group column", cure)
-    groups, of = np.unique(table.group, return_inverse=True)
+    groups, of = np.unique(group_names(table), return_inverse=True)
     seeds = [seed_for(config.seed, "data", "group", str(group)) for group in groups]
     draws = np.array(seeds) / 2**63  # uniform in [0, 1)
     held_out = test_fraction + config.data.val_fraction
     side = np.where(draws < test_fraction, TEST, np.where(draws < held_out, VAL, TRAIN))
     return side[of]
+
+
+def group_names(table: Table) -> NDArray[np.str_]:
+    """Which examples belong together, [n].
+
+    Raises:
+        ConfigError: the source does not say.
+    """
+    if table.group is None:
+        cure = "set data.columns.group, or choose another split"
+        raise ConfigError("data.split", "group", "a source with a group column", cure)
+    return table.group
 
 
 def rows_by(names: NDArray[np.str_] | NDArray[np.int64], rows: Rows) -> list[Rows]:

@@ -145,7 +145,8 @@ def _numbers(values: Cells) -> np.ndarray[Any, Any]:
     if cells.map(lambda cell: isinstance(cell, list | dict)).any():
         cells = cells.map(lambda cell: None)
     with np.errstate(over="ignore"):
-        return pd.to_numeric(cells, errors="coerce").to_numpy(np.float32, na_value=np.nan)
+        numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float32, na_value=np.nan)
+    return np.asarray(numbers)
 
 
 def _tokens(texts: Sequence[Cells], model: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from fedpers.models.hf import PREFIX, load_hf
 from fedpers.models.lora import add_lora
 from fedpers.models.personal import PersonalModel, find_batch_norm
 from fedpers.models.pretrain import check_public, feature_scaler, pretrain
-from fedpers.models.seeded import seeded
+from fedpers.seeding import seeded
 
 if TYPE_CHECKING:
     from fedpers.data import FederatedData, Task

@@ -124,10 +124,10 @@ def load_hf(model_name: str, task: Task) -> Backbone:
 
     what = f"a model for {task.kind} classification, stored as safetensors"
     model = _load(model_name, what, load)
-    if model.config.pad_token_id is None:  # decoders have none, but need one in a batch
-        model.config.pad_token_id = getattr(model.config, "eos_token_id", None)
     feature_dim = _take_head_off(model, model_name, task.num_classes)
     if task.kind == "text":
+        if model.config.pad_token_id is None:  # decoders have none, but need one in a batch
+            model.config.pad_token_id = model.config.eos_token_id
         return HfText(model.eval(), feature_dim)
     return HfImage(model.eval(), feature_dim, _preprocessor(model_name))
 

@@ -9,8 +9,7 @@ from torch import nn
 
 from fedpers.config import Lora
 from fedpers.errors import ConfigError
-from fedpers.models.seeded import seeded
-from fedpers.seeding import torch_generator
+from fedpers.seeding import seeded, torch_generator
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 

@@ -14,8 +14,7 @@ from fedpers.errors import ConfigError
 from fedpers.models.backbones import Backbone
 from fedpers.models.cache import cached, fingerprint
 from fedpers.models.personal import Scaler
-from fedpers.models.seeded import seeded
-from fedpers.seeding import seed_for, torch_generator
+from fedpers.seeding import seed_for, seeded, torch_generator
 
 if TYPE_CHECKING:
     from fedpers.data import Examples, FederatedData
@@ -96,7 +95,8 @@ def feature_scaler(trunk: Backbone, x: torch.Tensor) -> Scaler:
         scale = scale * (norm / FEATURE_NORM).clamp_min(1e-6)
         return {"mean": mean.float(), "scale": scale.float()}
 
-    key = fingerprint({"scaler": FEATURE_NORM}, {"public.x": x, **trunk.state_dict()})
+    relevant = {"scaler": FEATURE_NORM, "backbone": type(trunk).__name__}
+    key = fingerprint(relevant, {"public.x": x, **trunk.state_dict()})
     return Scaler(**cached(key, compute))
 
 

@@ -1,0 +1,109 @@
+"""FedDPA (Long et al., NeurIPS 2024, arXiv 2403.19211): dual personalising adapters."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.trainer import Trainer
+from fedpers.config import setting
+from fedpers.parts import Parts
+from fedpers.seeding import seed_for
+
+LEVELS = 10  # instance weights are rounded to tenths, so that a batch needs few mixed models
+
+
+@dataclass
+class FedDPAParams:
+    """``share``: the local adapter's share while it is trained (the paper's alpha).
+
+    ``memory``: how many local examples an instance is compared with (S).
+    """
+
+    share: float = setting(0.5, above=0, below=1)
+    memory: int = setting(64, least=2)
+
+
+@algorithms.register("feddpa")
+class FedDPA(LocalAlgorithm):
+    """A global adapter g, averaged, and a local one l, mixed instance by instance (FedDPA-T).
+
+    Training: l under share * l + (1 - share) * g with g as received; then g alone, which is sent
+    and reads nothing local. Prediction for x: weight c(x) on l and 1 - c(x) on g, where c is how
+    similar x is to local training examples: the mean cosine of its features to theirs under l,
+    standardised by the values the examples have among themselves, through a sigmoid.
+
+    The released script gives an instance like the local data *more* of the global adapter; the
+    paper means the opposite, and so does this. Both parts (adapter and head) are mixed.
+    """
+
+    Params = FedDPAParams
+    keeps = ("body", "head")
+    scored = "after combining"
+
+    def phases(self) -> Sequence[Phase]:
+        """The local adapter within the mixture, then the global one alone."""
+        anchor = {slot: f"received.{slot}" for slot in self.slots}
+        local = Phase(
+            name="local adapter",
+            model=self.branch(self.slots),
+            trains=self.slots,
+            released=False,
+            blend=(anchor, self.params.share),
+        )
+        shared = Phase(
+            name="global adapter", model=self.branch(()), trains=self.slots, released=True
+        )
+        return [local, shared]
+
+    def filled(self, mode: str) -> Mapping[str, str]:
+        """The model that is saved: both adapters at the share they were trained at."""
+        mixed = {slot: f"mixed.{slot}" for slot in self.slots}
+        return mixed if mode == "personal" else self.branch(())
+
+    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+        """As the base, with the mixture at the training share."""
+        working = super().receive(broadcast, personal)
+        return working | self.mixture(working, self.params.share)
+
+    def mixture(self, working: Parts, share: float) -> Parts:
+        """The parts ``mixed.*``: share * l + (1 - share) * g."""
+        mixed = {}
+        for slot in self.keeps:
+            own, received = working[f"personal.{slot}"], working[f"received.{slot}"]
+            vector = share * own.vector + (1 - share) * received.vector
+            mixed[f"mixed.{slot}"] = own.like(vector)
+        return Parts(mixed)
+
+    def predict(self, mode: str, working: Parts, x: Tensor, trainer: Trainer) -> Tensor | None:
+        """Each instance under its own mixture, its weight rounded to tenths."""
+        if mode != "personal" or len(trainer.examples) < 2:
+            return super().predict("global", working, x, trainer)
+        levels = (self.instance_weights(working, x, trainer) * LEVELS).round()
+        filling = self.filled("personal")
+        logits = torch.zeros(len(x), trainer.model.num_classes)
+        for level in torch.unique(levels):
+            chosen = levels == level
+            mixed = working | self.mixture(working, float(level) / LEVELS)
+            logits[chosen] = trainer.outputs(filling, mixed, x[chosen]).logits
+        return logits
+
+    def instance_weights(self, working: Parts, x: Tensor, trainer: Trainer) -> Tensor:
+        """c(x) in (0, 1) for each instance, [n]."""
+        rng = random.Random(seed_for(self.config.seed, "memory", trainer.client))
+        count = min(self.params.memory, len(trainer.examples))
+        memory = torch.tensor(rng.sample(range(len(trainer.examples)), count))
+        own = self.branch(self.slots)
+        remembered = F.normalize(trainer.outputs(own, working, trainer.examples.x[memory]).features)
+        among = remembered @ remembered.T
+        # Each remembered example against the others, without itself.
+        typical = (among.sum(dim=1) - among.diagonal()) / (count - 1)
+        similar = F.normalize(trainer.outputs(own, working, x).features) @ remembered.T
+        spread = typical.std(correction=0).clamp_min(1e-6)
+        return torch.sigmoid((similar.mean(dim=1) - typical.mean()) / spread)

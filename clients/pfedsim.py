@@ -1,0 +1,44 @@
+"""pFedSim (Tan et al. 2023, arXiv 2305.15706): plain training, of a body mixed for this client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.trainer import Trainer
+from fedpers.parts import Parts
+
+
+@algorithms.register("pfedsim")
+class PFedSim(LocalAlgorithm):
+    """Body and head are trained together and sent, in both stages of the run.
+
+    In the generalisation stage both come from the server; in the personalisation stage the server
+    sends a body mixed for this client, and the head is the client's own. The personal model is the
+    one last trained here; the global model is the mean of all, which the server keeps up.
+    """
+
+    keeps = ("body", "head")
+    scored = "after local training"
+
+    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+        """As the base; where the server sent no head, the client's own is used."""
+        if "head" not in broadcast:
+            own = personal.get("personal.head", self.initial["head"])
+            broadcast = broadcast | {"head": own}
+        return super().receive(broadcast, personal)
+
+    def phases(self) -> Sequence[Phase]:
+        """Everything together."""
+        return [
+            Phase(name="local training", model=self.branch(()), trains=self.slots, released=True)
+        ]
+
+    def train(self, working: Parts, trainer: Trainer) -> Parts:
+        """Train; the result is the personal model, too."""
+        working = super().train(working, trainer)
+        return working | {f"personal.{slot}": working[slot] for slot in self.keeps}
+
+    def filled(self, mode: str) -> dict[str, str]:
+        """Personal: the model last trained here. Global: as received."""
+        return self.branch(self.keeps if mode == "personal" else ())

@@ -1,0 +1,81 @@
+"""The label-prior baseline: global logits corrected by what is frequent on this client.
+
+What a Dirichlet benchmark with matched test splits rewards. A method that does not beat it has
+shown nothing beyond prior matching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.trainer import Trainer
+from fedpers.config import setting
+from fedpers.models import Outputs, PersonalModel
+from fedpers.models.slots import LabelPrior
+from fedpers.parts import Part, Parts
+
+
+@dataclass
+class PriorParams:
+    """``tau``: the strength of the correction; 0 is the global model, 1 is Bayes' rule."""
+
+    tau: float = setting(1.0, above=0)
+
+
+@algorithms.register("prior")
+class Prior(LocalAlgorithm):
+    """argmax_k l_k(x) + tau log((n_ik + 1) / (n_i + C)) - tau log pi_k.
+
+    l are the logits of FedAvg's model and pi is the population's label distribution: the combined
+    mean of the clients' own, which they send as the part ``prior``. Trains nothing personal.
+    """
+
+    Params = PriorParams
+    sends = ("body", "head", "prior")
+
+    def extend(self, model: PersonalModel) -> None:
+        """The two label distributions."""
+        model.add_slot("prior", LabelPrior(model.num_classes))
+
+    def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
+        """The model's logits plus the correction; zero unless ``prior`` is the client's."""
+        outputs: Outputs = model(x)
+        prior = model.get_submodule("prior")()
+        return Outputs(outputs.features, outputs.logits + self.params.tau * prior)
+
+    def phases(self) -> Sequence[Phase]:
+        """FedAvg's local training."""
+        trains = tuple(slot for slot in self.slots if slot != "prior")
+        return [Phase(name="local training", model=self.branch(()), trains=trains, released=True)]
+
+    def train(self, working: Parts, trainer: Trainer) -> Parts:
+        """Train, then put the client's own label distribution into what is sent."""
+        working = super().train(working, trainer)
+        own = self.label_distribution(trainer)
+        sent = Part.of({"prior.own": own, "prior.population": own})
+        return working | {"prior": sent}
+
+    def tune(self, working: Parts, trainer: Trainer) -> Parts:
+        """The client's own distribution beside the population's, for the prediction."""
+        population = working["received.prior"]["prior.population"]
+        pair = {"prior.own": self.label_distribution(trainer), "prior.population": population}
+        return working | {"personal.prior": Part.of(pair)}
+
+    def filled(self, mode: str) -> dict[str, str]:
+        """The personal model is the global one with the client's prior."""
+        return self.branch(("prior",) if mode == "personal" else ())
+
+    def keep(self, working: Parts) -> Parts:
+        """Nothing stays: the prior is counted anew."""
+        return Parts()
+
+    def label_distribution(self, trainer: Trainer) -> Tensor:
+        """(n_k + 1) / (n + C), [C]."""
+        classes = trainer.model.num_classes
+        counts = torch.bincount(trainer.examples.y, minlength=classes).float()
+        return (counts + 1) / (counts.sum() + classes)

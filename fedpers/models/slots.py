@@ -1,0 +1,82 @@
+"""Slots that methods add to the model. Server and clients build the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedpers.seeding import seeded
+
+
+class LabelPrior(nn.Module):
+    """A client's label distribution beside the population's; both uniform at first.
+
+    Args:
+        classes: number of classes C.
+    """
+
+    own: Tensor
+    population: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("own", torch.full((classes,), 1 / classes))
+        self.register_buffer("population", torch.full((classes,), 1 / classes))
+
+    def forward(self) -> Tensor:
+        """What to add to logits [C]: log own - log population; zero where they agree."""
+        return self.own.log() - self.population.log()
+
+
+class PolicyGate(nn.Module):
+    """FedCP's conditional policy network: how much of each feature is personal.
+
+    Linear(d, width) -> LayerNorm -> ReLU [-> Linear(width, 2d)] -> softmax over (2, d). The
+    published gate has width 2d and no second layer; a narrow ``width`` makes it a bottleneck,
+    which is smaller to send and needs less noise under differential privacy.
+
+    Args:
+        features: d.
+        width: of the bottleneck, or None for the published gate.
+        seed: every process builds the same start.
+    """
+
+    def __init__(self, features: int, width: int | None, seed: int) -> None:
+        super().__init__()
+        self.features = features
+        with seeded(seed, "gate"):
+            inner = width or 2 * features
+            layers = [nn.Linear(features, inner), nn.LayerNorm(inner), nn.ReLU()]
+            if width is not None:
+                layers.append(nn.Linear(width, 2 * features))
+            self.network = nn.Sequential(*layers)
+
+    def forward(self, context: Tensor, *, noisy: bool = False) -> tuple[Tensor, Tensor]:
+        """r (personal) and s (global), [batch, d] each, r + s = 1.
+
+        Args:
+            context: features conditioned on the client, [batch, d].
+            noisy: with Gumbel noise, as in training; without it for predictions.
+        """
+        scores = self.network(context).view(-1, 2, self.features)
+        if noisy:
+            uniform = torch.rand_like(scores).clamp_(1e-10, 1 - 1e-7)
+            scores = scores - (-uniform.log()).log()
+        shares = scores.softmax(dim=1)
+        return shares[:, 0], shares[:, 1]
+
+
+class FrozenHead(nn.Module):
+    """FedCP's frozen copy of the global head, and the client vector made of the personal one.
+
+    Args:
+        head: the head whose shapes it takes.
+    """
+
+    weight: Tensor
+    vector: Tensor
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros_like(head.weight))
+        self.register_buffer("vector", torch.zeros(head.in_features))

@@ -1,0 +1,19 @@
+"""FedDPA (Long et al., NeurIPS 2024, arXiv 2403.19211): the mean of the global adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from strategies.base import Mixing, PersonalizedStrategy, strategies
+
+
+@strategies.register("feddpa")
+class FedDPA(PersonalizedStrategy):
+    """The mean, not weighted by examples, as published."""
+
+    def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
+        """One row of equal weights."""
+        return Mixing(torch.full((1, len(reports)), 1 / len(reports)))

@@ -1,0 +1,114 @@
+"""PerAda (Xie et al., CVPR 2024, arXiv 2302.06637): the clients' ensemble distilled into one
+adapter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpers.config import Config, setting
+from fedpers.data import FederatedData
+from fedpers.errors import ConfigError
+from fedpers.parts import Parts
+from fedpers.seeding import torch_generator
+from strategies.base import Mixing, PersonalizedStrategy, strategies
+
+log = logging.getLogger("fedpers")
+
+CHUNK = 1024  # public examples in one forward pass
+
+
+@dataclass
+class PerAdaParams:
+    """The distillation: on or off, Adam's rate, steps a round, batch, and in how many rounds."""
+
+    distill: bool = True
+    kd_lr: float = setting(0.001, above=0)
+    kd_steps: int = setting(100, least=1)
+    kd_batch: int = setting(256, least=1)
+    kd_rounds: int = setting(30, least=1)
+
+
+@strategies.register("perada")
+class PerAda(PersonalizedStrategy):
+    """The server's round (Algorithm 1): w_bar = (1/K) sum_k theta_k, then distillation.
+
+    Minimise KL(softmax(mean_k f(x; theta_k)) || softmax(f(x; w))) over unlabelled public x,
+    starting at w_bar. The mean is not weighted by examples, as in the published code.
+
+    That code keeps the distilled w only if it is better on labelled data at the server, which the
+    paper's setting does not have. Here w is kept only if its divergence to the ensemble on public
+    examples held out from the distillation has fallen. Teachers are in eval mode (the published
+    code leaves dropout on in them).
+    """
+
+    Params = PerAdaParams
+
+    @classmethod
+    def check(cls, config: Config, data: FederatedData) -> Any:
+        """As the base; distillation needs public examples."""
+        params = super().check(config, data)
+        if params.distill and len(data.public) < 10:
+            cure = "or set strategy.params.distill=false"
+            got, takes = config.data.public_fraction, "a fraction with 10 public examples or more"
+            raise ConfigError("data.public_fraction", got, takes, cure)
+        return params
+
+    def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
+        """One row of equal weights."""
+        return Mixing(torch.full((1, len(reports)), 1 / len(reports)))
+
+    def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
+        """The mean, and the teacher's logits, while the single updates are at hand."""
+        super().combine(mixing, updates)
+        if self.params.distill:
+            total = torch.zeros(len(self.public), self.model.num_classes)
+            for update in updates.values():
+                total += self._logits(update)
+            self._teacher = F.log_softmax(total / len(updates), dim=1)
+
+    def refine(self, server_round: int) -> None:
+        """Distil the ensemble into the mean; keep the result if it is nearer to the ensemble."""
+        params = self.params
+        if not params.distill or server_round > params.kd_rounds:
+            return
+        generator = torch_generator(self.config.seed, "distillation", server_round)
+        order = torch.randperm(len(self.public), generator=generator)
+        held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
+        before = self._divergence(self._logits(self.parts), held_out)
+        parameters = self.model.trainable(self.shares)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(parameters, lr=params.kd_lr)
+        for _ in range(params.kd_steps):
+            pick = torch.randint(len(rest), (params.kd_batch,), generator=generator)
+            batch = rest[pick]
+            student = F.log_softmax(self.model(self.public.x[batch]).logits, dim=1)
+            loss = F.kl_div(student, self._teacher[batch], reduction="batchmean", log_target=True)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        distilled = Parts({slot: self.model.read(slot) for slot in self.shares})
+        after = self._divergence(self._logits(distilled), held_out)
+        if after < before:
+            self.parts = distilled
+        log.debug("round %d: divergence to ensemble %.4f -> %.4f", server_round, before, after)
+
+    @torch.no_grad()
+    def _logits(self, parts: Parts) -> Tensor:
+        """Logits [public, classes] of the model with these parts."""
+        for slot, part in parts.items():
+            self.model.write(slot, part)
+        pieces = torch.split(self.public.x, CHUNK)
+        return torch.cat([self.model(piece).logits for piece in pieces])
+
+    def _divergence(self, logits: Tensor, index: Tensor) -> float:
+        student = F.log_softmax(logits[index], dim=1)
+        teacher = self._teacher[index]
+        return float(F.kl_div(student, teacher, reduction="batchmean", log_target=True))

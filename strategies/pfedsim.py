@@ -1,0 +1,113 @@
+"""pFedSim (Tan et al. 2023, arXiv 2305.15706): bodies mixed by the similarity of classifiers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpers.config import Config, setting
+from fedpers.data import FederatedData
+from fedpers.models import PersonalModel
+from fedpers.parts import Parts, combine
+from strategies.base import Mixing, strategies
+from strategies.fedavg import FedAvg
+
+log = logging.getLogger("fedpers")
+
+CLOSEST = 0.9999  # a client's similarity to itself, and the most that any pair gets
+
+
+@dataclass
+class PFedSimParams:
+    """``rho``: the share of the rounds that generalise, before the rest personalise.
+
+    ``signal``: what is compared between two clients' heads: their ``weights`` (the paper), their
+    change since the last broadcast (``delta``), or their difference from the mean head
+    (``centred``). Weights all start at one global head and stay much alike; ``centred`` tells
+    clients apart best.
+    """
+
+    rho: float = setting(0.5, above=0, most=1)
+    signal: str = setting("weights", choices=("weights", "delta", "centred"))
+
+
+@strategies.register("pfedsim")
+class PFedSim(FedAvg):
+    """Rounds t <= rho T: FedAvg. After them each client gets a body of its own and keeps its head:
+
+    phi_i = sum_j a_ij phi_j, a_ij = -ln(1 - s_ij) / sum_j -ln(1 - s_ij), s_ii = 0.9999,
+
+    where s_ij is the mean over classes of the cosine of the two heads' rows, or 0 if negative.
+
+    Unlike the published code, which compares only clients of the same round, every stored head is
+    compared with every other; similarities are clamped below 1; and the mean of all models is
+    kept up, for clients that are new.
+    """
+
+    Params = PFedSimParams
+
+    def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
+        super().__init__(config, model, data)
+        self.generalisation_rounds = int(self.params.rho * config.rounds)
+        self.models: dict[str, Parts] = {}
+        self.sent_heads: dict[str, Tensor] = {}
+        self.similarity: Tensor | None = None
+
+    def broadcast(self, server_round: int, client: str) -> Parts:
+        """First the global parts; then the client's own body, alone: its head is its own."""
+        if server_round <= self.generalisation_rounds or client not in self.rows:
+            self.sent_heads[client] = self.parts["head"]["head.weight"]
+            return self.parts
+        self.sent_heads[client] = self.models[client]["head"]["head.weight"]
+        return self.rows[client]
+
+    def broadcast_to_evaluate(self, server_round: int, client: str) -> Parts:
+        """The mean model: a client's personal one is the one that it has trained itself."""
+        return self.parts
+
+    def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
+        """The mean of all, and every client's last model."""
+        super().combine(mixing, updates)
+        self.models.update(updates)
+
+    def refine(self, server_round: int) -> None:
+        """Once the generalisation is over: a row of bodies for every client known."""
+        if server_round < self.generalisation_rounds:
+            return
+        clients = list(self.models)
+        self.similarity = similarities(self._signal(clients))
+        weights = mixing_weights(self.similarity)
+        bodies = combine(weights, [self.models[client].only(["body"]) for client in clients])
+        self.rows = dict(zip(clients, bodies, strict=True))
+        own = float(weights.diagonal().mean())
+        log.debug("round %d: mean weight of a client's own body %.2f", server_round, own)
+
+    def _signal(self, clients: list[str]) -> Tensor:
+        """What is compared: [clients, classes, d]."""
+        heads = torch.stack([self.models[client]["head"]["head.weight"] for client in clients])
+        if self.params.signal == "delta":
+            return heads - torch.stack([self.sent_heads[client] for client in clients])
+        if self.params.signal == "centred":
+            return heads - heads.mean(dim=0)
+        return heads
+
+
+def similarities(heads: Tensor) -> Tensor:
+    """S [K, K] from heads [K, classes, d]: mean over classes of the rows' cosine, within 0..0.9999.
+
+    A row of zeros has cosine 0 with every other. The diagonal is 0.9999.
+    """
+    rows = F.normalize(heads.float(), dim=2).flatten(1)
+    similarity = (rows @ rows.T / heads.shape[1]).clamp(0, CLOSEST)
+    return similarity.fill_diagonal_(CLOSEST)
+
+
+def mixing_weights(similarity: Tensor) -> Tensor:
+    """A [K, K]: a_ij = -ln(1 - s_ij), each row divided by its sum."""
+    weights = -torch.log1p(-similarity)
+    return weights / weights.sum(dim=1, keepdim=True)

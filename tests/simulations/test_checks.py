@@ -1,0 +1,72 @@
+"""What is refused before a run starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpers.config import Config, load_config
+from fedpers.errors import ConfigError, FedpersError
+from simulations.checks import absolute_paths, check, check_ray
+
+
+def test_paths_are_those_of_the_folder_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "backbone").mkdir()
+    given = ["data.path=a/b.npz", "data.partition.path=~/split.npz", "state=/var/state"]
+    config = absolute_paths(load_config(None, [*given, "model.name=hf:backbone"]))
+    assert config.data.path == str(tmp_path / "a" / "b.npz")
+    assert config.data.partition.path == "/home/me/split.npz"
+    assert (config.state, config.output) == ("/var/state", str(tmp_path / "runs"))
+    assert config.model.name == f"hf:{tmp_path / 'backbone'}"
+    assert config.encryption.keys is None
+    # A model's name on the hub is no folder here.
+    assert absolute_paths(load_config(None, ["model.name=hf:org/x"])).model.name == "hf:org/x"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(None, ["simulation.gpus_per_node=0.5"])
+    with pytest.raises(ConfigError) as caught:
+        check_ray(config)
+    text = "simulation.gpus_per_node: got 0.5, takes a number <= 0, the GPUs of this machine"
+    assert str(caught.value) == text
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # the cluster may have them
+    check_ray(config)
+
+
+def test_more_cores_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cores = os.cpu_count() or 1
+    check_ray(load_config(None, [f"simulation.cpus_per_node={cores}"]))
+    with pytest.raises(ConfigError, match=r"simulation\.cpus_per_node"):
+        check_ray(load_config(None, [f"simulation.cpus_per_node={cores + 1}"]))
+
+
+def test_the_defaults_pass() -> None:
+    check(Config())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["privacy.enabled=true"], "privacy.enabled: got True, takes false; differential"),
+        (["encryption.enabled=true"], "encryption.enabled: got True, takes false; encrypted"),
+        (["strategy.name=nosuch"], "strategy.name: got 'nosuch'"),
+        (["strategy.params.nosuch=1"], "strategy.params.nosuch: got 1"),
+        (["data.name=npz", "data.path=/no/such.npz"], "/no/such.npz"),
+        (["data.clients=100000"], "clients"),
+    ],
+)
+def test_what_cannot_work_is_one_line(overrides: list[str], text: str) -> None:
+    with pytest.raises(FedpersError) as caught:
+        check(load_config(None, overrides))
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
