@@ -150,12 +150,15 @@ class LocalAlgorithm:
     def newcomer(self, steps: int) -> Sequence[Phase]:
         """How a client that never took part personalises what it is given, in ``steps`` batches.
 
-        Default: it trains its copy of what the method keeps, or of everything if it keeps nothing.
+        Default: it trains what the method keeps, or everything if it keeps nothing, in the model
+        that will predict.
         """
+        model = self.filled("personal")
+        assert model is not None
         return [
             Phase(
                 name="newcomer",
-                model=self.branch(self.keeps),
+                model=model,
                 trains=self.keeps or self.slots,
                 released=False,
                 epochs=steps,

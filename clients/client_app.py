@@ -34,9 +34,15 @@ def roster(message: Message, context: Context) -> Message:
         return _reply(message, [], {"refused": str(error)})
     nodes = int(context.node_config.get("num-partitions", 1))
     node = int(context.node_config.get("partition-id", 0))
-    sizes = {client: host.data.size(client) for client in host.data.clients}
-    clients = deal(sizes, nodes)[node]
-    return _reply(message, [], {"clients": clients, "nodes": nodes})
+    everyone = [*host.data.clients, *host.data.held_out]
+    clients = deal({client: host.data.size(client) for client in everyone}, nodes)[node]
+    answer = {
+        "clients": clients,
+        "held_out": [client for client in clients if client in host.data.held_out],
+        "nodes": nodes,
+        "scored": host.algorithm.scored,
+    }
+    return _reply(message, [], answer)
 
 
 @app.train()
@@ -73,6 +79,22 @@ def evaluate(message: Message, context: Context) -> Message:
     def one(host: ClientHost, client: str) -> None:
         result = host.evaluate(client, body["round"], rows[body["rows"][client]])
         results.append(result.to_json())
+
+    failures, seconds = _each(body, one)
+    answer = {"results": results, "failures": failures, "seconds": seconds}
+    return _reply(message, [], answer)
+
+
+@app.evaluate("newcomers")
+def evaluate_newcomers(message: Message, context: Context) -> Message:
+    """Evaluate clients that never trained, after so many local batches each."""
+    rows, body = unpack(message.content)
+    results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
+
+    def one(host: ClientHost, client: str) -> None:
+        for batches, found in results.items():
+            row = rows[body["rows"][client]]
+            found.append(host.newcomer(client, body["round"], row, batches).to_json())
 
     failures, seconds = _each(body, one)
     answer = {"results": results, "failures": failures, "seconds": seconds}

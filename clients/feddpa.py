@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,10 @@ class FedDPA(LocalAlgorithm):
             name="global adapter", model=self.branch(()), trains=self.slots, released=True
         )
         return [local, shared]
+
+    def newcomer(self, steps: int) -> Sequence[Phase]:
+        """The local adapter, as in training."""
+        return [replace(self.phases()[0], name="newcomer", epochs=steps, steps=steps)]
 
     def filled(self, mode: str) -> Mapping[str, str]:
         """The model that is saved: both adapters at the share they were trained at."""

@@ -86,27 +86,25 @@ class ClientHost:
 
     def evaluate(self, client: str, server_round: int, broadcast: Parts) -> ClientResult:
         """Score every model that this client has on its validation and test examples."""
-        store, split = ClientStore(self.stores, client), self.data.client(client)
-        trainer = self._trainer(client, server_round)
+        store, trainer = ClientStore(self.stores, client), self._trainer(client, server_round)
         working = self.algorithm.receive(broadcast, store.load(PERSONAL))
         working = self.algorithm.tune(working, trainer)
-        baseline = store.load(BASELINE)
-
-        def count(examples: Examples) -> Counts:
-            return self._count(trainer, working, baseline, examples)
-
-        result = ClientResult(
-            client=client,
-            train=len(split.train),
-            val=count(split.val),
-            test=count(split.test),
-            outside=count(self._others(client)),
-        )
+        result = self._score(trainer, working, store.load(BASELINE))
         filling = self.algorithm.filled("personal")
         assert filling is not None
         scored = Parts({slot: working[part] for slot, part in filling.items()})
         store.save(self._evaluated(server_round), scored)
         return result
+
+    def newcomer(
+        self, client: str, server_round: int, broadcast: Parts, batches: int
+    ) -> ClientResult:
+        """Score a client that never trained, after personalising in ``batches`` local batches."""
+        trainer = self._trainer(client, server_round)
+        working = self.algorithm.receive(broadcast, Parts())
+        for phase in self.algorithm.newcomer(batches) if batches else ():
+            working = trainer.run(phase, working)
+        return self._score(trainer, working, Parts())
 
     def export(
         self, client: str, server_round: int, folder: Path, manifest: Mapping[str, Any]
@@ -119,20 +117,29 @@ class ClientHost:
         target = folder / ClientStore(folder, client).folder.name
         save_adapter(self.model, target, self.config, {"client": client, **manifest})
 
-    def _count(
-        self, trainer: Trainer, working: Parts, baseline: Parts, examples: Examples
-    ) -> Counts:
-        """Right and wrong answers of each model that this client has, on some examples."""
-        predictions: dict[str, Tensor] = {}
-        for mode in ("personal", "global"):
-            logits = self.algorithm.predict(mode, working, examples.x, trainer)
-            if logits is not None:
-                predictions[mode] = logits.argmax(dim=1)
-        if baseline:
-            logits = self.local.predict("personal", baseline, examples.x, trainer)
-            assert logits is not None
-            predictions["local"] = logits.argmax(dim=1)
-        return Counts.of(examples.y, predictions)
+    def _score(self, trainer: Trainer, working: Parts, baseline: Parts) -> ClientResult:
+        """Right and wrong answers of each model that a client has, on each of its splits."""
+        split = self.data.client(trainer.client)
+
+        def count(examples: Examples) -> Counts:
+            predictions: dict[str, Tensor] = {}
+            for mode in ("personal", "global"):
+                logits = self.algorithm.predict(mode, working, examples.x, trainer)
+                if logits is not None:
+                    predictions[mode] = logits.argmax(dim=1)
+            if baseline:
+                logits = self.local.predict("personal", baseline, examples.x, trainer)
+                assert logits is not None
+                predictions["local"] = logits.argmax(dim=1)
+            return Counts.of(examples.y, predictions)
+
+        return ClientResult(
+            client=trainer.client,
+            train=len(split.train),
+            val=count(split.val),
+            test=count(split.test),
+            outside=count(self._others(trainer.client)),
+        )
 
     def _others(self, client: str) -> Examples:
         """A seeded sample of the other clients' test examples, the same in every round."""

@@ -36,6 +36,7 @@ class Prior(LocalAlgorithm):
     """
 
     Params = PriorParams
+    keeps = ("prior",)
     sends = ("body", "head", "prior")
 
     def extend(self, model: PersonalModel) -> None:
@@ -60,15 +61,15 @@ class Prior(LocalAlgorithm):
         sent = Part.of({"prior.own": own, "prior.population": own})
         return working | {"prior": sent}
 
+    def newcomer(self, steps: int) -> Sequence[Phase]:
+        """Nothing: a newcomer has the population's distribution until it counts its own."""
+        return []
+
     def tune(self, working: Parts, trainer: Trainer) -> Parts:
         """The client's own distribution beside the population's, for the prediction."""
         population = working["received.prior"]["prior.population"]
         pair = {"prior.own": self.label_distribution(trainer), "prior.population": population}
         return working | {"personal.prior": Part.of(pair)}
-
-    def filled(self, mode: str) -> dict[str, str]:
-        """The personal model is the global one with the client's prior."""
-        return self.branch(("prior",) if mode == "personal" else ())
 
     def keep(self, working: Parts) -> Parts:
         """Nothing stays: the prior is counted anew."""

@@ -70,7 +70,9 @@ class Data:
 
     ``public_fraction`` of all examples (or ``public_clients`` whole clients, where clients are
     natural) is set aside as public data, owned by no client. Fractions of a client's examples:
-    ``val_fraction`` and ``test_fraction``; the rest is for training.
+    ``val_fraction`` and ``test_fraction``; the rest is for training. ``holdout_clients`` of the
+    clients never train and are newcomers at the end. ``shift`` turns or inverts each client's
+    images in its own way.
     """
 
     name: str = "digits"
@@ -78,6 +80,8 @@ class Data:
     columns: Columns = field(default_factory=Columns)
     clients: int = setting(20, least=1)
     partition: Partition = field(default_factory=Partition)
+    holdout_clients: int = setting(0, least=0)
+    shift: str = setting("none", choices=("none", "rotate", "invert", "both"))
     split: str = setting("random", choices=("random", "blocks", "group"))
     public_fraction: float = setting(0.2, least=0, below=1)
     public_clients: int = setting(0, least=0)

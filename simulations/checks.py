@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
+from clients.base import find_algorithm
 from fedpers.config import Config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
+from strategies.base import find_strategy
+
+_NOT_BUILT = {"privacy": "differential privacy", "encryption": "encrypted aggregation"}
 
 
 def absolute_paths(config: Config) -> Config:
@@ -32,15 +38,14 @@ def absolute_paths(config: Config) -> Config:
 
 
 def check(config: Config) -> None:
-    """Load the data, and find and check the method.
+    """Load the data, find the method, and check that they fit.
 
     Raises:
         FedpersError: a mistake that the user can mend.
     """
-    _check_resources(config)
-    from clients.base import find_algorithm
-    from strategies.base import find_strategy
-
+    for name, what in _NOT_BUILT.items():
+        if getattr(config, name).enabled:
+            raise ConfigError(f"{name}.enabled", True, "false", f"{what} is not built yet")
     strategy = find_strategy(config)
     find_algorithm(strategy.client_side(), config, strategy.param_names())
     strategy.check(config, load_data(config))
@@ -59,16 +64,7 @@ def check_ray(config: Config) -> None:
         takes = f"an integer <= {cores}, the cores of this machine"
         raise ConfigError("simulation.cpus_per_node", simulation.cpus_per_node, takes)
     if simulation.gpus_per_node > 0:
-        import torch
-
         gpus = torch.cuda.device_count()
         if simulation.gpus_per_node > gpus:
             takes = f"a number <= {gpus}, the GPUs of this machine"
             raise ConfigError("simulation.gpus_per_node", simulation.gpus_per_node, takes)
-
-
-def _check_resources(config: Config) -> None:
-    for name in ("privacy", "encryption"):
-        if getattr(config, name).enabled:
-            what = {"privacy": "differential privacy", "encryption": "encrypted aggregation"}[name]
-            raise ConfigError(f"{name}.enabled", True, "false", f"{what} is not built yet")

@@ -59,7 +59,7 @@ def run(
         Backend,
         typer.Option(help="ray: Flower's simulation. serial: one process, for debugging."),
     ] = Backend.RAY,
-    verbose: Annotated[bool, typer.Option(help="Show Flower's whole log.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's log too.")] = False,
 ) -> None:
     """Run the experiment described by CONFIG."""
     with _errors(), _signals():

@@ -14,7 +14,7 @@ import time
 import psutil
 
 MARK = "FEDPERS_LAUNCH"
-GRACE = 5.0
+GRACE = 2.0
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -21,7 +21,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +47,7 @@ class _Space:
 
     folder: Path
     env: dict[str, str]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -68,7 +69,7 @@ def launch(
         run_folder: the run's own folder, absolute. After a failure it holds Flower's log.
         serverapp: ``package.module:app`` of the ServerApp.
         clientapp: the same of the ClientApp.
-        verbose: show Flower's whole log, not just what fedpers says.
+        verbose: show Flower's log too, not just what fedpers says.
         show: called with each line to show.
 
     Raises:
@@ -104,9 +105,11 @@ def _space() -> Iterator[_Space]:
     parent = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="fedpers-", dir=parent if len(parent) < 25 else "/tmp"))
     mark = uuid.uuid4().hex
-    command = [sys.executable, "-P", guard.__file__, mark, str(folder)]
+    space = _Space(folder, _environment(folder, mark))
+    for name in ("home", "cwd", "app"):
+        space.path(name).mkdir()
     watcher = subprocess.Popen(
-        command,
+        [sys.executable, "-P", guard.__file__, mark, str(folder)],
         stdin=subprocess.PIPE,
         # Whoever waits for the end of this command's output need not wait for its cleaning up.
         stdout=subprocess.DEVNULL,
@@ -115,13 +118,13 @@ def _space() -> Iterator[_Space]:
         cwd="/",
     )
     try:
-        for name in ("home", "cwd", "app"):
-            (folder / name).mkdir()
-        yield _Space(folder, _environment(folder, mark))
+        yield space
     finally:
         assert watcher.stdin is not None
         watcher.stdin.close()
         watcher.wait()
+        for process in space.processes:  # they have ended; the system forgets them now
+            process.wait()
 
 
 def _environment(folder: Path, mark: str) -> dict[str, str]:
@@ -230,7 +233,7 @@ def _follow(
                 outcome, deadline = event["outcome"], time.monotonic() + _END
                 if outcome.get("user"):
                     raise FedpersError(outcome["error"])
-            elif not verbose and not event["text"].startswith("error: "):
+            elif not event["text"].startswith("error: "):  # the outcome says it again
                 show(event["text"])
         if ended:
             break
@@ -300,7 +303,7 @@ def _popen(
     program = shutil.which(name, path=space.env["PATH"])
     if program is None:
         raise RunError(f"{name}: not found; install fedpers into the environment it runs in")
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [program, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -311,6 +314,8 @@ def _popen(
         # A Ctrl-C is for the launcher, which then ends them all.
         start_new_session=True,
     )
+    space.processes.append(process)
+    return process
 
 
 def _keep_log(space: _Space, run_folder: Path) -> str:

@@ -10,7 +10,7 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,7 +122,12 @@ class SerialGrid(Grid):
 
 
 def run_serial(
-    config: Config, run_folder: Path, *, serverapp: str = SERVERAPP, clientapp: str = CLIENTAPP
+    config: Config,
+    run_folder: Path,
+    *,
+    serverapp: str = SERVERAPP,
+    clientapp: str = CLIENTAPP,
+    show: Callable[[str], None] = print,
 ) -> None:
     """Run ``config`` in this process and return when it has completed.
 
@@ -131,6 +136,7 @@ def run_serial(
         run_folder: the run's own folder, absolute.
         serverapp: ``package.module:app`` of the ServerApp.
         clientapp: the same of the ClientApp.
+        show: called with each line to show.
 
     Raises:
         FedpersError: as the ServerApp raises it, like anything else that it raises.
@@ -150,7 +156,30 @@ def run_serial(
             state=RecordDict(),
             run_config={**NOT_SET, "config": str(settings), "run-dir": str(run_folder)},
         )
-        server(grid, context)
+        with _shown(show):
+            server(grid, context)
+
+
+@contextmanager
+def _shown(show: Callable[[str], None]) -> Iterator[None]:
+    """Show what the apps log, except the error that they also raise."""
+    handler = _Handler(show)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__()
+        self.show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if not text.startswith("error: "):
+            self.show(text)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedpers.config import Config, params_of
 from fedpers.data import FederatedData
 from fedpers.errors import ConfigError, RunError
-from fedpers.evaluation import ClientResult
+from fedpers.evaluation import ClientResult, gated
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts, combine
 from fedpers.records import pack
@@ -205,13 +205,17 @@ class PersonalizedStrategy(Strategy):
         self.answers.failures.update(answers.failures)
         self.answers.seconds = answers.seconds
         self.results = []
-        for body in answers.bodies.values():
-            for result in body["results"]:
-                self.results.append(ClientResult.from_json(result))
+        for node, body in answers.bodies.items():
+            try:
+                self.results += [ClientResult.from_json(result) for result in body["results"]]
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"evaluation: cannot be read ({error})"
+                self.answers.failures.update(dict.fromkeys(self._asked[node], reason))
         order = {client: k for k, client in enumerate(self.roster.clients)}
-        self.results.sort(key=lambda result: order.get(result.client, len(order)))
+        known = [result for result in self.results if result.client in order]
+        self.results = gated(sorted(known, key=lambda result: order[result.client]))
         means: dict[str, MetricRecordValues] = {}
-        for mode in ("personal", "global"):
+        for mode in ("personal", "global", "gated"):
             scores = [
                 r.test.correct[mode] / r.test.n
                 for r in self.results

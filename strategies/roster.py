@@ -24,12 +24,19 @@ class Roster:
 
     def __init__(self) -> None:
         self.hosts: dict[int, list[str]] = {}
+        self.held_out: set[str] = set()
+        self.scored: str | None = None
         self._refused: set[int] = set()
 
     @property
     def clients(self) -> list[str]:
-        """All clients of the nodes that are there, in a stable order."""
-        return sorted((c for hosted in self.hosts.values() for c in hosted), key=natural_order)
+        """The clients that may take part, of the nodes that are there, in a stable order."""
+        return [client for client in self._all() if client not in self.held_out]
+
+    @property
+    def newcomers(self) -> list[str]:
+        """The clients that are held out of the training."""
+        return [client for client in self._all() if client in self.held_out]
 
     def by_node(self, clients: Iterable[str]) -> dict[int, list[str]]:
         """The nodes that host any of ``clients``, each with those of them it hosts."""
@@ -76,15 +83,20 @@ class Roster:
             if "refused" in body:
                 raise FedpersError(str(body["refused"]))
             claimed = [str(client) for client in body["clients"]]
-            twice = sorted(set(claimed) & set(self.clients), key=natural_order)
+            twice = sorted(set(claimed) & set(self._all()), key=natural_order)
             if twice:
                 # Taking it would let one device overwrite another's place in the run.
                 log.error("node %s refused: client %s is hosted by another node", node, twice[0])
                 self._refused.add(node)
                 continue
             self.hosts[node] = claimed
+            self.held_out.update(str(client) for client in body.get("held_out", ()))
+            self.scored = str(body["scored"])
             expected = max(expected, int(body["nodes"]))
         return expected
+
+    def _all(self) -> list[str]:
+        return sorted((c for hosted in self.hosts.values() for c in hosted), key=natural_order)
 
 
 def natural_order(client: str) -> tuple[int, int, str]:

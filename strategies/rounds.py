@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -14,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fedpers.config import Config
-from fedpers.evaluation import ClientResult, RunFolder, build_report, new_run_id
+from fedpers.evaluation import ClientResult, RunFolder, build_report, choose, new_run_id
 from fedpers.records import pack
 from strategies.exchange import Answers, collect, send_and_receive
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from strategies.base import PersonalizedStrategy
 
 log = logging.getLogger("fedpers")
+
+NEWCOMER_BATCHES = (0, 1, 5, 20)  # cold start: how many local batches a newcomer trains on
 
 Evaluator = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -70,7 +73,7 @@ def run_rounds(
             result.evaluate_metrics_serverapp[server_round] = own
         files.round_over(server_round, strategy.answers, dict(metrics), dict(scores or {}))
         strategy.roster.refresh(grid, enquiry, timeout)
-    report = files.report(strategy)
+    report = files.report(strategy, evaluate_newcomers(strategy, grid))
     if config.evaluation.adapters:
         export_adapters(strategy, grid, report)
     result.arrays = to_arrays(strategy)
@@ -83,13 +86,30 @@ def train_baseline(strategy: PersonalizedStrategy, grid: Grid) -> None:
     _each_node(strategy, grid, "train.baseline", rounds, clients, {})
 
 
+def evaluate_newcomers(strategy: PersonalizedStrategy, grid: Grid) -> dict[int, list[ClientResult]]:
+    """Have clients that never trained personalise what they are given, by number of batches."""
+    clients = strategy.roster.newcomers
+    if not clients:
+        return {}
+    rounds = strategy.config.rounds
+    found: dict[int, list[ClientResult]] = defaultdict(list)
+    messages = strategy.messages("evaluate.newcomers", rounds, clients, batches=NEWCOMER_BATCHES)
+    replies = send_and_receive(grid, messages, strategy.config.round_timeout)
+    for body in collect(replies, {}).bodies.values():
+        for batches, results in body["results"].items():
+            found[int(batches)] += [ClientResult.from_json(result) for result in results]
+    return dict(found)
+
+
 def export_adapters(strategy: PersonalizedStrategy, grid: Grid, report: dict[str, Any]) -> None:
     """Have every client save, on its own machine, the model that the report scores."""
+    chosen = choose(strategy.results)
     manifests = {
         result.client: {
             "run_id": report["run_id"],
             "round": report["selected_round"],
             "test": result.test.to_json(),
+            "gate": chosen[result.client],
             "epsilon": None,
         }
         for result in strategy.results
@@ -193,7 +213,9 @@ class RunFiles:
         ]
         log.info("  ".join([*shown, f"{total:.1f} s"]))
 
-    def report(self, strategy: PersonalizedStrategy) -> dict[str, Any]:
+    def report(
+        self, strategy: PersonalizedStrategy, newcomers: dict[int, list[ClientResult]]
+    ) -> dict[str, Any]:
         """Build and write ``report.json``; the files are complete afterwards."""
         up = sum(line["uplink_bytes"] for line in self.rounds)
         down = sum(line["downlink_bytes"] for line in self.rounds)
@@ -212,6 +234,8 @@ class RunFiles:
                 "round_median": median(sum(r["seconds"].values()) for r in self.rounds),
                 **self.seconds,
             },
+            moment=strategy.roster.scored,
+            newcomers=newcomers,
         )
         self.folder.write_report(report)
         self.folder.close()

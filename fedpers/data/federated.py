@@ -14,6 +14,7 @@ from fedpers.config import Config
 from fedpers.data.examples import ClientData, Examples, Table, Task
 from fedpers.data.partition import NAMES, deal, natural_clients, read_partition
 from fedpers.data.public import draw_public
+from fedpers.data.shift import check_shift, shifted
 from fedpers.data.sources import load_table
 from fedpers.data.splits import Rows, Split, group_names, split_rows
 from fedpers.errors import ConfigError, DataError
@@ -25,14 +26,21 @@ class FederatedData:
 
     Attributes:
         task: what is to be learned.
-        clients: the clients' ids: "0".."N-1", or natural clients' own names.
+        clients: the ids of those that train: "0".."N-1", or natural clients' own names.
+        held_out: the ids of those that never train (``data.holdout_clients``).
     """
 
-    def __init__(self, table: Table, public: Rows, splits: Mapping[str, Split]) -> None:
+    def __init__(
+        self, table: Table, public: Rows, splits: Mapping[str, Split], config: Config
+    ) -> None:
         """Keep ``table`` and, by row number, what is public and what each client has."""
         self.task: Task = table.task
-        self.clients: list[str] = list(splits)
         self._examples, self._public, self._splits = table.examples, public, splits
+        self._config = config
+        rng = numpy_generator(config.seed, "data", "holdout")
+        chosen = rng.permutation(list(splits))[: config.data.holdout_clients].tolist()
+        self.held_out = [client for client in splits if client in set(chosen)]
+        self.clients = [client for client in splits if client not in set(chosen)]
 
     @cached_property
     def public(self) -> Examples:
@@ -46,7 +54,8 @@ class FederatedData:
             DataError: there is no such client.
         """
         split = self._split(client)
-        return ClientData(self._take(split.train), self._take(split.val), self._take(split.test))
+        parts = (self._take(rows) for rows in (split.train, split.val, split.test))
+        return ClientData(*(shifted(examples, self._config, client) for examples in parts))
 
     def size(self, client: str) -> int:
         """How many training examples one client has.
@@ -58,7 +67,7 @@ class FederatedData:
 
     def _split(self, client: str) -> Split:
         if client not in self._splits:
-            first, last = self.clients[0], self.clients[-1]
+            first, *_, last = [*self._splits, *self._splits]
             raise DataError(f"client: got {client!r}, takes one of {first!r} to {last!r}")
         return self._splits[client]
 
@@ -75,6 +84,7 @@ def load_data(config: Config) -> FederatedData:
     """
     _check(config)
     table = load_table(config)
+    check_shift(config, table.task)
     if config.data.split == "group":
         group_names(table)
     if config.data.partition.name == "file":
@@ -89,7 +99,10 @@ def load_data(config: Config) -> FederatedData:
         if not any(len(getattr(split, side)) for split in splits.values()):
             fractions = "data.public_fraction, data.val_fraction and data.test_fraction"
             raise DataError(f"data: no client has a {side} example; change {fractions}")
-    return FederatedData(table, public, _limit_train(splits, config))
+    if config.data.holdout_clients >= len(splits):
+        takes = f"an integer < {len(splits)}, the number of clients"
+        raise ConfigError("data.holdout_clients", config.data.holdout_clients, takes)
+    return FederatedData(table, public, _limit_train(splits, config), config)
 
 
 def _check(config: Config) -> None:

@@ -41,7 +41,10 @@ def draw_public(table: Table, config: Config, free: Rows) -> tuple[Rows, Rows]:
         groups = rows_by(table.group, free)
         groups = [groups[k] for k in rng.permutation(len(groups))]
         fit = np.cumsum([len(group) for group in groups]) <= wanted
-        count = min(max(int(fit.sum()), 1), len(groups) - 1)
+        count = max(int(fit.sum()), 1)
+        if sum(map(len, groups[:count])) == len(table):
+            takes = "0 where all examples are of one group"
+            raise ConfigError("data.public_fraction", data.public_fraction, takes)
         return _together(groups[:count]), _together(groups[count:])
     if data.split == "blocks" and table.client is not None:
         cuts = [cut(own, 0, data.public_fraction, gap=1) for own in rows_by(table.client, free)]

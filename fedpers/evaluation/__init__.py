@@ -1,7 +1,17 @@
 """Metrics from per-client counts, the files of a run, and its report."""
 
 from fedpers.evaluation.counts import ClientResult, Counts
+from fedpers.evaluation.gate import choose, gated
 from fedpers.evaluation.report import build_report, report_table
 from fedpers.evaluation.run_folder import RunFolder, new_run_id
 
-__all__ = ["ClientResult", "Counts", "RunFolder", "build_report", "new_run_id", "report_table"]
+__all__ = [
+    "ClientResult",
+    "Counts",
+    "RunFolder",
+    "build_report",
+    "choose",
+    "gated",
+    "new_run_id",
+    "report_table",
+]

@@ -36,6 +36,8 @@ def build_report(
     evaluations: Mapping[int, Sequence[ClientResult]],
     communication: Mapping[str, int],
     seconds: Mapping[str, float],
+    moment: str | None = None,
+    newcomers: Mapping[int, Sequence[ClientResult]] | None = None,
 ) -> dict[str, Any]:
     """The fields of ``report.json``; a figure that the run does not have is None.
 
@@ -47,6 +49,8 @@ def build_report(
         evaluations: the clients' results by round.
         communication: bytes, by the names in ``COMMUNICATION``.
         seconds: by the names in ``SECONDS``.
+        moment: when in a round the method's personal model is scored.
+        newcomers: the results of clients that never trained, by number of local batches.
 
     Raises:
         ValueError: ``communication`` or ``seconds`` has a name that the report does not.
@@ -54,6 +58,10 @@ def build_report(
     selected, select = select_round(evaluations, config.evaluation.select)
     results = [] if selected is None else evaluations[selected]
     tested = [result for result in results if result.test.n > 0]
+    cold_start = {
+        str(steps): metrics.accuracy_summary(held_out, "personal")
+        for steps, held_out in (newcomers or {}).items()
+    }
     return {
         "run_id": run_id,
         "strategy": config.strategy.name,
@@ -64,6 +72,7 @@ def build_report(
         "scored": {
             "split": "test",
             "select": select,
+            "moment": moment,
             "clients": len(tested),
             "examples": sum(result.test.n for result in tested),
         },
@@ -74,6 +83,12 @@ def build_report(
         "fix_rate": metrics.fix_rate(results),
         "harmed_share": metrics.harmed_share(results),
         "out_of_client": metrics.out_of_client(results),
+        "gated": {
+            "breakage_rate": metrics.breakage_rate(results, "gated"),
+            "fix_rate": metrics.fix_rate(results, "gated"),
+            "harmed_share": metrics.harmed_share(results, "gated"),
+        },
+        "cold_start": cold_start,
         "privacy": {"enabled": False, **dict.fromkeys(PRIVACY)},
         "encryption": {"enabled": False, **dict.fromkeys(ENCRYPTION)},
         "communication": _named("communication", communication, COMMUNICATION),

@@ -32,22 +32,23 @@ main()
 
 
 def launch_toy(folder: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> list[str]:
-    """Launch the toy in a working folder that holds it, and a trap; the lines shown."""
+    """Launch the toy from the working folder that holds it; the lines shown."""
     monkeypatch.setenv("TOY", end)
     monkeypatch.chdir(HERE)
     lines: list[str] = []
+    processes: set[psutil.Process] = set()
+
+    def show(line: str) -> None:
+        lines.append(line)
+        processes.update(psutil.Process().children(recursive=True))
+
     apps = {"serverapp": "toy_server:app", "clientapp": "toy_client:app"}
     try:
-        launch(Config(), folder / "run", **apps, show=lines.append)  # type: ignore[arg-type]
+        launch(Config(), folder / "run", **apps, show=show)  # type: ignore[arg-type]
     finally:
-        assert launched() == []
+        assert len(processes) >= 5  # guard, SuperLink, its SuperExec, log stream, simulation
+        assert_gone(list(processes))
     return lines
-
-
-def launched() -> list[psutil.Process]:
-    """What runs of a launch that this process, or a child of it, has started."""
-    marks = {one.environ().get(guard.MARK, "") for one in psutil.Process().children(recursive=True)}
-    return [process for mark in marks - {""} for process in guard.marked(mark)]
 
 
 def test_status_is_read_from_flowers_answer() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from flwr.clientapp import ClientApp
 from fedpers.config import Config
 from fedpers.errors import ConfigError
 from simulations.bundle import load_app
-from simulations.serial import SerialGrid, _identity, run_serial
+from simulations.serial import SerialGrid, _identity, _shown, log, run_serial
 
 HERE = Path(__file__).parent
+TOY = {"serverapp": "toy_server:app", "clientapp": "toy_client:app"}
 
 
 @pytest.fixture
@@ -46,16 +46,16 @@ def test_each_node_has_its_own_partition_and_state(client: ClientApp) -> None:
     assert times == [1, 2, 1]
 
 
-def test_an_exception_becomes_an_error_reply(
-    client: ClientApp, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_exception_becomes_an_error_reply(client: ClientApp) -> None:
     grid = SerialGrid(client, nodes=1)
-    with caplog.at_level(logging.WARNING, logger="fedpers"):
+    lines: list[str] = []
+    with _shown(lines.append):
         reply = ask(grid, "fail", *grid.get_node_ids())
     assert not reply.has_content()
     assert reply.error.code == 2  # ErrorCode.CLIENT_APP_RAISED_EXCEPTION
     assert "no answer" in str(reply.error.reason)
-    assert "Traceback" in caplog.text
+    (line,) = lines
+    assert line.startswith("node 2 raised\nTraceback")
 
 
 def test_a_node_that_is_not_there_is_an_error_reply(client: ClientApp) -> None:
@@ -90,14 +90,12 @@ def test_nodes_compute_with_their_own_number_of_threads(client: ClientApp) -> No
     assert torch.get_num_threads() == before
 
 
-def test_run_serial_runs_a_server_app(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_run_serial_runs_a_server_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(HERE)
-    with caplog.at_level(logging.INFO, logger="fedpers"):
-        run_serial(Config(), tmp_path, serverapp="toy_server:app", clientapp="toy_client:app")
-    assert f"with {tmp_path}" in caplog.text
-    assert "answers [40, 41]" in caplog.text
+    lines: list[str] = []
+    run_serial(Config(), tmp_path, **TOY, show=lines.append)  # type: ignore[arg-type]
+    assert lines[0].endswith(f"with {tmp_path}")
+    assert lines[1:] == ["answers [40, 41]"]
 
 
 def test_run_serial_raises_what_the_server_app_raises(
@@ -105,5 +103,7 @@ def test_run_serial_raises_what_the_server_app_raises(
 ) -> None:
     monkeypatch.chdir(HERE)
     monkeypatch.setenv("TOY", "user")
+    handlers = list(log.handlers)
     with pytest.raises(ConfigError, match=r"data\.clients: got 0"):
-        run_serial(Config(), tmp_path, serverapp="toy_server:app", clientapp="toy_client:app")
+        run_serial(Config(), tmp_path, **TOY)  # type: ignore[arg-type]
+    assert log.handlers == handlers

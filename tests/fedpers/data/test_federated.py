@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpers.config import load_config
+from fedpers.config import Config, load_config
 from fedpers.data import Examples, FederatedData, Split, Table, Task, load_data, load_table
 from fedpers.errors import ConfigError, DataError, FedpersError
 
@@ -79,7 +79,7 @@ def test_an_unknown_client_is_one_line() -> None:
 def test_federated_data_by_hand() -> None:
     table = Table("tabular", Examples(torch.arange(6.0)[:, None], torch.arange(6) % 3))
     split = Split(np.array([3, 1]), np.array([], np.int64), np.array([2]))
-    data = FederatedData(table, np.array([0]), {"me": split})
+    data = FederatedData(table, np.array([0]), {"me": split}, Config())
 
     assert data.task == Task("tabular", (1,), 3)
     assert data.client("me").train.x.tolist() == [[3], [1]]
@@ -158,7 +158,7 @@ def test_named_sets_say_where_they_are_looked_for(
 
 def test_without_file_and_network_the_error_names_both() -> None:
     program = (
-        "from fedpers.config import load_config\n"
+        "from fedpers.config import Config, load_config\n"
         "from fedpers.data import load_data\n"
         "from fedpers.errors import DataError\n"
         "for name in ('fashion-mnist', 'hub:no/set'):\n"

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,13 @@ def test_what_cannot_be_dealt_names_the_setting(
     assert "\n" not in str(caught.value)
 
 
+def test_a_size_that_cannot_be_met_is_known_soon() -> None:
+    started = time.perf_counter()
+    with pytest.raises(ConfigError, match="min_size: got 5"):
+        dealt("dirichlet", clients=500, n=20_000, alpha=0.1, min_size=5)
+    assert time.perf_counter() - started < 3
+
+
 def test_natural_clients_keep_their_names() -> None:
     names = np.array(["10", "2", "b", "2", "a", "10"])
     data = Data(clients=1, partition=Partition(name="natural"))
@@ -159,6 +167,15 @@ def test_a_users_own_partition(
         assert (len(zero.val), len(one.val)) == (6, 2)
     found = sides(data)  # public ones are among the rows that the file leaves over
     assert len(found["public"]) == 60 and min(found["public"]) >= 60
+
+
+def test_public_groups_are_none_of_a_users_partition(
+    numbered: Load, sides: Sides, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "own.npz", train_0=np.arange(0, 95, 5), test_0=np.array([95]))
+    file = ("data.partition.name=file", f"data.partition.path={tmp_path / 'own.npz'}")
+    found = sides(numbered(*file, "data.split=blocks", group=np.arange(200) // 10))
+    assert len(found["public"]) == 40 and min(found["public"]) >= 100
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ def test_some_group_is_public_and_some_is_not(numbered: Load, sides: Sides) -> N
     settings = ("data.partition.name=iid", "data.clients=2", "data.split=blocks")
     found = sides(numbered(*settings, group=np.repeat([0, 1], 100)))
     assert len(found["public"]) == 100
+    with pytest.raises(ConfigError, match=r"public_fraction: got 0\.2, takes 0 where .* one group"):
+        numbered(*settings, group=np.repeat(0, 200))
 
 
 def test_blocks_of_natural_clients_without_groups(numbered: Load, sides: Sides) -> None:

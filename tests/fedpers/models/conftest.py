@@ -48,7 +48,7 @@ def make_data() -> Callable[..., FederatedData]:
             # A class has a centre, so that there is something to learn.
             centres = torch.randn(10, *shape, generator=generator)
             x = centres[y] + 0.3 * torch.randn(len(y), *shape, generator=generator)
-        return FederatedData(Table(kind, Examples(x, y)), np.arange(n), {})
+        return FederatedData(Table(kind, Examples(x, y)), np.arange(n), {}, Config())
 
     return make
 
