@@ -32,6 +32,9 @@ def roster(message: Message, context: Context) -> Message:
         host = _host(body)
     except FedpersError as error:
         return _reply(message, [], {"refused": str(error)})
+    except Exception as error:  # a plug-in's mistake: asking again would not mend it
+        log.exception("this node cannot run the method")
+        return _reply(message, [], {"refused": _line(error)})
     nodes = int(context.node_config.get("num-partitions", 1))
     node = int(context.node_config.get("partition-id", 0))
     everyone = [*host.data.clients, *host.data.held_out]
@@ -124,8 +127,12 @@ def _each(
             work(host, client)
         except Exception as error:  # whatever a client's data or a plug-in may raise
             log.debug("client %s failed", client, exc_info=True)
-            failures[client] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            failures[client] = _line(error)
     return failures, time.perf_counter() - started
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _host(body: dict[str, Any]) -> ClientHost:

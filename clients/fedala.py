@@ -88,6 +88,10 @@ class FedALA(LocalAlgorithm):
             working = trainer.run(phase, working)
         return working | {f"personal.{slot}": working[slot] for slot in self.slots}
 
+    def tune(self, working: Parts, trainer: Trainer) -> Parts:
+        """Learn W for what was received, as before training."""
+        return self.learn_weights(working, trainer)
+
     def filled(self, mode: str) -> Mapping[str, str]:
         """The personal model is the initialisation."""
         mixed = {slot: f"mixed.{slot}" for slot in self.slots}

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, find_algorithm
+from clients.features import FeatureCache
 from clients.local import Local
 from clients.store import ClientStore
 from clients.trainer import Trainer, fill
 from fedpers.config import Config, config_from_json
 from fedpers.data import Examples, FederatedData, load_data
+from fedpers.errors import ClientError
 from fedpers.evaluation import ClientResult, Counts
 from fedpers.models import build_model, save_adapter
 from fedpers.parts import Parts
@@ -55,6 +57,7 @@ class ClientHost:
         self.model = build_model(config, self.data)
         self.local = Local(config, self.model, Local.Params())
         self.algorithm = found(config, self.model, params)
+        self.examples = FeatureCache(self.data, self.model) if config.model.cache else self.data
         self._outside: dict[str, Examples] = {}
 
     def train(
@@ -70,6 +73,7 @@ class ClientHost:
         working = self.algorithm.receive(broadcast, store.load(PERSONAL))
         working = self.algorithm.train(working, trainer)
         upload = self.algorithm.upload(working)
+        self._check(upload)
         store.save(PERSONAL, self.algorithm.keep(working))
         # Without examples nothing was trained: the loss is unknown, and the weight is 0.
         loss = sum(trainer.losses.values()) / len(trainer.losses) if trainer.losses else None
@@ -119,7 +123,9 @@ class ClientHost:
 
     def _score(self, trainer: Trainer, working: Parts, baseline: Parts) -> ClientResult:
         """Right and wrong answers of each model that a client has, on each of its splits."""
-        split = self.data.client(trainer.client)
+        split = self.examples.client(trainer.client)
+        # The baseline predicts with the plain model, whatever the method's forward pass is.
+        plain = self._trainer(trainer.client, trainer.server_round, self.local)
 
         def count(examples: Examples) -> Counts:
             predictions: dict[str, Tensor] = {}
@@ -128,7 +134,7 @@ class ClientHost:
                 if logits is not None:
                     predictions[mode] = logits.argmax(dim=1)
             if baseline:
-                logits = self.local.predict("personal", baseline, examples.x, trainer)
+                logits = self.local.predict("personal", baseline, examples.x, plain)
                 assert logits is not None
                 predictions["local"] = logits.argmax(dim=1)
             return Counts.of(examples.y, predictions)
@@ -141,23 +147,28 @@ class ClientHost:
             outside=count(self._others(trainer.client)),
         )
 
+    def _check(self, upload: Parts) -> None:
+        """That a client's upload is what the method declares: one that is not must not spoil the
+        message that it shares with its host's other clients."""
+        initial = self.algorithm.initial
+        if upload.layouts != {slot: initial[slot].layout for slot in self.algorithm.sends}:
+            takes = f"parts {', '.join(self.algorithm.sends) or 'none'}, laid out as in the model"
+            raise ClientError(f"upload: got {upload}, takes {takes}")
+
     def _others(self, client: str) -> Examples:
         """A seeded sample of the other clients' test examples, the same in every round."""
         if client not in self._outside:
             rng = random.Random(seed_for(self.config.seed, "outside", client))
             others = [other for other in self.data.clients if other != client]
             rng.shuffle(others)
-            tests, count = [], 0
+            tests, count = [self.examples.client(client).test.take(torch.arange(0))], 0
             for other in others:
-                tests.append(self.data.client(other).test)
+                tests.append(self.examples.client(other).test)
                 count += len(tests[-1])
                 # A few times the sample, so that it mixes clients without reading all of them.
                 if count >= 5 * self.config.evaluation.outside:
                     break
-            pool = Examples(
-                torch.cat([test.x for test in tests]) if tests else self.data.public.x[:0],
-                torch.cat([test.y for test in tests]) if tests else self.data.public.y[:0],
-            )
+            pool = Examples(torch.cat([t.x for t in tests]), torch.cat([t.y for t in tests]))
             chosen = rng.sample(range(len(pool)), min(self.config.evaluation.outside, len(pool)))
             self._outside[client] = pool.take(torch.tensor(chosen, dtype=torch.int64))
         return self._outside[client]
@@ -169,7 +180,7 @@ class ClientHost:
             self.config,
             self.model,
             algorithm or self.algorithm,
-            self.data.client(client).train,
+            self.examples.client(client).train,
             server_round=server_round,
             client=client,
         )

@@ -13,20 +13,13 @@ from fedpers.parts import Parts
 class PFedSim(LocalAlgorithm):
     """Body and head are trained together and sent, in both stages of the run.
 
-    In the generalisation stage both come from the server; in the personalisation stage the server
-    sends a body mixed for this client, and the head is the client's own. The personal model is the
-    one last trained here; the global model is the mean of all, which the server keeps up.
+    In the generalisation stage both are global; in the personalisation stage the server sends a
+    body mixed for this client, and the head that it uploaded last. The personal model is the one
+    last trained here; the global model is the mean of all, which the server keeps up.
     """
 
     keeps = ("body", "head")
     scored = "after local training"
-
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
-        """As the base; where the server sent no head, the client's own is used."""
-        if "head" not in broadcast:
-            own = personal.get("personal.head", self.initial["head"])
-            broadcast = broadcast | {"head": own}
-        return super().receive(broadcast, personal)
 
     def phases(self) -> Sequence[Phase]:
         """Everything together."""

@@ -24,8 +24,9 @@ class ClientStore:
     """
 
     def __init__(self, root: Path, client: str, *, durable: bool = False) -> None:
-        # Quoting leaves dots as they are, and a client called ".." must stay in its own folder.
-        self.folder = root / quote(client, safe="").replace(".", "%2E")
+        # Quoting leaves dots as they are, and a client called ".." must stay in its own folder, as
+        # must one without a name ("%" alone is no other name's quotation).
+        self.folder = root / (quote(client, safe="").replace(".", "%2E") or "%")
         self.durable = durable
 
     def load(self, name: str) -> Parts:

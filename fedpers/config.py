@@ -127,13 +127,15 @@ class Model:
     """Backbone, adapters and head. ``lora: null`` trains the whole body.
 
     ``standardise`` scales the head's input by the mean and spread that features have on the
-    public split.
+    public split. ``cache`` keeps what the layers below the first trained one make of a client's
+    examples, as nothing in them changes.
     """
 
     name: str = "vit-tiny"
     lora: Lora | None = field(default_factory=Lora)
     pretrain: Pretrain = field(default_factory=Pretrain)
     standardise: bool = False
+    cache: bool = True
 
 
 @dataclass

@@ -29,7 +29,7 @@ def absolute_paths(config: Config) -> Config:
         (config.encryption, "keys"),
     ):
         value = getattr(node, name)
-        if value:
+        if value and (name == "output" or name == "state" or Path(value).expanduser().exists()):
             setattr(node, name, str(Path(value).expanduser().resolve()))
     kind, _, folder = config.model.name.partition(":")
     if kind == "hf" and Path(folder).expanduser().is_dir():

@@ -50,18 +50,18 @@ def root(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="A YAML file, as configs/digits.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as rounds=3 training.lr=0.1."),
-    ] = None,
+    config: Annotated[Path, typer.Argument()],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     backend: Annotated[
         Backend,
         typer.Option(help="ray: Flower's simulation. serial: one process, for debugging."),
     ] = Backend.RAY,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's log too.")] = False,
 ) -> None:
-    """Run the experiment described by CONFIG."""
+    """Run the experiment described by CONFIG, a YAML file such as configs/digits.yaml.
+
+    KEY=VALUE changes a setting for this run: rounds=3 strategy.name=fedavg training.lr=0.1
+    """
     with _errors(), _signals():
         # Here, because they take seconds to import.
         from fedpers.config import load_config
@@ -81,6 +81,55 @@ def run(
             run_serial(settings, folder)
         else:
             launch(settings, folder, verbose=verbose)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A YAML file, as configs/digits.yaml.")],
+    strategies: Annotated[
+        str, typer.Option(help="Names, separated by commas; parameters as in ditto:mu=0.1.")
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value for all runs, or key=v1,v2 to compare both."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A method: adds paired differences to it.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one core each.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; runs/compare-NAME if not given.")
+    ] = None,
+) -> None:
+    """Run several methods on the same splits and seeds and print a table.
+
+    Stopped, it goes on where it was: a run whose report is there is not repeated.
+    """
+    with _errors(), _signals():
+        from fedpers.errors import RunError
+        from simulations import compare as comparison
+
+        sys.path.append(os.getcwd())
+        plan = comparison.cells(strategies.split(","), seeds, settings or [], first_seed)
+        folder = (out or Path("runs") / f"compare-{config.stem}").resolve()
+        reports, failed = {}, []
+        for done, (cell, report) in enumerate(
+            comparison.compare(config, plan, folder, jobs=jobs), start=1
+        ):
+            typer.echo(f"{done}/{len(plan)}  {cell.name}{'' if report else '  failed'}", err=True)
+            if report is None:
+                failed.append(cell.name)
+            else:
+                reports[cell] = report
+        in_order = {cell: reports[cell] for cell in plan if cell in reports}
+        text = comparison.table(in_order, against)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
+        typer.echo(text)
+        if failed:
+            raise RunError(f"{len(failed)} runs failed, see {folder / failed[0] / 'error.txt'}")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from fedpers.config import Config, params_of
 from fedpers.data import FederatedData
 from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, gated
+from fedpers.evaluation.counts import MOST
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts, combine
 from fedpers.records import pack
@@ -86,6 +87,7 @@ class PersonalizedStrategy(Strategy):
         self.roster = Roster()
         self.answers = Answers()
         self.results: list[ClientResult] = []
+        self.unscored: dict[str, str] = {}
         self.run_folder = ""
         self._asked: dict[int, list[str]] = {}
 
@@ -115,7 +117,8 @@ class PersonalizedStrategy(Strategy):
     def select(self, server_round: int, clients: Sequence[str]) -> list[str]:
         """Who takes part. Default: a seeded uniform sample of ``strategy.fraction``."""
         settings = self.config.strategy
-        count = max(settings.min_clients, ceil(settings.fraction * len(clients)))
+        share = ceil(settings.fraction * len(clients) - 1e-9)  # 0.07 * 100 is 7.00...01
+        count = max(settings.min_clients, share)
         rng = random.Random(seed_for(self.config.seed, "select", server_round))
         chosen = set(rng.sample(list(clients), min(count, len(clients))))
         return [client for client in clients if client in chosen]
@@ -155,9 +158,7 @@ class PersonalizedStrategy(Strategy):
             RunError: nobody's update can be used.
         """
         self.answers = answers = collect(replies, self._asked)
-        reports: dict[str, Mapping[str, Any]] = {}
-        for body in answers.bodies.values():
-            reports.update(body.get("reports", {}))
+        reports = self._reports(answers)
         for client, reason in self._unusable(answers, reports).items():
             answers.failures[client] = reason
             answers.rows.pop(client, None)
@@ -202,18 +203,23 @@ class PersonalizedStrategy(Strategy):
     ) -> MetricRecord | None:
         """Keep every client's result; the metrics are unweighted means over clients."""
         answers = collect(replies, self._asked)
-        self.answers.failures.update(answers.failures)
-        self.answers.seconds = answers.seconds
-        self.results = []
+        self.unscored = answers.failures
+        found: dict[str, ClientResult] = {}
         for node, body in answers.bodies.items():
+            reason = "the node sent no result for it"
             try:
-                self.results += [ClientResult.from_json(result) for result in body["results"]]
+                results = [ClientResult.from_json(result) for result in body["results"]]
             except (KeyError, TypeError, ValueError) as error:
-                reason = f"evaluation: cannot be read ({error})"
-                self.answers.failures.update(dict.fromkeys(self._asked[node], reason))
-        order = {client: k for k, client in enumerate(self.roster.clients)}
-        known = [result for result in self.results if result.client in order]
-        self.results = gated(sorted(known, key=lambda result: order[result.client]))
+                results, reason = [], f"evaluation: cannot be read ({error})"
+            given = {result.client: result for result in results}
+            for client in self._asked[node]:  # a node speaks for its own clients only
+                if client in given:
+                    found[client] = given[client]
+                else:
+                    self.unscored.setdefault(client, reason)
+        for client, reason in self.unscored.items():
+            log.warning("round %d: client %s not evaluated: %s", server_round, client, reason)
+        self.results = gated([found[c] for c in self.roster.clients if c in found])
         means: dict[str, MetricRecordValues] = {}
         for mode in ("personal", "global", "gated"):
             scores = [
@@ -305,6 +311,19 @@ class PersonalizedStrategy(Strategy):
             )
         return made
 
+    def _reports(self, answers: Answers) -> dict[str, Mapping[str, Any]]:
+        """What each node says of its own clients' training, as far as that can be read."""
+        reports = {}
+        for node, body in answers.bodies.items():
+            given = body.get("reports")
+            if not isinstance(given, Mapping):
+                continue
+            for client in self._asked[node]:
+                report = given.get(client)
+                if isinstance(report, Mapping) and _readable(report):
+                    reports[client] = report
+        return reports
+
     def _unusable(
         self, answers: Answers, reports: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, str]:
@@ -314,12 +333,18 @@ class PersonalizedStrategy(Strategy):
                 continue
             update = answers.rows.get(client)
             if client not in reports or update is None:
-                reasons[client] = "the node sent no update for it"
+                reasons[client] = "the node sent no update for it, or no report that can be read"
             elif update.layouts != expected:
                 reasons[client] = f"update: got {update}, takes parts {sorted(expected)} as sent"
             elif (broken := update.first_not_finite()) is not None:
                 reasons[client] = f"update: part {broken!r} is not finite"
         return reasons
+
+
+def _readable(report: Mapping[str, Any]) -> bool:
+    examples, loss = report.get("examples"), report.get("loss")
+    counted = type(examples) is int and 0 <= examples <= MOST
+    return counted and (loss is None or isinstance(loss, int | float))
 
 
 def find_strategy(config: Config) -> type[PersonalizedStrategy]:

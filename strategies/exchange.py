@@ -83,15 +83,16 @@ def collect(replies: Iterable[Message], asked: Mapping[int, Sequence[str]]) -> A
             rows, body = _open(reply)
             failed = {str(c): str(why) for c, why in dict(body.get("failures", {})).items()}
             done = [client for client in clients if client not in failed]
+            seconds = float(body.get("seconds", 0.0))
             if rows and len(rows) != len(done):
                 raise ClientError(f"node sent {len(rows)} results for {len(done)} clients")
-        except ClientError as error:
+        except (ClientError, AttributeError, TypeError, ValueError) as error:
             answers.failures.update(dict.fromkeys(clients, str(error)))
             continue
         answers.bodies[node] = body
         answers.failures.update({client: failed[client] for client in clients if client in failed})
         answers.rows.update(zip(done, rows, strict=False))  # no rows: none were asked for
-        answers.seconds = max(answers.seconds, float(body.get("seconds", 0.0)))
+        answers.seconds = max(answers.seconds, seconds)
         answers.nbytes += sum(row.nbytes for row in rows)
     return answers
 

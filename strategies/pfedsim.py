@@ -53,18 +53,22 @@ class PFedSim(FedAvg):
 
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         super().__init__(config, model, data)
-        self.generalisation_rounds = int(self.params.rho * config.rounds)
         self.models: dict[str, Parts] = {}
         self.sent_heads: dict[str, Tensor] = {}
+        self.moves: dict[str, Tensor] = {}
         self.similarity: Tensor | None = None
 
+    @property
+    def generalisation_rounds(self) -> int:
+        """rho T, rounded down."""
+        return int(self.params.rho * self.config.rounds + 1e-9)  # 0.57 * 100 is 56.99...
+
     def broadcast(self, server_round: int, client: str) -> Parts:
-        """First the global parts; then the client's own body, alone: its head is its own."""
-        if server_round <= self.generalisation_rounds or client not in self.rows:
-            self.sent_heads[client] = self.parts["head"]["head.weight"]
-            return self.parts
-        self.sent_heads[client] = self.models[client]["head"]["head.weight"]
-        return self.rows[client]
+        """First the global parts; then the client's own: its mixture of bodies, and its head."""
+        known = server_round > self.generalisation_rounds and client in self.rows
+        parts = self.rows[client] if known else self.parts
+        self.sent_heads[client] = parts["head"]["head.weight"]
+        return parts
 
     def broadcast_to_evaluate(self, server_round: int, client: str) -> Parts:
         """The mean model: a client's personal one is the one that it has trained itself."""
@@ -74,16 +78,22 @@ class PFedSim(FedAvg):
         """The mean of all, and every client's last model."""
         super().combine(mixing, updates)
         self.models.update(updates)
+        for client, update in updates.items():
+            self.moves[client] = update["head"]["head.weight"] - self.sent_heads[client]
 
     def refine(self, server_round: int) -> None:
-        """Once the generalisation is over: a row of bodies for every client known."""
+        """Once the generalisation is over: for every client known a mixture of bodies, and the
+        head that it sent last."""
         if server_round < self.generalisation_rounds:
             return
         clients = list(self.models)
         self.similarity = similarities(self._signal(clients))
         weights = mixing_weights(self.similarity)
         bodies = combine(weights, [self.models[client].only(["body"]) for client in clients])
-        self.rows = dict(zip(clients, bodies, strict=True))
+        self.rows = {
+            client: body | self.models[client].only(["head"])
+            for client, body in zip(clients, bodies, strict=True)
+        }
         own = float(weights.diagonal().mean())
         log.debug("round %d: mean weight of a client's own body %.2f", server_round, own)
 
@@ -91,7 +101,7 @@ class PFedSim(FedAvg):
         """What is compared: [clients, classes, d]."""
         heads = torch.stack([self.models[client]["head"]["head.weight"] for client in clients])
         if self.params.signal == "delta":
-            return heads - torch.stack([self.sent_heads[client] for client in clients])
+            return torch.stack([self.moves[client] for client in clients])
         if self.params.signal == "centred":
             return heads - heads.mean(dim=0)
         return heads

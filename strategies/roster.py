@@ -26,6 +26,7 @@ class Roster:
         self.hosts: dict[int, list[str]] = {}
         self.held_out: set[str] = set()
         self.scored: str | None = None
+        self.refusal: str | None = None
         self._refused: set[int] = set()
 
     @property
@@ -55,6 +56,8 @@ class Roster:
         deadline, expected = time.monotonic() + timeout, 1
         while True:
             expected = max(expected, self.refresh(grid, content, timeout))
+            if self.refusal is not None:
+                raise FedpersError(self.refusal)
             if len(self.hosts) >= expected and len(self.clients) >= least:
                 return
             if time.monotonic() >= deadline:
@@ -66,6 +69,9 @@ class Roster:
 
     def refresh(self, grid: Grid, content: RecordDict, timeout: float) -> int:
         """Ask nodes not yet known for their clients, forget nodes that left.
+
+        A node that cannot run the method, or claims another node's client, is not asked again;
+        ``refusal`` is the first's line. Once the run has begun it costs nobody else.
 
         Returns:
             How many nodes the answering nodes say there are (1 where they do not know).
@@ -81,8 +87,11 @@ class Roster:
         expected = 1
         for node, body in answers.bodies.items():
             if "refused" in body:
-                raise FedpersError(str(body["refused"]))
-            claimed = [str(client) for client in body["clients"]]
+                self.refusal = self.refusal or str(body["refused"])
+                log.error("node %s cannot run this: %s", node, body["refused"])
+                self._refused.add(node)
+                continue
+            claimed = list(dict.fromkeys(str(client) for client in body["clients"]))
             twice = sorted(set(claimed) & set(self._all()), key=natural_order)
             if twice:
                 # Taking it would let one device overwrite another's place in the run.
@@ -90,7 +99,7 @@ class Roster:
                 self._refused.add(node)
                 continue
             self.hosts[node] = claimed
-            self.held_out.update(str(client) for client in body.get("held_out", ()))
+            self.held_out |= {str(client) for client in body.get("held_out", ())} & set(claimed)
             self.scored = str(body["scored"])
             expected = max(expected, int(body["nodes"]))
         return expected

@@ -66,7 +66,7 @@ def run_rounds(
         if messages:
             replies = send_and_receive(grid, messages, timeout)
             scores = strategy.aggregate_evaluate(server_round, replies)
-            files.evaluated(server_round, strategy.results, started)
+            files.evaluated(server_round, strategy.results, strategy.unscored, started)
             if scores is not None:
                 result.evaluate_metrics_clientapp[server_round] = scores
         if evaluate_fn is not None and (own := evaluate_fn(server_round, to_arrays(strategy))):
@@ -75,7 +75,8 @@ def run_rounds(
         strategy.roster.refresh(grid, enquiry, timeout)
     report = files.report(strategy, evaluate_newcomers(strategy, grid))
     if config.evaluation.adapters:
-        export_adapters(strategy, grid, report)
+        scored = files.evaluations.get(report["selected_round"], [])
+        export_adapters(strategy, grid, report, scored)
     result.arrays = to_arrays(strategy)
     return result
 
@@ -101,9 +102,18 @@ def evaluate_newcomers(strategy: PersonalizedStrategy, grid: Grid) -> dict[int, 
     return dict(found)
 
 
-def export_adapters(strategy: PersonalizedStrategy, grid: Grid, report: dict[str, Any]) -> None:
-    """Have every client save, on its own machine, the model that the report scores."""
-    chosen = choose(strategy.results)
+def export_adapters(
+    strategy: PersonalizedStrategy,
+    grid: Grid,
+    report: dict[str, Any],
+    scored: list[ClientResult],
+) -> None:
+    """Have every client save, on its own machine, the model that the report scores.
+
+    Args:
+        scored: the results of the round that the report takes.
+    """
+    chosen = choose(scored)
     manifests = {
         result.client: {
             "run_id": report["run_id"],
@@ -112,7 +122,7 @@ def export_adapters(strategy: PersonalizedStrategy, grid: Grid, report: dict[str
             "gate": chosen[result.client],
             "epsilon": None,
         }
-        for result in strategy.results
+        for result in scored
     }
     clients = list(manifests)
     body = {"manifests": manifests}
@@ -185,11 +195,18 @@ class RunFiles:
         if answers.failures:
             self.folder.log_clients(server_round, [], answers.failures)
 
-    def evaluated(self, server_round: int, results: list[ClientResult], started: float) -> None:
-        """Note an evaluation's results."""
+    def evaluated(
+        self,
+        server_round: int,
+        results: list[ClientResult],
+        failures: dict[str, str],
+        started: float,
+    ) -> None:
+        """Note an evaluation's results, and why clients are missing from it."""
         self._line["seconds"]["evaluate"] = time.perf_counter() - started
+        self._line["failed"] |= failures
         self.evaluations[server_round] = list(results)
-        self.folder.log_clients(server_round, results, {})
+        self.folder.log_clients(server_round, results, failures)
 
     def round_over(
         self, server_round: int, answers: Answers, metrics: dict[str, Any], scores: dict[str, Any]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from fedpers.config import Config
 from fedpers.data.examples import ClientData, Examples, Table, Task
-from fedpers.data.partition import NAMES, deal, natural_clients, read_partition
+from fedpers.data.partition import NAMES, deal, natural_clients, partition_file, read_partition
 from fedpers.data.public import draw_public
 from fedpers.data.shift import check_shift, shifted
 from fedpers.data.sources import load_table
@@ -110,10 +109,8 @@ def _check(config: Config) -> None:
     data, name = config.data, config.data.partition.name
     if name not in NAMES:
         raise ConfigError("data.partition.name", name, f"one of {', '.join(NAMES)}")
-    path = data.partition.path
-    if name == "file" and (path is None or not Path(path).is_file()):
-        takes = "the path of a .npz file, for data.partition.name is file"
-        raise ConfigError("data.partition.path", path, takes)
+    if name == "file":
+        partition_file(config)
     if name != "file" and data.val_fraction + data.test_fraction >= 1:
         takes = f"a number < {1 - data.test_fraction:g}, which data.test_fraction leaves"
         raise ConfigError("data.val_fraction", data.val_fraction, takes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,6 +150,21 @@ def sorted_names(names: NDArray[np.str_]) -> list[str]:
     return sorted(distinct, key=lambda s: (not s.isdigit(), len(s) if s.isdigit() else 0, s))
 
 
+def partition_file(config: Config) -> Path:
+    """The file of ``data.partition.path``: as it stands, or in the folder FEDPERS_DATA.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    named = config.data.partition.path
+    if named is not None:
+        for path in (Path(named), Path(os.environ.get("FEDPERS_DATA", "")) / named):
+            if path.is_file():
+                return path
+    takes = "the path of a .npz file, for data.partition.name is file"
+    raise ConfigError("data.partition.path", named, takes, "or a name in the folder FEDPERS_DATA")
+
+
 def read_partition(config: Config, n: int) -> dict[str, Split]:
     """A user's own split of ``n`` rows: ``data.partition.path``, a ``.npz`` file.
 
@@ -160,7 +176,7 @@ def read_partition(config: Config, n: int) -> dict[str, Split]:
         DataError: the file cannot be read; an array is missing, holds no row numbers, or holds
             a row that another has too.
     """
-    data, path = config.data, Path(str(config.data.partition.path))
+    data, path = config.data, partition_file(config)
     arrays = read_arrays(path)
     clients = sum(name.startswith("train_") for name in arrays)
     sides = ("train", "val", "test") if "val_0" in arrays else ("train", "test")

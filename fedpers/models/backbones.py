@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd, prod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,20 @@ from fedpers.errors import ConfigError
 from fedpers.registry import Registry
 
 
+class Stage(NamedTuple):
+    """One step of a forward pass: the submodules whose tensors it reads, and what it does."""
+
+    reads: tuple[str, ...]
+    run: Callable[[torch.Tensor], torch.Tensor]
+
+
 class Backbone(nn.Module):
     """A trunk: ``Backbone(input_shape)``, called with x [batch, *input_shape].
 
     A backbone of your own is a subclass, registered or named by its dotted path
     ``package.module:Class`` in ``model.name``. It returns features [batch, feature_dim] and
-    must neither drop out at random nor use batch statistics.
+    must neither drop out at random nor use batch statistics. It defines ``forward``, or better
+    ``stages``: what lies below the first trained layer is then computed once for each example.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
@@ -28,6 +36,16 @@ class Backbone(nn.Module):
     """The modules that get LoRA adapters when ``model.lora.target`` is empty."""
     feature_dim: int
     """d, the number of features."""
+
+    def stages(self) -> Sequence[Stage]:
+        """The forward pass in steps; none where it cannot be cut."""
+        return ()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [batch, feature_dim] of a batch of inputs."""
+        for stage in self.stages():
+            x = stage.run(x)
+        return x
 
 
 BACKBONES: Registry[type[Backbone]] = Registry(
@@ -48,9 +66,12 @@ class Mlp(Backbone):
         self.hidden1 = nn.Linear(prod(input_shape), 128)
         self.hidden2 = nn.Linear(128, 128)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features [batch, 128] of x [batch, ...]."""
-        return F.relu(self.hidden2(F.relu(self.hidden1(x.flatten(1)))))
+    def stages(self) -> Sequence[Stage]:
+        """The two hidden layers, from x [batch, ...]."""
+        return (
+            Stage(("hidden1",), lambda x: F.relu(self.hidden1(x.flatten(1)))),
+            Stage(("hidden2",), lambda x: F.relu(self.hidden2(x))),
+        )
 
 
 @BACKBONES.register("cnn")
@@ -83,11 +104,13 @@ class Cnn(Backbone):
             side = (side - 4 + 2 * padding) // 2
         return side
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features [batch, 512] of x [batch, channels, height, width]."""
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        return F.relu(self.fc(x.flatten(1)))
+    def stages(self) -> Sequence[Stage]:
+        """Two convolutions and a hidden layer, from x [batch, channels, height, width]."""
+        return (
+            Stage(("conv1",), lambda x: F.max_pool2d(F.relu(self.conv1(x)), 2)),
+            Stage(("conv2",), lambda x: F.max_pool2d(F.relu(self.conv2(x)), 2).flatten(1)),
+            Stage(("fc",), lambda x: F.relu(self.fc(x))),
+        )
 
 
 @BACKBONES.register("conv1d")
@@ -106,11 +129,17 @@ class Conv1d(Backbone):
         self.conv3 = nn.Conv1d(64, 64, 5, padding=2)
         self.norm1, self.norm2, self.norm3 = (nn.GroupNorm(8, 64) for _ in range(3))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features [batch, 64] of x [batch, C, T]."""
-        x = F.max_pool1d(F.relu(self.norm1(self.conv1(x))), 2, ceil_mode=True)
-        x = F.max_pool1d(F.relu(self.norm2(self.conv2(x))), 2, ceil_mode=True)
-        return F.relu(self.norm3(self.conv3(x))).mean(2)
+    def stages(self) -> Sequence[Stage]:
+        """Three convolutions, from x [batch, C, T]."""
+
+        def halved(x: torch.Tensor) -> torch.Tensor:
+            return F.max_pool1d(F.relu(x), 2, ceil_mode=True)
+
+        return (
+            Stage(("conv1", "norm1"), lambda x: halved(self.norm1(self.conv1(x)))),
+            Stage(("conv2", "norm2"), lambda x: halved(self.norm2(self.conv2(x)))),
+            Stage(("conv3", "norm3"), lambda x: F.relu(self.norm3(self.conv3(x))).mean(2)),
+        )
 
 
 @BACKBONES.register("vit-tiny")
@@ -134,14 +163,19 @@ class VitTiny(Backbone):
         self.blocks = nn.ModuleList(Block(64, heads=4) for _ in range(3))
         self.norm = nn.LayerNorm(64)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features [batch, 64] of x [batch, channels, height, width]."""
+    def stages(self) -> Sequence[Stage]:
+        """Patches, three blocks and the mean, from x [batch, channels, height, width]."""
+        blocks = [Stage((f"blocks.{k}",), block) for k, block in enumerate(self.blocks)]
+        return (
+            Stage(("patch", "positions"), self._tokens),
+            *blocks,
+            Stage(("norm",), lambda tokens: self.norm(tokens).mean(1)),
+        )
+
+    def _tokens(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.patch(x).flatten(2).transpose(1, 2)
         places = torch.arange(tokens.shape[1], device=x.device).expand(len(x), -1)
-        tokens = tokens + self.positions(places)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens).mean(1)  # type: ignore[no-any-return]
+        return tokens + self.positions(places)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

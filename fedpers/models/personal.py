@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import nn
 
+from fedpers.models.backbones import Backbone, Stage
 from fedpers.parts import Part
 
 
@@ -63,11 +64,36 @@ class PersonalModel(nn.Module):
                 slot = "private" if private_b and ".lora_B." in path else "body"
                 self._paths.setdefault(slot, {})[clean_name(path)] = path
         self._paths["head"] = {f"head.{name}": f"head.{name}" for name in ("weight", "bias")}
+        self._owners = {slot: self._find_owners(slot) for slot in self._paths}
+        self._stages = trunk.stages() if isinstance(trunk, Backbone) else ()
+        self._stem = count_frozen(
+            self._stages, [p for n in self._paths.values() for p in n.values()]
+        )
+        self.after_stem = False
         self.eval()
 
+    def stem(self, x: torch.Tensor) -> torch.Tensor:
+        """What the stages below the first trained layer make of inputs ``x``.
+
+        Nothing in them is trained or random: it can be computed once. ``x`` itself where every
+        stage has something trained, or the trunk cannot be cut.
+        """
+        with torch.no_grad():
+            for stage in self._stages[: self._stem]:
+                x = stage.run(x)
+        return x
+
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The head's input [batch, d]: the trunk's output, standardised if the model does so."""
-        features: torch.Tensor = self.trunk(x).flatten(1)
+        """The head's input [batch, d]: the trunk's output, standardised if the model does so.
+
+        ``x`` are inputs, or with ``after_stem`` set what ``stem`` made of them.
+        """
+        if self.after_stem and self._stem:
+            for stage in self._stages[self._stem :]:
+                x = stage.run(x)
+        else:
+            x = self.trunk(x)
+        features = x.flatten(1)
         if self.mean is not None and self.scale is not None:
             features = (features - self.mean) / self.scale
         return features
@@ -101,6 +127,7 @@ class PersonalModel(nn.Module):
             raise ValueError(f"slot {name}: got a module without tensors, takes at least one")
         self.add_module(name, module)
         self._paths[name] = paths
+        self._owners[name] = self._find_owners(name)
         self.train(self.training)
 
     def read(self, slot: str) -> Part:
@@ -151,12 +178,22 @@ class PersonalModel(nn.Module):
     def _tensors(self, slot: str) -> dict[str, torch.Tensor]:
         if slot not in self._paths:
             raise ValueError(f"slot: got {slot!r}, takes one of {', '.join(self._paths)}")
-        return {name: self._tensor(path) for name, path in self._paths[slot].items()}
+        return {name: getattr(owner, leaf) for name, owner, leaf in self._owners[slot]}
 
-    def _tensor(self, path: str) -> torch.Tensor:
-        owner, _, name = path.rpartition(".")
-        tensor: torch.Tensor = getattr(self.get_submodule(owner), name)
-        return tensor
+    def _find_owners(self, slot: str) -> list[tuple[str, nn.Module, str]]:
+        """Each tensor's clean name, its module and its name there. The module, not the tensor:
+        moving a model to another device makes new buffers."""
+        split = [(name, path.rpartition(".")) for name, path in self._paths[slot].items()]
+        return [(name, self.get_submodule(owner), leaf) for name, (owner, _, leaf) in split]
+
+
+def count_frozen(stages: Sequence[Stage], trained: Sequence[str]) -> int:
+    """How many of the first stages read no trained tensor, given those by path in the model."""
+    for count, stage in enumerate(stages):
+        reads = tuple(f"trunk.{name}." for name in stage.reads)
+        if any(path.startswith(reads) for path in trained):
+            return count
+    return len(stages)
 
 
 def clean_name(path: str) -> str:

@@ -43,12 +43,19 @@ def test_fields_and_figures() -> None:
     assert set(got) == {
         *("run_id", "strategy", "seed", "rounds", "clients", "selected_round", "scored"),
         *("accuracy", "gain_over_global", "gain_over_local", "breakage_rate", "fix_rate"),
-        *("harmed_share", "out_of_client", "privacy", "encryption", "communication", "seconds"),
+        *("harmed_share", "out_of_client", "gated", "cold_start", "privacy", "encryption"),
+        *("communication", "seconds"),
         "environment",
     }
     assert (got["run_id"], got["strategy"], got["seed"]) == ("r", "ditto", 0)
     assert (got["rounds"], got["clients"], got["selected_round"]) == (20, 2, 15)
-    assert got["scored"] == {"split": "test", "select": "last", "clients": 2, "examples": 20}
+    assert got["scored"] == {
+        "split": "test",
+        "select": "last",
+        "moment": None,
+        "clients": 2,
+        "examples": 20,
+    }
     # The last evaluation: 7 of 10 personal and 5 of 10 global for both clients.
     accuracy = got["accuracy"]
     assert isinstance(accuracy, dict)

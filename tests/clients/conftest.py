@@ -1,0 +1,101 @@
+"""A model small enough to compute by hand, and methods bound to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clients.base import LocalAlgorithm, find_algorithm
+from clients.trainer import Trainer
+from fedpers.config import Config, load_config
+from fedpers.data import Examples
+from fedpers.models import PersonalModel
+from fedpers.parts import Part, Parts
+
+X = [[1.0, 2.0], [2.0, -1.0], [-1.0, 1.0], [0.0, 3.0]]
+Y = [0, 1, 1, 0]
+
+
+class Bound(NamedTuple):
+    """A method, the trainer of one client, and the model that both use."""
+
+    algorithm: Any
+    trainer: Trainer
+    model: PersonalModel
+    config: Config
+
+
+class Toys:
+    """Models, parts and methods in two dimensions: features are ``body @ x``."""
+
+    @staticmethod
+    def model(classes: int = 2) -> PersonalModel:
+        """The body is the identity at first, the head zero."""
+        trunk, head = nn.Linear(2, 2, bias=False), nn.Linear(2, classes)
+        with torch.no_grad():
+            trunk.weight.copy_(torch.eye(2))
+            head.weight.zero_()
+            head.bias.zero_()
+        return PersonalModel(trunk, head)
+
+    @staticmethod
+    def body(weight: Sequence[Sequence[float]] | Tensor) -> Part:
+        return Part.of({"trunk.weight": torch.as_tensor(weight).float()})
+
+    @staticmethod
+    def head(
+        weight: Sequence[Sequence[float]] | Tensor, bias: Sequence[float] | None = None
+    ) -> Part:
+        rows = torch.as_tensor(weight).float()
+        given = torch.zeros(len(rows)) if bias is None else torch.tensor(bias)
+        return Part.of({"head.weight": rows, "head.bias": given})
+
+    @classmethod
+    def parts(cls, body: Any, head: Any, bias: Sequence[float] | None = None) -> Parts:
+        return Parts({"body": cls.body(body), "head": cls.head(head, bias)})
+
+    @staticmethod
+    def random(algorithm: LocalAlgorithm, slots: Sequence[str], seed: int) -> Parts:
+        """Random parts of the layouts that the model has."""
+        generator = torch.Generator().manual_seed(seed)
+        layouts = {slot: algorithm.initial[slot] for slot in slots}
+        return Parts(
+            {
+                slot: part.like(torch.randn(part.layout.size, generator=generator))
+                for slot, part in layouts.items()
+            }
+        )
+
+    @classmethod
+    def bind(
+        cls,
+        name: str,
+        *overrides: str,
+        x: Any = X,
+        y: Any = Y,
+        classes: int = 2,
+        client: str = "a",
+        server_round: int = 1,
+    ) -> Bound:
+        """The method called ``name`` on the toy model; all examples in one batch by default."""
+        settings = [f"strategy.name={name}", "training.batch_size=100", "training.lr=0.1"]
+        config = load_config(None, [*settings, *overrides])
+        found, params = find_algorithm(name, config, ["gate_width"])
+        model = cls.model(classes)
+        algorithm = found(config, model, params)
+        examples = Examples(
+            torch.as_tensor(x).float().reshape(-1, 2), torch.as_tensor(y, dtype=torch.int64)
+        )
+        trainer = Trainer(
+            config, model, algorithm, examples, server_round=server_round, client=client
+        )
+        return Bound(algorithm, trainer, model, config)
+
+
+@pytest.fixture
+def toys() -> type[Toys]:
+    return Toys
