@@ -15,6 +15,7 @@ from torch import Tensor
 from fedpers.config import Config, setting
 from fedpers.data import FederatedData
 from fedpers.errors import ConfigError
+from fedpers.models import PersonalModel
 from fedpers.parts import Parts
 from fedpers.seeding import torch_generator
 from strategies.base import Mixing, PersonalizedStrategy, strategies
@@ -49,6 +50,12 @@ class PerAda(PersonalizedStrategy):
     """
 
     Params = PerAdaParams
+
+    def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
+        super().__init__(config, model, data)
+        # What the layers below the first trained one make of the public examples never changes.
+        self.inputs = model.stem(self.public.x)
+        model.after_stem = True
 
     @classmethod
     def check(cls, config: Config, data: FederatedData) -> Any:
@@ -89,7 +96,7 @@ class PerAda(PersonalizedStrategy):
         for _ in range(params.kd_steps):
             pick = torch.randint(len(rest), (params.kd_batch,), generator=generator)
             batch = rest[pick]
-            student = F.log_softmax(self.model(self.public.x[batch]).logits, dim=1)
+            student = F.log_softmax(self.model(self.inputs[batch]).logits, dim=1)
             loss = F.kl_div(student, self._teacher[batch], reduction="batchmean", log_target=True)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -105,7 +112,7 @@ class PerAda(PersonalizedStrategy):
         """Logits [public, classes] of the model with these parts."""
         for slot, part in parts.items():
             self.model.write(slot, part)
-        pieces = torch.split(self.public.x, CHUNK)
+        pieces = torch.split(self.inputs, CHUNK)
         return torch.cat([self.model(piece).logits for piece in pieces])
 
     def _divergence(self, logits: Tensor, index: Tensor) -> float:

@@ -1,0 +1,100 @@
+"""What a client keeps on its disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clients.store import ClientStore
+from fedpers.parts import Part, Parts
+
+WEIRD = ["", ".", "..", "../x", "a/b", "/etc", "a\\b", "ü", "%", "%2E", "a%2Fb", "a b", "x\0y", "~"]
+
+
+def parts_of(*values: float) -> Parts:
+    return Parts({"personal.head": Part.of({"w": torch.tensor(values)})})
+
+
+class Breaking(Parts):
+    """Parts whose writing stops half way, as on a full disk."""
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_is_saved_is_loaded_again(tmp_path: Path, durable: bool) -> None:
+    store = ClientStore(tmp_path, "7", durable=durable)
+    assert store.load("personal") == Parts() and store.load_json("ledger") == {}
+    store.save("personal", parts_of(1.0, float("nan")))
+    store.save_json("ledger", {"steps": [1, 2]})
+    again = ClientStore(tmp_path, "7")  # as after a restart
+    assert again.load("personal")["personal.head"].vector[0] == 1.0
+    assert again.load("personal")["personal.head"].vector[1].isnan()
+    assert again.load_json("ledger") == {"steps": [1, 2]}
+    store.save("personal", Parts())
+    assert again.load("personal") == Parts()
+    assert ClientStore(tmp_path, "70").load_json("ledger") == {}
+    again.forget()
+    assert store.load_json("ledger") == {} and list(tmp_path.iterdir()) == []
+    again.forget()  # nothing there is no error
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path, "a")
+    store.save("personal", parts_of(1.0))
+    with pytest.raises(OSError, match="no space left"):
+        store.save("personal", Breaking())
+    assert store.load("personal")["personal.head"].vector.tolist() == [1.0]
+    assert [path.name for path in store.folder.iterdir()] == ["personal.safetensors"]
+    with pytest.raises(OSError, match="no space left"):
+        store.save("other", Breaking())
+    assert store.load("other") == Parts()
+    with pytest.raises(TypeError):
+        store.save_json("ledger", {"steps": object()})
+    assert [path.name for path in store.folder.iterdir()] == ["personal.safetensors"]
+
+
+def test_only_this_user_can_read_it(tmp_path: Path, no_umask: None) -> None:
+    store = ClientStore(tmp_path, "a")
+    for _ in range(2):  # the first write, and one in its place
+        store.save("personal", parts_of(1.0))
+        store.save_json("ledger", {})
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in store.folder.iterdir()}
+        assert modes == {0o600}
+    assert stat.S_IMODE(store.folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("client", WEIRD)
+def test_any_id_stays_in_a_folder_of_its_own(tmp_path: Path, client: str) -> None:
+    root = tmp_path / "state"
+    store = ClientStore(root, client)
+    store.save("personal", parts_of(1.0))
+    (folder,) = root.iterdir()
+    assert folder.resolve() == store.folder.resolve() and folder.resolve().parent == root.resolve()
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    store.forget()
+    assert root.exists()
+
+
+@given(st.lists(st.one_of(st.text(max_size=12), st.sampled_from(WEIRD)), unique=True))
+def test_two_ids_never_share_a_folder(clients: list[str]) -> None:
+    root = Path("/state")
+    folders = [ClientStore(root, client).folder for client in clients]
+    assert len(set(folders)) == len(clients)
+    assert all(Path(os.path.normpath(folder)).parent == root for folder in folders)
