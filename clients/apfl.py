@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.base import LocalAlgorithm, algorithms
 from clients.trainer import Trainer
 from fedpers.config import setting
 from fedpers.parts import Part, Parts
+from fedpers.phases import Phase
 
 SMALLEST = 0.01  # below this share the local model no longer matters, and would get no gradient
 
@@ -37,6 +38,7 @@ class APFL(LocalAlgorithm):
 
     Params = APFLParams
     keeps = ("body", "head")
+    accounted = True
     scored = "after combining"
 
     def receive(self, broadcast: Parts, personal: Parts) -> Parts:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedpers.config import Config, params_of
 from fedpers.errors import ConfigError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
+from fedpers.phases import Phase, Prox
+from fedpers.privacy.plan import check_plan
 from fedpers.registry import Registry
 
 if TYPE_CHECKING:
@@ -22,61 +23,6 @@ if TYPE_CHECKING:
 algorithms: Registry[type[LocalAlgorithm]] = Registry(
     "algorithm", key="strategy.name", package="clients", group="fedpers.algorithms"
 )
-
-Loss = Callable[[Outputs, Tensor, Outputs | None], Tensor]
-"""(outputs, labels [batch], the reference model's outputs) -> a loss per sample [batch].
-
-Pure and per sample: it changes no module and never looks across the batch. That is what lets
-the trainer run the same method plainly or under differential privacy.
-"""
-
-
-def cross_entropy(outputs: Outputs, labels: Tensor, reference: Outputs | None) -> Tensor:
-    """Cross-entropy per sample, [batch]."""
-    return F.cross_entropy(outputs.logits, labels, reduction="none")
-
-
-@dataclass(frozen=True)
-class Prox:
-    """The penalty (mu/2) ||w - anchor||^2; its gradient mu (w - anchor) does not touch data."""
-
-    mu: float
-    anchor: Mapping[str, str]
-    """For each trained slot, the working part it is held near."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """One stretch of local training.
-
-    Attributes:
-        name: for logs and refusals: "personal branch".
-        model: which working part fills each slot of the model, as {"head": "personal.head"}.
-        trains: the slots that are trained; their working parts are replaced by the result.
-        released: whether the result leaves the client or influences what leaves.
-        loss: per sample.
-        batch_loss: a term over the whole batch, (outputs, labels, reference) -> scalar, that no
-            per-sample guarantee covers.
-        prox: a penalty on the trained parameters.
-        reference: slots of a second, frozen model whose outputs the loss sees.
-        blend: {slot: (part, share)}: the model runs on share * trained + (1 - share) * part.
-        epochs, lr, batch_size: where they differ from ``training``.
-        steps: at most so many batches, whatever the epochs say.
-    """
-
-    name: str
-    model: Mapping[str, str]
-    trains: tuple[str, ...]
-    released: bool
-    loss: Loss = cross_entropy
-    batch_loss: Loss | None = None
-    prox: Prox | None = None
-    reference: Mapping[str, str] | None = None
-    blend: tuple[Mapping[str, str], float] | None = None
-    epochs: int | None = None
-    lr: float | None = None
-    batch_size: int | None = None
-    steps: int | None = None
 
 
 @dataclass
@@ -96,12 +42,19 @@ class LocalAlgorithm:
         keeps: slots of which the client has a personal copy.
         sends: slots whose working parts are uploaded.
         scored: the moment at which the personal model is evaluated, for the report.
+        accounted: set by a class that overrides ``train``, if that reads the client's data through
+            its phases only, or for parts that influence nothing that leaves. Private runs refuse
+            a ``train`` for which nobody said so.
+        releases_counts: the method sends counts of the client's labels, once, by
+            ``trainer.release_counts``; they are noised and charged in private runs.
     """
 
     Params: ClassVar[type] = NoParams
     keeps: ClassVar[tuple[str, ...]] = ()
     sends: ClassVar[tuple[str, ...]] = ("body", "head")
     scored: ClassVar[str] = "after combining"
+    accounted: ClassVar[bool] = True
+    releases_counts: ClassVar[bool] = False
 
     def __init__(self, config: Config, model: PersonalModel, params: Any) -> None:
         """Bind the method to a model.
@@ -222,6 +175,24 @@ class LocalAlgorithm:
         """A filling of all slots: those named from their personal copy, the rest as received."""
         own = {*personal, "private"}
         return {slot: f"personal.{slot}" if slot in own else slot for slot in self.slots}
+
+
+def check_private(name: str, algorithm: LocalAlgorithm) -> None:
+    """Refuse a method that would release what its DP training does not cover.
+
+    Raises:
+        ConfigError: naming what leaks, and the cure.
+    """
+    definer = next(c for c in type(algorithm).__mro__ if "train" in c.__dict__)
+    if not definer.__dict__.get("accounted", False):
+        raise ConfigError(
+            "strategy.name",
+            name,
+            f"with privacy a method whose data are read in its phases alone, and "
+            f"{definer.__name__}.train reads more",
+            "set accounted = True in that class if what it reads influences nothing that leaves",
+        )
+    check_plan(name, algorithm, algorithm.initial.only(algorithm.sends))
 
 
 def two_branches(

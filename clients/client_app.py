@@ -14,9 +14,11 @@ from flwr.clientapp import ClientApp
 from clients.host import ClientHost, deal, host_of
 from fedpers.errors import FedpersError
 from fedpers.parts import Parts
+from fedpers.privacy import BudgetSpent
 from fedpers.records import pack, unpack
 
 app = ClientApp()
+SPENT = f"{BudgetSpent.__name__}:"
 log = logging.getLogger("fedpers")
 
 
@@ -61,7 +63,8 @@ def train(message: Message, context: Context) -> Message:
         reports[client] = report
 
     failures, seconds = _each(body, one)
-    answer = {"reports": reports, "failures": failures, "seconds": seconds}
+    spent = [client for client, reason in failures.items() if reason.startswith(SPENT)]
+    answer = {"reports": reports, "failures": failures, "spent": spent, "seconds": seconds}
     return _reply(message, uploads, answer)
 
 
@@ -78,13 +81,15 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the clients named: counts of right and wrong answers, no example."""
     rows, body = unpack(message.content)
     results: list[dict[str, Any]] = []
+    held_back = _host(body).holds_back
 
     def one(host: ClientHost, client: str) -> None:
         result = host.evaluate(client, body["round"], rows[body["rows"][client]])
-        results.append(result.to_json())
+        if not held_back:
+            results.append(result.to_json())
 
     failures, seconds = _each(body, one)
-    answer = {"results": results, "failures": failures, "seconds": seconds}
+    answer = {"results": results, "held_back": held_back, "failures": failures, "seconds": seconds}
     return _reply(message, [], answer)
 
 

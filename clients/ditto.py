@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clients.base import LocalAlgorithm, Phase, algorithms, two_branches
+from clients.base import LocalAlgorithm, algorithms, two_branches
 from fedpers.config import setting
+from fedpers.phases import Phase
 
 
 @dataclass

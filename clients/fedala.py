@@ -8,10 +8,11 @@ from statistics import pstdev
 
 import torch
 
-from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.base import LocalAlgorithm, algorithms
 from clients.trainer import Trainer
 from fedpers.config import setting
 from fedpers.parts import Part, Parts
+from fedpers.phases import Phase
 from fedpers.seeding import torch_generator
 
 
@@ -45,6 +46,7 @@ class FedALA(LocalAlgorithm):
 
     Params = FedALAParams
     keeps = ("body", "head")
+    accounted = False  # W is learned from the data and shapes what is sent
     scored = "after local aggregation, before local training"
 
     def receive(self, broadcast: Parts, personal: Parts) -> Parts:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.base import LocalAlgorithm, algorithms
 from fedpers.config import setting
 from fedpers.parts import Parts
+from fedpers.phases import Phase
 
 
 @algorithms.register("fedavg")

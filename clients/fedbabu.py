@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.base import LocalAlgorithm, algorithms
 from fedpers.config import setting
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts
+from fedpers.phases import Phase
 from fedpers.seeding import seeded
 
 

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.base import LocalAlgorithm, algorithms
 from fedpers.config import setting
 from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import FrozenHead, PolicyGate
 from fedpers.parts import Part, Parts
+from fedpers.phases import Phase
 
 BANDWIDTHS = (10.0, 15.0, 20.0, 50.0)
 

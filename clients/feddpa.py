@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.base import LocalAlgorithm, algorithms
 from clients.trainer import Trainer
 from fedpers.config import setting
 from fedpers.parts import Parts
+from fedpers.phases import Phase
 from fedpers.seeding import seed_for
 
 LEVELS = 10  # instance weights are rounded to tenths, so that a batch needs few mixed models

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, find_algorithm
+from clients.account import Account, check_client
+from clients.base import LocalAlgorithm, check_private, find_algorithm
 from clients.features import FeatureCache
 from clients.local import Local
 from clients.store import ClientStore
@@ -53,12 +54,23 @@ class ClientHost:
         torch.set_num_threads(config.simulation.cpus_per_node)
         found, params = find_algorithm(algorithm, config, server_params)
         self.config, self.stores = config, stores
+        self.ledgers = (Path(config.state) if config.state else stores) / "ledgers"
         self.data: FederatedData = load_data(config)
         self.model = build_model(config, self.data)
         self.local = Local(config, self.model, Local.Params())
         self.algorithm = found(config, self.model, params)
         self.examples = FeatureCache(self.data, self.model) if config.model.cache else self.data
         self._outside: dict[str, Examples] = {}
+        self._accounts: dict[str, Account] = {}
+        if config.privacy.enabled:
+            check_private(algorithm, self.algorithm)
+            for client in self.data.clients:
+                check_client(config, client, self.data.size(client))
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether results stay on the clients: they are releases that no noise covers."""
+        return self.config.privacy.enabled and not self.config.evaluation.diagnostics
 
     def train(
         self, client: str, server_round: int, broadcast: Parts
@@ -69,15 +81,29 @@ class ClientHost:
             ClientError: training broke down.
         """
         store = ClientStore(self.stores, client)
-        trainer = self._trainer(client, server_round)
-        working = self.algorithm.receive(broadcast, store.load(PERSONAL))
+        personal, account = store.load(PERSONAL), self._account(client)
+        if account is not None:  # before anything is released, so that a crash can only over-count
+            account.charge(counts=self.algorithm.releases_counts and not personal)
+        trainer = self._trainer(client, server_round, account=account)
+        working = self.algorithm.receive(broadcast, personal)
         working = self.algorithm.train(working, trainer)
         upload = self.algorithm.upload(working)
         self._check(upload)
         store.save(PERSONAL, self.algorithm.keep(working))
         # Without examples nothing was trained: the loss is unknown, and the weight is 0.
         loss = sum(trainer.losses.values()) / len(trainer.losses) if trainer.losses else None
-        return upload, {"examples": len(trainer.examples), "loss": loss}
+        if account is None:
+            return upload, {"examples": len(trainer.examples), "loss": loss}
+        # A report is a release too: under privacy weights are uniform, and a loss is told only
+        # where the run's figures are declared to be for simulation.
+        privacy = self.config.privacy
+        return upload, {
+            "examples": 1,
+            "loss": loss if self.config.evaluation.diagnostics else None,
+            "epsilon": account.epsilon(privacy.accountant),
+            "delta": account.delta,
+            "sigma": account.sigma,
+        }
 
     def train_baseline(self, client: str) -> None:
         """Train the local-only model: as many epochs as the run, on its data alone."""
@@ -98,6 +124,7 @@ class ClientHost:
         assert filling is not None
         scored = Parts({slot: working[part] for slot, part in filling.items()})
         store.save(self._evaluated(server_round), scored)
+        store.save_json(EVALUATED, result.to_json())
         return result
 
     def newcomer(
@@ -173,8 +200,21 @@ class ClientHost:
             self._outside[client] = pool.take(torch.tensor(chosen, dtype=torch.int64))
         return self._outside[client]
 
+    def _account(self, client: str) -> Account | None:
+        data = self.data.client(client)
+        if not self.config.privacy.enabled or not len(data.train):
+            return None
+        if client not in self._accounts:
+            ledgers = self.ledgers
+            self._accounts[client] = Account(self.config, self.algorithm, client, data, ledgers)
+        return self._accounts[client]
+
     def _trainer(
-        self, client: str, server_round: int, algorithm: LocalAlgorithm | None = None
+        self,
+        client: str,
+        server_round: int,
+        algorithm: LocalAlgorithm | None = None,
+        account: Account | None = None,
     ) -> Trainer:
         return Trainer(
             self.config,
@@ -183,6 +223,7 @@ class ClientHost:
             self.examples.client(client).train,
             server_round=server_round,
             client=client,
+            account=account,
         )
 
     def _evaluated(self, server_round: int) -> str:

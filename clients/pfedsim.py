@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.base import LocalAlgorithm, algorithms
 from clients.trainer import Trainer
 from fedpers.parts import Parts
+from fedpers.phases import Phase
 
 
 @algorithms.register("pfedsim")
@@ -19,6 +20,7 @@ class PFedSim(LocalAlgorithm):
     """
 
     keeps = ("body", "head")
+    accounted = True
     scored = "after local training"
 
     def phases(self) -> Sequence[Phase]:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, Phase, algorithms
+from clients.base import LocalAlgorithm, algorithms
 from clients.trainer import Trainer
 from fedpers.config import setting
 from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import LabelPrior
 from fedpers.parts import Part, Parts
+from fedpers.phases import Phase
+
+COUNTS = "personal.counts"
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Prior(LocalAlgorithm):
     Params = PriorParams
     keeps = ("prior",)
     sends = ("body", "head", "prior")
+    accounted = True  # the counts are noised and charged
+    releases_counts = True
 
     def extend(self, model: PersonalModel) -> None:
         """The two label distributions."""
@@ -55,9 +60,15 @@ class Prior(LocalAlgorithm):
         return [Phase(name="local training", model=self.branch(()), trains=trains, released=True)]
 
     def train(self, working: Parts, trainer: Trainer) -> Parts:
-        """Train, then put the client's own label distribution into what is sent."""
+        """Train, then put the client's own label distribution into what is sent.
+
+        Under privacy the counts are noised once, and the same ones are sent in every round.
+        """
         working = super().train(working, trainer)
-        own = self.label_distribution(trainer)
+        if COUNTS not in working:
+            counts = trainer.release_counts(self.label_counts(trainer))
+            working = working | {COUNTS: Part.of({"counts": counts})}
+        own = smoothed(working[COUNTS]["counts"])
         sent = Part.of({"prior.own": own, "prior.population": own})
         return working | {"prior": sent}
 
@@ -68,15 +79,20 @@ class Prior(LocalAlgorithm):
     def tune(self, working: Parts, trainer: Trainer) -> Parts:
         """The client's own distribution beside the population's, for the prediction."""
         population = working["received.prior"]["prior.population"]
-        pair = {"prior.own": self.label_distribution(trainer), "prior.population": population}
+        own = smoothed(self.label_counts(trainer))
+        pair = {"prior.own": own, "prior.population": population}
         return working | {"personal.prior": Part.of(pair)}
 
-    def keep(self, working: Parts) -> Parts:
-        """Nothing stays: the prior is counted anew."""
-        return Parts()
+    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+        """As the base, with the counts once they were released."""
+        kept = {COUNTS: personal[COUNTS]} if COUNTS in personal else {}
+        return super().receive(broadcast, Parts()) | kept
 
-    def label_distribution(self, trainer: Trainer) -> Tensor:
-        """(n_k + 1) / (n + C), [C]."""
-        classes = trainer.model.num_classes
-        counts = torch.bincount(trainer.examples.y, minlength=classes).float()
-        return (counts + 1) / (counts.sum() + classes)
+    def label_counts(self, trainer: Trainer) -> Tensor:
+        """How many training examples of each class there are, [C]."""
+        return torch.bincount(trainer.examples.y, minlength=trainer.model.num_classes).float()
+
+
+def smoothed(counts: Tensor) -> Tensor:
+    """(n_k + 1) / (n + C), [C]."""
+    return (counts + 1) / (counts.sum() + len(counts))

@@ -8,12 +8,15 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, Phase, decayed
+from clients.account import Account
+from clients.base import LocalAlgorithm, decayed
+from clients.private_steps import noise_generator, private_steps
 from fedpers.config import Config
 from fedpers.data import Examples
 from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Parts
+from fedpers.phases import Phase
 from fedpers.seeding import seeded, torch_generator
 
 EVALUATION_BATCH = 1024
@@ -28,6 +31,7 @@ class Trainer:
         examples: the client's training examples.
         server_round: for the learning rate and the seeds.
         client: for the seeds.
+        account: with privacy, what may be released; the round has been charged to it.
     """
 
     def __init__(
@@ -39,9 +43,11 @@ class Trainer:
         *,
         server_round: int,
         client: str,
+        account: Account | None = None,
     ) -> None:
         self.config, self.model, self.algorithm = config, model, algorithm
         self.examples, self.server_round, self.client = examples, server_round, client
+        self.account = account
         self.losses: dict[str, float] = {}
 
     def run(self, phase: Phase, working: Parts) -> Parts:
@@ -82,6 +88,8 @@ class Trainer:
         """Gradient descent on the filled model; returns the mean loss over all steps."""
         model, x, y = self.model, self.examples.x, self.examples.y
         parameters = self._only(phase.trains)
+        if phase.released and self.account is not None:
+            return self._descend_privately(phase, working, reference, share)
         anchors = self._anchors(phase, working)
         optimizer = self._optimizer(phase, parameters, share)
         total, count = 0.0, 0
@@ -94,11 +102,49 @@ class Trainer:
                 loss = loss + phase.batch_loss(outputs, y[batch], seen)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            for parameter, anchor in anchors:
-                assert parameter.grad is not None and phase.prox is not None
-                parameter.grad.add_(parameter.detach() - anchor, alpha=phase.prox.mu)
+            self._penalise(phase, anchors)
             optimizer.step()
         return total / max(count, 1)
+
+    def _descend_privately(
+        self, phase: Phase, working: Parts, reference: Outputs | None, share: float
+    ) -> float:
+        """The same under DP-SGD; the penalty's gradient is added to the noised one."""
+        assert self.account is not None
+        privacy, path = self.config.privacy, (self.server_round, self.client, phase.name)
+        parameters = self._only(phase.trains)
+        anchors = self._anchors(phase, working)
+
+        def losses(batch: Tensor) -> Tensor:
+            outputs = self.algorithm.forward(self.model, self.examples.x[batch], training=True)
+            seen = None if reference is None else Outputs(*(r[batch] for r in reference))
+            return phase.loss(outputs, self.examples.y[batch], seen)
+
+        return private_steps(
+            self.model,
+            parameters,
+            self._optimizer(phase, parameters, share, privacy.lr),
+            losses,
+            examples=len(self.examples),
+            release=self.account.phase,
+            max_grad_norm=privacy.max_grad_norm,
+            after_noise=lambda: self._penalise(phase, anchors),
+            generator=noise_generator(privacy.deterministic_for_tests, self.config.seed, *path),
+        )
+
+    def _penalise(self, phase: Phase, anchors: list[tuple[torch.nn.Parameter, Tensor]]) -> None:
+        """Add the prox's gradient mu (w - anchor)."""
+        for parameter, anchor in anchors:
+            assert parameter.grad is not None and phase.prox is not None
+            parameter.grad.add_(parameter.detach() - anchor, alpha=phase.prox.mu)
+
+    def release_counts(self, counts: Tensor) -> Tensor:
+        """Counts [C] of the client's examples that are to be sent; noised under privacy."""
+        if self.account is None:
+            return counts
+        path = (self.server_round, self.client, "counts")
+        deterministic = self.config.privacy.deterministic_for_tests
+        return self.account.noised(counts, noise_generator(deterministic, self.config.seed, *path))
 
     def gradient(self, phase: Phase, working: Parts, batch: Tensor) -> tuple[Parts, float]:
         """The gradient of a phase's mean loss on some examples, per trained slot, and the loss.
@@ -154,10 +200,14 @@ class Trainer:
         return islice(batches, phase.steps)
 
     def _optimizer(
-        self, phase: Phase, parameters: list[torch.nn.Parameter], share: float
+        self,
+        phase: Phase,
+        parameters: list[torch.nn.Parameter],
+        share: float,
+        private_lr: float | None = None,
     ) -> torch.optim.Optimizer:
         training = self.config.training
-        lr = decayed(phase.lr or training.lr, self.config, self.server_round)
+        lr = decayed(private_lr or phase.lr or training.lr, self.config, self.server_round)
         if training.optimizer == "sgd":
             # The model holds e = share * v + (1 - share) * w. A step on v moves e by share times
             # it, and the gradient for v is share times that for e: SGD on v is SGD on e at

@@ -166,13 +166,25 @@ class Training:
 
 @dataclass
 class Privacy:
-    """Differential privacy of what leaves a client."""
+    """Differential privacy of what leaves a client, for each of its examples.
+
+    ``epsilon`` and ``delta`` (default: a power of ten below 1 / 2n) hold for the whole run, and
+    for all runs on the same data whose ``state`` persists. A released phase takes ``steps`` steps
+    of DP-SGD a round, each on a Poisson sample at ``sampling_rate``, per-sample gradients clipped
+    to ``max_grad_norm``, at its own learning rate ``lr``. ``accountant``: of the printed figure;
+    calibration and budget always use RDP. ``deterministic_for_tests`` draws the noise from the
+    run's seed, which protects nobody.
+    """
 
     enabled: bool = False
     epsilon: float = setting(8.0, above=0)
     delta: float | None = setting(None, above=0, below=1)
     max_grad_norm: float = setting(1.0, above=0)
+    sampling_rate: float = setting(1.0, above=0, most=1)
+    steps: int = setting(1, least=1)
+    lr: float | None = setting(None, above=0)
     accountant: str = setting("rdp", choices=("rdp", "prv"))
+    deterministic_for_tests: bool = False
 
 
 @dataclass

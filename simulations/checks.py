@@ -13,8 +13,6 @@ from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from strategies.base import find_strategy
 
-_NOT_BUILT = {"privacy": "differential privacy", "encryption": "encrypted aggregation"}
-
 
 def absolute_paths(config: Config) -> Config:
     """``config``, its paths resolved against the working folder; it is changed in place.
@@ -29,7 +27,8 @@ def absolute_paths(config: Config) -> Config:
         (config.encryption, "keys"),
     ):
         value = getattr(node, name)
-        if value and (name == "output" or name == "state" or Path(value).expanduser().exists()):
+        # A data file that is not here is looked for in FEDPERS_DATA, under the name given.
+        if value and (name != "path" or Path(value).expanduser().exists()):
             setattr(node, name, str(Path(value).expanduser().resolve()))
     kind, _, folder = config.model.name.partition(":")
     if kind == "hf" and Path(folder).expanduser().is_dir():
@@ -43,9 +42,6 @@ def check(config: Config) -> None:
     Raises:
         FedpersError: a mistake that the user can mend.
     """
-    for name, what in _NOT_BUILT.items():
-        if getattr(config, name).enabled:
-            raise ConfigError(f"{name}.enabled", True, "false", f"{what} is not built yet")
     strategy = find_strategy(config)
     find_algorithm(strategy.client_side(), config, strategy.param_names())
     strategy.check(config, load_data(config))

@@ -88,7 +88,9 @@ class PersonalizedStrategy(Strategy):
         self.answers = Answers()
         self.results: list[ClientResult] = []
         self.unscored: dict[str, str] = {}
-        self.run_folder = ""
+        self.spending: dict[str, Mapping[str, Any]] = {}
+        self.spent: set[str] = set()
+        self.run_folder, self.last_round = "", 0
         self._asked: dict[int, list[str]] = {}
 
     @classmethod
@@ -100,6 +102,9 @@ class PersonalizedStrategy(Strategy):
         Raises:
             ConfigError: naming the setting.
         """
+        if config.encryption.enabled:
+            cure = "encrypted aggregation is not built yet"
+            raise ConfigError("encryption.enabled", True, "false", cure)
         # What the server does not take may be the client side's, which refuses what is unknown.
         given = config.strategy.params
         return params_of(cls.Params, {n: given[n] for n in cls.param_names() if n in given})
@@ -143,11 +148,16 @@ class PersonalizedStrategy(Strategy):
 
     # -- one round ----------------------------------------------------------------------------
 
+    @property
+    def eligible(self) -> list[str]:
+        """The clients that may still train: those whose privacy budget is not spent."""
+        return [client for client in self.roster.clients if client not in self.spent]
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message for each node that hosts a selected client (``arrays`` is not used)."""
-        return self.messages("train", server_round, self.select(server_round, self.roster.clients))
+        return self.messages("train", server_round, self.select(server_round, self.eligible))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -159,6 +169,8 @@ class PersonalizedStrategy(Strategy):
         """
         self.answers = answers = collect(replies, self._asked)
         reports = self._reports(answers)
+        for node, body in answers.bodies.items():
+            self.spent |= set(self._asked[node]) & {str(c) for c in body.get("spent", ())}
         for client, reason in self._unusable(answers, reports).items():
             answers.failures[client] = reason
             answers.rows.pop(client, None)
@@ -166,12 +178,15 @@ class PersonalizedStrategy(Strategy):
         cohort = [client for client in self.roster.clients if client in answers.rows]
         for client, reason in answers.failures.items():
             log.warning("round %d: client %s left out: %s", server_round, client, reason)
+        if not cohort and not self.eligible:
+            return None, MetricRecord({"answered": 0})
         if not cohort:
             first = next(iter(answers.failures.items()), ("none", "nobody was selected"))
             raise RunError(
                 f"round {server_round}: no client is left; client {first[0]}: {first[1]}"
             )
         in_order = {client: reports[client] for client in cohort}
+        self.spending.update({c: r for c, r in in_order.items() if "epsilon" in r})
         if self.shares:
             mixing = self.mixing(server_round, in_order)
             self.combine(mixing, {client: answers.rows[client] for client in cohort})
@@ -193,10 +208,13 @@ class PersonalizedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message for each node: all clients are evaluated, selected or not."""
-        last = server_round == self.config.rounds
-        if not last and server_round % self.config.evaluation.every:
+        if not self.ends_with(server_round) and server_round % self.config.evaluation.every:
             return []
         return self.messages("evaluate", server_round, self.roster.clients)
+
+    def ends_with(self, server_round: int) -> bool:
+        """Whether a round is the last: by the settings, or as nobody's budget is left."""
+        return server_round == self.config.rounds or not self.eligible
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -212,6 +230,8 @@ class PersonalizedStrategy(Strategy):
             except (KeyError, TypeError, ValueError) as error:
                 results, reason = [], f"evaluation: cannot be read ({error})"
             given = {result.client: result for result in results}
+            if body.get("held_back"):
+                continue  # the clients keep their results to themselves
             for client in self._asked[node]:  # a node speaks for its own clients only
                 if client in given:
                     found[client] = given[client]

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Result
 
 from fedpers.config import Config
 from fedpers.evaluation import ClientResult, RunFolder, build_report, choose, new_run_id
+from fedpers.evaluation.report import privacy_figures
 from fedpers.records import pack
 from strategies.exchange import Answers, collect, send_and_receive
 
@@ -58,7 +59,8 @@ def run_rounds(
         result.train_metrics_clientapp[server_round] = metrics
         files.trained(server_round, strategy.answers, messages, started, came)
 
-        if server_round == config.rounds and config.evaluation.local_baseline:
+        strategy.last_round, last = server_round, strategy.ends_with(server_round)
+        if last and config.evaluation.local_baseline:
             train_baseline(strategy, grid)
         started = time.perf_counter()
         messages = list(strategy.configure_evaluate(server_round, arrays, settings, grid))
@@ -72,6 +74,8 @@ def run_rounds(
         if evaluate_fn is not None and (own := evaluate_fn(server_round, to_arrays(strategy))):
             result.evaluate_metrics_serverapp[server_round] = own
         files.round_over(server_round, strategy.answers, dict(metrics), dict(scores or {}))
+        if last:
+            break
         strategy.roster.refresh(grid, enquiry, timeout)
     report = files.report(strategy, evaluate_newcomers(strategy, grid))
     if config.evaluation.adapters:
@@ -113,20 +117,20 @@ def export_adapters(
     Args:
         scored: the results of the round that the report takes.
     """
-    chosen = choose(scored)
+    chosen, results = choose(scored), {result.client: result for result in scored}
+    server_round = report["selected_round"] or strategy.last_round
     manifests = {
-        result.client: {
+        client: {
             "run_id": report["run_id"],
-            "round": report["selected_round"],
-            "test": result.test.to_json(),
-            "gate": chosen[result.client],
-            "epsilon": None,
+            "round": server_round,
+            "test": results[client].test.to_json() if client in results else None,
+            "gate": chosen.get(client),
+            "epsilon": strategy.spending.get(client, {}).get("epsilon"),
         }
-        for result in scored
+        for client in strategy.roster.clients
     }
-    clients = list(manifests)
     body = {"manifests": manifests}
-    _each_node(strategy, grid, "query.export", report["selected_round"], clients, body)
+    _each_node(strategy, grid, "query.export", server_round, list(manifests), body)
 
 
 def to_arrays(strategy: PersonalizedStrategy) -> ArrayRecord:
@@ -236,7 +240,12 @@ class RunFiles:
         """Build and write ``report.json``; the files are complete afterwards."""
         up = sum(line["uplink_bytes"] for line in self.rounds)
         down = sum(line["downlink_bytes"] for line in self.rounds)
-        each = max(self.client_rounds, 1)
+        each, privacy = max(self.client_rounds, 1), None
+        if self.config.privacy.enabled:
+            privacy = privacy_figures(self.config, strategy.spending)
+            log.info("privacy: epsilon %.2f at most", privacy["epsilon_max"])
+            for note in privacy["notes"]:
+                log.warning("privacy: %s", note)
         report = build_report(
             run_id=self.folder.path.name,
             config=self.config,
@@ -253,6 +262,7 @@ class RunFiles:
             },
             moment=strategy.roster.scored,
             newcomers=newcomers,
+            privacy=privacy,
         )
         self.folder.write_report(report)
         self.folder.close()

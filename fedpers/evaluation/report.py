@@ -38,6 +38,7 @@ def build_report(
     seconds: Mapping[str, float],
     moment: str | None = None,
     newcomers: Mapping[int, Sequence[ClientResult]] | None = None,
+    privacy: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The fields of ``report.json``; a figure that the run does not have is None.
 
@@ -50,12 +51,15 @@ def build_report(
         communication: bytes, by the names in ``COMMUNICATION``.
         seconds: by the names in ``SECONDS``.
         moment: when in a round the method's personal model is scored.
+        privacy: the figures of a private run, see ``privacy_figures``.
         newcomers: the results of clients that never trained, by number of local batches.
 
     Raises:
         ValueError: ``communication`` or ``seconds`` has a name that the report does not.
     """
-    selected, select = select_round(evaluations, config.evaluation.select)
+    # Choosing a round by the clients' validation splits would be one more release.
+    wanted = "last" if config.privacy.enabled else config.evaluation.select
+    selected, select = select_round(evaluations, wanted)
     results = [] if selected is None else evaluations[selected]
     tested = [result for result in results if result.test.n > 0]
     cold_start = {
@@ -89,11 +93,39 @@ def build_report(
             "harmed_share": metrics.harmed_share(results, "gated"),
         },
         "cold_start": cold_start,
-        "privacy": {"enabled": False, **dict.fromkeys(PRIVACY)},
+        "privacy": {"enabled": False, **dict.fromkeys(PRIVACY), **(privacy or {})},
         "encryption": {"enabled": False, **dict.fromkeys(ENCRYPTION)},
         "communication": _named("communication", communication, COMMUNICATION),
         "seconds": _named("seconds", seconds, SECONDS),
         "environment": environment(),
+    }
+
+
+def privacy_figures(config: Config, spending: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The report's figures on privacy: what left the clients, which bounds what the server, or
+    anybody after it, can learn. Personal models stay on the clients and are not bounded.
+
+    Args:
+        spending: for each client that took part, its epsilon, delta and sigma so far.
+    """
+    settings, spent = config.privacy, list(spending.values())
+    notes = []
+    if config.evaluation.diagnostics:
+        notes.append("losses and counts were sent without noise: figures for simulation only")
+    if config.state is None:
+        notes.append("the ledgers are the run's own: another run on the same data starts anew")
+    if settings.deterministic_for_tests:
+        notes.append("the noise was drawn from the run's seed: nobody is protected")
+    return {
+        "enabled": True,
+        "unit": "example",
+        "epsilon_max": max((s["epsilon"] for s in spent), default=0.0),
+        "epsilon_mean": sum(s["epsilon"] for s in spent) / len(spent) if spent else 0.0,
+        "delta": max((s["delta"] for s in spent), default=None),
+        "accountant": settings.accountant,
+        "noise_multiplier": max((s["sigma"] for s in spent), default=None),
+        "max_grad_norm": settings.max_grad_norm,
+        "notes": notes,
     }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,3 +101,40 @@ class Toys:
 @pytest.fixture
 def toys() -> type[Toys]:
     return Toys
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., Config]:
+    """Settings of a run with clients "0" to "3" and public rows; client "3" trains on nothing."""
+    rng = np.random.default_rng(4)
+    y = np.arange(120) % 3
+    x = (np.eye(3, 6)[y] + 0.3 * rng.standard_normal((120, 6))).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    rows = rng.permutation(96)
+    split = {}
+    for client in range(4):
+        train, val, test = np.split(rows[client * 24 : client * 24 + 24], [12, 16])
+        split[f"train_{client}"] = train[: 4 * (3 - client)]
+        split[f"val_{client}"], split[f"test_{client}"] = val, test
+    np.savez(tmp_path / "split.npz", **split)
+    settings = [
+        *("data.name=npz", f"data.path={tmp_path / 'x.npz'}", "data.partition.name=file"),
+        *(f"data.partition.path={tmp_path / 'split.npz'}", "model.name=mlp", "rounds=2"),
+        *("training.batch_size=4", "evaluation.outside=10", f"output={tmp_path / 'runs'}"),
+    ]
+    return lambda name, *overrides: load_config(
+        None, [*settings, f"strategy.name={name}", *overrides]
+    )
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
+    """``plugin("odd", text)`` writes a module that can be imported; returns its unique name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name: str, text: str) -> str:
+        unique = f"{name}_{tmp_path.name.replace('-', '_')}"
+        (tmp_path / f"{unique}.py").write_text(text)
+        return unique
+
+    return write

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.base import Phase, Prox, cross_entropy, decayed
+from clients.base import decayed
 from clients.trainer import Trainer
 from fedpers.config import load_config
 from fedpers.errors import ClientError
 from fedpers.models import Outputs
 from fedpers.parts import Parts
+from fedpers.phases import Phase, Prox, cross_entropy
 from fedpers.seeding import torch_generator
 
 PLAIN = {"body": "body", "head": "head"}

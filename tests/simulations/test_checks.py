@@ -17,16 +17,19 @@ def test_paths_are_those_of_the_folder_of_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/me")
-    (tmp_path / "backbone").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("a/b.npz", "home/split.npz", "backbone/config.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
     given = ["data.path=a/b.npz", "data.partition.path=~/split.npz", "state=/var/state"]
     config = absolute_paths(load_config(None, [*given, "model.name=hf:backbone"]))
     assert config.data.path == str(tmp_path / "a" / "b.npz")
-    assert config.data.partition.path == "/home/me/split.npz"
+    assert config.data.partition.path == str(tmp_path / "home" / "split.npz")
     assert (config.state, config.output) == ("/var/state", str(tmp_path / "runs"))
     assert config.model.name == f"hf:{tmp_path / 'backbone'}"
     assert config.encryption.keys is None
-    # A model's name on the hub is no folder here.
+    # What is not here may be elsewhere under that name: in FEDPERS_DATA, on the hub.
+    assert absolute_paths(load_config(None, ["data.path=c.npz"])).data.path == "c.npz"
     assert absolute_paths(load_config(None, ["model.name=hf:org/x"])).model.name == "hf:org/x"
 
 

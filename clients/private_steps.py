@@ -1,0 +1,111 @@
+"""DP-SGD for one released phase, by Opacus, from examples in memory."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedpers.errors import ClientError
+from fedpers.models import PersonalModel
+from fedpers.privacy import Release
+from fedpers.seeding import seed_for
+
+CHUNK_SCALARS = 2**25  # per-sample gradients held at once: 128 MiB in float32
+
+
+def private_steps(
+    model: PersonalModel,
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    losses: Callable[[Tensor], Tensor],
+    *,
+    examples: int,
+    release: Release,
+    max_grad_norm: float,
+    after_noise: Callable[[], None],
+    generator: torch.Generator,
+) -> float:
+    """``release.steps`` steps of DP-SGD on the parameters (Abadi et al. 2016, 1607.00133).
+
+    Each step: a Poisson sample of the examples, each with probability ``release.rate``; per-sample
+    gradients clipped to ``max_grad_norm``; Gaussian noise of ``release.sigma * max_grad_norm`` on
+    their sum; divided by the expected sample size. A step on an empty sample is noise alone.
+
+    Args:
+        model: the model that holds the parameters; every other one is frozen.
+        optimizer: over exactly the parameters.
+        losses: from indices [n] to per-sample losses [n].
+        examples: how many there are, > 0.
+        after_noise: called with the noised gradients in place, before the step: for a penalty,
+            which does not touch data and must not use up the clipping norm.
+        generator: of the sampling and the noise.
+
+    Returns:
+        The mean loss over the sampled examples (not private).
+
+    Raises:
+        ClientError: a trained tensor did not move: DP training is set up wrongly.
+    """
+    from opacus.grad_sample.utils import prepare_module
+    from opacus.optimizers import DPOptimizer
+
+    before = [parameter.detach().clone() for parameter in parameters]
+    private = DPOptimizer(
+        optimizer,
+        noise_multiplier=release.sigma,
+        max_grad_norm=max_grad_norm,
+        expected_batch_size=release.rate * examples,
+        loss_reduction="mean",
+        generator=generator,
+    )
+    chunk = max(1, CHUNK_SCALARS // sum(parameter.numel() for parameter in parameters))
+    model.train()
+    hooks = prepare_module(model, "hooks", False, batch_first=True, loss_reduction="sum")
+    total, count = 0.0, 0
+    try:
+        for _ in range(release.steps):
+            pieces = list(_poisson(examples, release.rate, chunk, generator))
+            for k, piece in enumerate(pieces):
+                if len(piece):
+                    found = losses(piece)
+                    with warnings.catch_warnings():
+                        # The first trained layer's inputs need no gradient, which is as it should be.
+                        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                        found.sum().backward()  # type: ignore[no-untyped-call]
+                    total, count = total + float(found.detach().sum()), count + len(piece)
+                else:
+                    for parameter in parameters:
+                        parameter.grad_sample = torch.zeros((0, *parameter.shape))  # type: ignore[attr-defined]
+                last = k == len(pieces) - 1
+                private.signal_skip_step(do_skip=not last)
+                if private.pre_step():
+                    after_noise()
+                    optimizer.step()
+                private.zero_grad(set_to_none=True)
+    finally:
+        hooks.cleanup()
+        model.eval()
+    if any(torch.equal(old, new) for old, new in zip(before, parameters, strict=True)):
+        raise ClientError("private training: a trained tensor did not move; is the model frozen?")
+    return total / max(count, 1)
+
+
+def noise_generator(deterministic: bool, seed: int, *path: int | str) -> torch.Generator:
+    """A generator seeded by the operating system's randomness, or for tests from the run's seed."""
+    chosen = seed_for(seed, "noise", *path) if deterministic else secrets.randbits(63)
+    return torch.Generator().manual_seed(chosen)
+
+
+def _poisson(
+    examples: int, rate: float, chunk: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """A Poisson sample in pieces that fit into memory; one empty piece if nothing was drawn."""
+    if rate < 1:
+        drawn = (torch.rand(examples, generator=generator) < rate).nonzero().view(-1)
+    else:
+        drawn = torch.arange(examples)
+    yield from torch.split(drawn, chunk) if len(drawn) else [drawn]

@@ -1,0 +1,66 @@
+"""Phases: what a client trains, on which parts, and whether the result is released."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpers.models.personal import Outputs
+
+Loss = Callable[[Outputs, Tensor, Outputs | None], Tensor]
+"""(outputs, labels [batch], the reference model's outputs) -> a loss per sample [batch].
+
+Pure and per sample: it changes no module and never looks across the batch. That is what lets
+the trainer run the same method plainly or under differential privacy.
+"""
+
+
+def cross_entropy(outputs: Outputs, labels: Tensor, reference: Outputs | None) -> Tensor:
+    """Cross-entropy per sample, [batch]."""
+    return F.cross_entropy(outputs.logits, labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class Prox:
+    """The penalty (mu/2) ||w - anchor||^2; its gradient mu (w - anchor) does not touch data."""
+
+    mu: float
+    anchor: Mapping[str, str]
+    """For each trained slot, the working part it is held near."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One stretch of local training.
+
+    Attributes:
+        name: for logs and refusals: "personal branch".
+        model: which working part fills each slot of the model, as {"head": "personal.head"}.
+        trains: the slots that are trained; their working parts are replaced by the result.
+        released: whether the result leaves the client or influences what leaves.
+        loss: per sample.
+        batch_loss: a term over the whole batch, (outputs, labels, reference) -> scalar, that no
+            per-sample guarantee covers.
+        prox: a penalty on the trained parameters.
+        reference: slots of a second, frozen model whose outputs the loss sees.
+        blend: {slot: (part, share)}: the model runs on share * trained + (1 - share) * part.
+        epochs, lr, batch_size: where they differ from ``training``.
+        steps: at most so many batches, whatever the epochs say.
+    """
+
+    name: str
+    model: Mapping[str, str]
+    trains: tuple[str, ...]
+    released: bool
+    loss: Loss = cross_entropy
+    batch_loss: Loss | None = None
+    prox: Prox | None = None
+    reference: Mapping[str, str] | None = None
+    blend: tuple[Mapping[str, str], float] | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    steps: int | None = None
