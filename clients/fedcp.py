@@ -15,7 +15,7 @@ from fedpers.config import setting
 from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import FrozenHead, PolicyGate
 from fedpers.parts import Part, Parts
-from fedpers.phases import Phase
+from fedpers.phases import Phase, cross_entropy
 
 BANDWIDTHS = (10.0, 15.0, 20.0, 50.0)
 
@@ -75,15 +75,17 @@ class FedCP(LocalAlgorithm):
 
     def phases(self) -> Sequence[Phase]:
         """Body, personal head and gate together; the alignment is to the received body."""
-        model = self.branch(self.keeps)
+        model, private = self.branch(self.keeps), self.config.privacy.enabled
+        aligned = self.params.lam > 0
         return [
             Phase(
                 name="local training",
                 model=model,
                 trains=tuple(slot for slot in self.slots if slot != "frozen"),
                 released=True,
-                batch_loss=self.alignment if self.params.lam > 0 else None,
-                reference={**model, "body": "received.body"},
+                loss=self.aligned_loss if aligned and private else cross_entropy,
+                batch_loss=self.alignment if aligned and not private else None,
+                reference={**model, "body": "received.body"} if aligned else None,
             )
         ]
 
@@ -97,6 +99,13 @@ class FedCP(LocalAlgorithm):
         """Personal: both heads. Global: the received head in both places, where the gate, whose
         shares add up to 1, changes nothing."""
         return self.branch(self.keeps if mode == "personal" else ())
+
+    def aligned_loss(self, outputs: Outputs, labels: Tensor, reference: Outputs | None) -> Tensor:
+        """For private runs, as MMD looks across a batch: per sample [batch], cross-entropy plus
+        lambda ||f(x) - f_g(x)||^2 / d."""
+        assert reference is not None
+        distance = (outputs.features - reference.features).square().mean(dim=1)
+        return cross_entropy(outputs, labels, reference) + float(self.params.lam) * distance
 
     def alignment(self, outputs: Outputs, labels: Tensor, reference: Outputs | None) -> Tensor:
         """lambda times the squared MMD between a batch's features now and as received."""

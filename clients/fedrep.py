@@ -40,7 +40,7 @@ class FedRep(LocalAlgorithm):
                 name="head",
                 model=model,
                 trains=("head",),
-                released=False,
+                released=True,  # it never leaves, but the body's gradients flow through it
                 epochs=self.params.head_epochs,
             ),
             Phase(name="body", model=model, trains=below, released=True),

@@ -73,7 +73,7 @@ def private_steps(
                 if len(piece):
                     found = losses(piece)
                     with warnings.catch_warnings():
-                        # The first trained layer's inputs need no gradient, which is as it should be.
+                        # The first trained layer's inputs need no gradient, and rightly so.
                         warnings.filterwarnings("ignore", message="Full backward hook is firing")
                         found.sum().backward()  # type: ignore[no-untyped-call]
                     total, count = total + float(found.detach().sum()), count + len(piece)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -22,6 +22,7 @@ from fedpers.parts import Part, Parts
 from fedpers.records import pack, unpack
 from simulations.serial import SerialGrid, _identity, run_serial
 from strategies.base import PersonalizedStrategy, find_strategy
+from strategies.exchange import send_and_receive
 
 CLIENTS = 6
 
@@ -127,6 +128,7 @@ class ToyNodes(SerialGrid):
     ) -> None:
         self.hosts, self.acts = [list(clients) for clients in hosts], dict(acts or {})
         self.seen: list[tuple[int, str, dict[str, Any], list[Parts]]] = []
+        self.total = 1  # how many nodes each says there are
         self.silent: set[int] = set()
         self.gone: set[int] = set()
         app = ClientApp()
@@ -161,7 +163,12 @@ class ToyNodes(SerialGrid):
         if act == "mute":
             raise ValueError("no roster today")
         claims = [str(c) for hosted in self.hosts for c in hosted] if act == "holds all" else []
-        body = {"clients": self.hosts[node], "nodes": 1, "scored": "toy", "held_out": claims}
+        body = {
+            "clients": self.hosts[node],
+            "nodes": self.total,
+            "scored": "toy",
+            "held_out": claims,
+        }
         return _reply(message, [], body)
 
     def _train(self, message: Message, context: Context) -> Message:
@@ -237,9 +244,6 @@ class Server(NamedTuple):
 
     def train(self, server_round: int = 1) -> dict[str, Any]:
         """One round of training; the metrics."""
-        from flwr.app import ArrayRecord, ConfigRecord
-        from strategies.exchange import send_and_receive
-
         messages = self.strategy.configure_train(
             server_round, ArrayRecord(), ConfigRecord(), self.grid
         )
@@ -248,9 +252,6 @@ class Server(NamedTuple):
 
     def evaluate(self, server_round: int = 1) -> dict[str, Any]:
         """One evaluation; the metrics."""
-        from flwr.app import ArrayRecord, ConfigRecord
-        from strategies.exchange import send_and_receive
-
         messages = self.strategy.configure_evaluate(
             server_round, ArrayRecord(), ConfigRecord(), self.grid
         )
