@@ -11,7 +11,7 @@ from torch import Tensor
 from clients.base import LocalAlgorithm
 from fedpers.config import Config
 from fedpers.data import ClientData
-from fedpers.errors import ConfigError
+from fedpers.errors import ClientError, ConfigError
 from fedpers.privacy import Budget, Ledger, Release, data_digest, noise_multiplier
 from fedpers.privacy.accounting import default_delta, tight_epsilon_of
 
@@ -52,8 +52,8 @@ class Account:
         check_client(config, client, n)
         self.delta = privacy.delta or default_delta(n)
         rounds = ceil(config.strategy.fraction * config.rounds)
-        phases = sum(phase.released for phase in algorithm.phases())
-        steps = max(1, rounds * phases * privacy.steps)
+        self.phases = sum(phase.released for phase in algorithm.phases())
+        steps = max(1, rounds * self.phases * privacy.steps)
         beside: tuple[Release, ...] = ()
         if algorithm.releases_counts:
             alone = noise_multiplier(COUNTS_SHARE * privacy.epsilon, self.delta, 1.0, 1)
@@ -62,10 +62,11 @@ class Account:
         self.sigma = noise_multiplier(privacy.epsilon, self.delta, rate, steps, beside)
         self.counts = beside
         self.phase = Release(self.sigma, rate, privacy.steps)
-        self.round = Release(self.sigma, rate, privacy.steps * phases)
+        self.round = Release(self.sigma, rate, privacy.steps * self.phases)
         everything = [(part.x, part.y) for part in (data.train, data.val, data.test)]
         path = ledgers / f"{data_digest(everything)}.json"
         self.budget = Budget(Ledger(path), privacy.epsilon, self.delta)
+        self._phases_paid, self._counts_paid = 0, False
 
     def charge(self, *, counts: bool) -> None:
         """Charge one round, before anything of it is released.
@@ -76,10 +77,36 @@ class Account:
         Raises:
             BudgetSpent: the round would exceed the budget.
         """
+        self._phases_paid, self._counts_paid = 0, False
         self.budget.charge([self.round, *(self.counts if counts else ())])
+        self._phases_paid, self._counts_paid = self.phases, counts
+
+    def take_phase(self) -> Release:
+        """The release of one phase, out of those charged for this round.
+
+        Raises:
+            ClientError: the method trains more released phases than it declares.
+        """
+        if self._phases_paid < 1:
+            raise ClientError(
+                f"privacy: this round was charged for {self.phases} released phases, and the "
+                "method trains one more; declare it in phases()"
+            )
+        self._phases_paid -= 1
+        return self.phase
 
     def noised(self, counts: Tensor, generator: torch.Generator) -> Tensor:
-        """Counts [C] with noise for one example more or less, which changes one of them by 1."""
+        """Counts [C] with noise for one example more or less, which changes one of them by 1.
+
+        Raises:
+            ClientError: no counts were charged for this round, or they were released already.
+        """
+        if not self._counts_paid:
+            raise ClientError(
+                "privacy: this round was not charged for counts; set releases_counts and keep "
+                "the noised counts, which may be sent again"
+            )
+        self._counts_paid = False
         noise = torch.randn(counts.shape, generator=generator)
         return (counts + self.counts[0].sigma * noise).clamp_min(0)
 

@@ -98,8 +98,11 @@ def evaluate_newcomers(message: Message, context: Context) -> Message:
     """Evaluate clients that never trained, after so many local batches each."""
     rows, body = unpack(message.content)
     results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
+    held_back = _host(body).holds_back
 
     def one(host: ClientHost, client: str) -> None:
+        if held_back:
+            return
         for batches, found in results.items():
             row = rows[body["rows"][client]]
             found.append(host.newcomer(client, body["round"], row, batches).to_json())

@@ -79,7 +79,7 @@ def private_steps(
                     total, count = total + float(found.detach().sum()), count + len(piece)
                 else:
                     for parameter in parameters:
-                        parameter.grad_sample = torch.zeros((0, *parameter.shape))  # type: ignore[attr-defined]
+                        parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
                 last = k == len(pieces) - 1
                 private.signal_skip_step(do_skip=not last)
                 if private.pre_step():

@@ -126,7 +126,7 @@ class Trainer:
             self._optimizer(phase, parameters, share, privacy.lr),
             losses,
             examples=len(self.examples),
-            release=self.account.phase,
+            release=self.account.take_phase(),
             max_grad_norm=privacy.max_grad_norm,
             after_noise=lambda: self._penalise(phase, anchors),
             generator=noise_generator(privacy.deterministic_for_tests, self.config.seed, *path),

@@ -81,6 +81,7 @@ def run(
             run_serial(settings, folder)
         else:
             launch(settings, folder, verbose=verbose)
+        _show(folder)
 
 
 @app.command()
@@ -130,6 +131,21 @@ def compare(
         typer.echo(text)
         if failed:
             raise RunError(f"{len(failed)} runs failed, see {folder / failed[0] / 'error.txt'}")
+
+
+def _show(folder: Path) -> None:
+    """Print the table of a finished run, and where its files are."""
+    import json
+
+    from rich.console import Console
+
+    from fedpers.evaluation import report_table
+
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    # Wide enough for the table where the output goes into a file.
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(report_table(report))
+    console.print(f"files: {folder}", soft_wrap=True, highlight=False)
 
 
 @contextmanager

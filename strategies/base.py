@@ -21,6 +21,7 @@ from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, gated
 from fedpers.evaluation.counts import MOST
 from fedpers.models import PersonalModel
+from fedpers.models.lora import product_error
 from fedpers.parts import Parts, combine
 from fedpers.records import pack
 from fedpers.registry import Registry
@@ -90,6 +91,7 @@ class PersonalizedStrategy(Strategy):
         self.unscored: dict[str, str] = {}
         self.spending: dict[str, Mapping[str, Any]] = {}
         self.spent: set[str] = set()
+        self._product_error_known = False
         self.run_folder, self.last_round = "", 0
         self._asked: dict[int, list[str]] = {}
 
@@ -178,7 +180,8 @@ class PersonalizedStrategy(Strategy):
         cohort = [client for client in self.roster.clients if client in answers.rows]
         for client, reason in answers.failures.items():
             log.warning("round %d: client %s left out: %s", server_round, client, reason)
-        if not cohort and not self.eligible:
+        asked = {client for clients in self._asked.values() for client in clients}
+        if not cohort and asked and asked <= self.spent:  # the others, if any, go on
             return None, MetricRecord({"answered": 0})
         if not cohort:
             first = next(iter(answers.failures.items()), ("none", "nobody was selected"))
@@ -197,12 +200,26 @@ class PersonalizedStrategy(Strategy):
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
         """Y = W X: rows for single clients into ``rows``, the row for None into ``parts``."""
+        self._log_product_error(mixing, list(updates.values()))
         mixed = combine(mixing.weights, list(updates.values()))
         for recipient, parts in zip(mixing.recipients, mixed, strict=True):
             if recipient is None:
                 self.parts = parts
             else:
                 self.rows[recipient] = parts
+
+    def _log_product_error(self, mixing: Mixing, updates: Sequence[Parts]) -> None:
+        """Say once what averaging both LoRA factors costs (``model.lora.share: both``)."""
+        lora = self.config.model.lora
+        if self._product_error_known or lora is None or "body" not in updates[0]:
+            return
+        self._product_error_known = True
+        if lora.share == "both":
+            error = product_error(mixing.weights[0], [update["body"] for update in updates])
+            if error is not None:
+                log.info(
+                    "LoRA: averaging both factors misses the mean product by %.1f %%", 100 * error
+                )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -214,7 +231,8 @@ class PersonalizedStrategy(Strategy):
 
     def ends_with(self, server_round: int) -> bool:
         """Whether a round is the last: by the settings, or as nobody's budget is left."""
-        return server_round == self.config.rounds or not self.eligible
+        nothing_left = bool(self.roster.clients) and not self.eligible
+        return server_round == self.config.rounds or nothing_left
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

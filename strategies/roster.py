@@ -110,4 +110,4 @@ class Roster:
 
 def natural_order(client: str) -> tuple[int, int, str]:
     """Sorts "2" before "10", and numbers before names."""
-    return (0, int(client), "") if client.isdecimal() else (1, 0, client)
+    return (0, int(client), client) if client.isdecimal() else (1, 0, client)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedpers.config import Lora
 from fedpers.errors import ConfigError
+from fedpers.parts import Part
 from fedpers.seeding import seeded, torch_generator
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -45,6 +47,30 @@ def add_lora(trunk: nn.Module, lora: Lora, default: Sequence[str], seed: int) ->
             nn.init.kaiming_uniform_(parameter, a=sqrt(5), generator=generator)
             parameter.requires_grad_(lora.share != "ffa")
     trunk.eval()
+
+
+def product_error(weights: Tensor, bodies: Sequence[Part]) -> float | None:
+    """How far a mean of factors is from the mean of products, in 0..; None without both factors.
+
+    The Frobenius norm of mean(B_i A_i) - mean(B_i) mean(A_i) over that of mean(B_i A_i), all layers
+    together. Zero where one factor is common to all clients (``share: ffa``).
+
+    Args:
+        weights: [K], summing to 1.
+        bodies: K parts with tensors ``*.lora_A`` [rank, ...] and ``*.lora_B`` [out, rank, ...].
+    """
+    error = size = 0.0
+    for name in bodies[0]:
+        other = name.removesuffix(".lora_A") + ".lora_B"
+        if not name.endswith(".lora_A") or other not in bodies[0]:
+            continue
+        a = torch.stack([body[name].flatten(1).float() for body in bodies])
+        b = torch.stack([body[other].flatten(1).float() for body in bodies])
+        exact = torch.einsum("k,kor,kri->oi", weights, b, a)
+        mixed = torch.einsum("k,kor->or", weights, b) @ torch.einsum("k,kri->ri", weights, a)
+        error += float((exact - mixed).square().sum())
+        size += float(exact.square().sum())
+    return sqrt(error / size) if size > 0 else None
 
 
 def target_layers(trunk: nn.Module, targets: Sequence[str]) -> list[str]:

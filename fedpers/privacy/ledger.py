@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +24,9 @@ class BudgetSpent(ClientError):
 class Ledger:
     """Every release of one data set, in a file that is written before the release is made.
 
-    A crash can therefore only over-count. The file is replaced atomically and flushed to disk.
+    A crash can therefore only over-count. The file is replaced atomically and flushed to disk, and
+    read again under a lock at each charge: a client's rounds may run in several processes by turns,
+    clients may hold the same data, and two runs may use one folder at a time.
 
     Args:
         path: the file; it need not exist yet.
@@ -35,38 +39,74 @@ class Ledger:
             ClientError: the file cannot be read: without it, what was spent is not known.
         """
         self.path = path
-        self._steps: dict[tuple[float, float], int] = {}
-        if path.exists():
-            try:
-                for sigma, rate, steps in json.loads(path.read_text(encoding="utf-8"))["releases"]:
-                    self._steps[float(sigma), float(rate)] = int(steps)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ClientError(
-                    f"ledger: {path} cannot be read ({error}); restore it from a backup: "
-                    "what it held was released and cannot be forgotten"
-                ) from error
+        self._steps = self._read()
 
     @property
     def releases(self) -> list[Release]:
-        """What was released, equal entries collapsed."""
-        return [Release(sigma, rate, steps) for (sigma, rate), steps in self._steps.items()]
+        """What was released up to the last charge here, equal entries collapsed."""
+        return _collapsed(self._steps)
 
     def epsilon(self, delta: float) -> float:
         """What was spent so far, at ``delta``."""
         return epsilon_of(self.releases, delta)
 
-    def charge(self, releases: Sequence[Release]) -> None:
-        """Note releases that are about to be made. Returns when the note is on disk."""
-        steps = dict(self._steps)
-        for release in releases:
-            key = (float(release.sigma), float(release.rate))
-            steps[key] = steps.get(key, 0) + release.steps
-        self._write(steps)
-        self._steps = steps
+    def charge(
+        self,
+        releases: Sequence[Release],
+        check: Callable[[list[Release]], None] | None = None,
+    ) -> None:
+        """Note releases that are about to be made. Returns when the note is on disk.
+
+        Args:
+            check: called with everything released, these included; it raises to charge nothing.
+
+        Raises:
+            ClientError: the file cannot be read any more.
+        """
+        with self._locked():
+            self._steps = self._read()
+            steps = dict(self._steps)
+            for release in releases:
+                key = (float(release.sigma), float(release.rate))
+                steps[key] = steps.get(key, 0) + release.steps
+            if check is not None:
+                check(_collapsed(steps))
+            self._write(steps)
+            self._steps = steps
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone with the file, among all processes of this machine; a killed one lets go."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(
+            self.path.with_name(f".{self.path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600
+        )
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _read(self) -> dict[tuple[float, float], int]:
+        found: dict[tuple[float, float], int] = {}
+        try:
+            if not self.path.exists():
+                return found
+            for sigma, rate, steps in json.loads(self.path.read_text(encoding="utf-8"))["releases"]:
+                # Written so that NaN is refused, too.
+                if not (sigma > 0 and 0 < rate <= 1 and type(steps) is int and steps >= 0):
+                    raise ValueError(f"impossible entry {[sigma, rate, steps]}")
+                key = (float(sigma), float(rate))
+                found[key] = found.get(key, 0) + steps
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ClientError(
+                f"ledger: {self.path} cannot be read ({error}); restore it from a backup: "
+                "what it held was released and cannot be forgotten"
+            ) from error
+        return found
 
     def _write(self, steps: dict[tuple[float, float], int]) -> None:
         rows = [[sigma, rate, count] for (sigma, rate), count in steps.items()]
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -107,12 +147,19 @@ class Budget:
         Raises:
             BudgetSpent: it would exceed the budget; nothing is charged.
         """
-        if epsilon_of([*self.ledger.releases, *releases], self.delta) > self.epsilon:
-            raise BudgetSpent(
-                f"budget spent: {self.spent:.3f} of epsilon {self.epsilon:g} is used, "
-                "and one more round would exceed it"
-            )
-        self.ledger.charge(releases)
+
+        def check(everything: list[Release]) -> None:
+            if epsilon_of(everything, self.delta) > self.epsilon:
+                raise BudgetSpent(
+                    f"budget spent: {self.spent:.3f} of epsilon {self.epsilon:g} is used, "
+                    "and one more round would exceed it"
+                )
+
+        self.ledger.charge(releases, check)
+
+
+def _collapsed(steps: dict[tuple[float, float], int]) -> list[Release]:
+    return [Release(sigma, rate, count) for (sigma, rate), count in steps.items()]
 
 
 def data_digest(tensors: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> str:

@@ -6,20 +6,27 @@ a released body flow, breaks the guarantee in silence. So before a run the plan 
 through a round, again and again until nothing changes: a part trained without DP is tainted, and a
 released phase that reads a tainted part, or an upload that is made of one, is refused.
 
-Tainted parts are filled with NaN, so that whatever a method computes from them while it receives,
-keeps or uploads is seen to be tainted as well.
+To see what is made of a tainted part while a method receives, keeps or uploads, the round is
+followed with four fillings of the tainted parts: NaN, which arithmetic keeps, and three others. A
+part is tainted if it holds NaN or is not the same with all others, as when signs are compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fedpers.errors import ConfigError
+from fedpers.models import Outputs
 from fedpers.parts import Part, Parts
-from fedpers.phases import Phase
+from fedpers.phases import Loss, Phase
+
+PROBE = 4  # examples of the batch that a loss is tried on
+
+Worlds = list[Parts]  # the same parts under each filling
 
 
 class Method(Protocol):
@@ -50,39 +57,71 @@ def check_plan(name: str, method: Method, broadcast: Parts) -> None:
         ConfigError: naming the phase, the part and the cure.
     """
     tainted: set[str] = set()
-    while True:
-        kept = method.keep(method.receive(broadcast, Parts()))
-        working = method.receive(broadcast, _fill(kept, tainted))
+    kept: Worlds = [Parts() for _ in FILLINGS]
+    seen: set[tuple[frozenset[str], frozenset[str]]] = set()
+    while (state := (frozenset(kept[0]), frozenset(tainted))) not in seen:
+        seen.add(state)
+        working = [method.receive(broadcast, personal) for personal in kept]
         for phase in method.phases():
-            raw = set(_tainted(working))
-            trained = {phase.model[slot] for slot in phase.trains}
-            if not phase.released:
-                working = _fill(working, raw | trained)
-                continue
-            for part in _reads(phase):
-                if part in raw:
-                    raise _refusal(
-                        name,
-                        f"phase {phase.name!r} is released and reads {part!r}, which was trained "
-                        "without privacy",
-                        f"train {part!r} in a released phase, or keep the phase from reading it",
-                    )
-            if phase.batch_loss is not None:
-                raise _refusal(
-                    name,
-                    f"phase {phase.name!r} is released and its loss looks across the batch",
-                    "give it a loss per sample",
-                )
-        for part in _tainted(method.upload(working)):
+            raw = _tainted(working)
+            if phase.released:
+                _check_released(name, phase, raw, working[1])
+            else:
+                working = _fill(working, raw | {phase.model[slot] for slot in phase.trains})
+        for part in sorted(_tainted([method.upload(world) for world in working])):
             raise _refusal(
                 name,
                 f"the upload {part!r} is made of parts trained without privacy",
                 "train them in a released phase, or leave them out",
             )
-        found = set(_tainted(method.keep(working)))
-        if found <= tainted:
-            return
-        tainted |= found
+        kept = [method.keep(world) for world in working]
+        tainted |= _tainted(kept)
+        kept = _fill(kept, tainted)
+
+
+def _check_released(name: str, phase: Phase, raw: set[str], working: Parts) -> None:
+    for part in _reads(phase):
+        if part in raw:
+            raise _refusal(
+                name,
+                f"phase {phase.name!r} is released and reads {part!r}, which was trained "
+                "without privacy",
+                f"train {part!r} in a released phase, or keep the phase from reading it",
+            )
+    if phase.batch_loss is not None or not _per_sample(
+        phase.loss, working, phase.reference is not None
+    ):
+        raise _refusal(
+            name,
+            f"phase {phase.name!r} is released and its loss looks across the batch",
+            "give it a loss per sample",
+        )
+
+
+def _per_sample(loss: Loss, working: Parts, reference: bool) -> bool:
+    """Whether a loss gives each example of a made-up batch what it gives it alone."""
+    weights = [part["head.weight"] for part in working.values() if "head.weight" in part]
+    if not weights:
+        return True  # no head, so its outputs cannot be made up
+    classes, width = weights[0].shape
+    generator = torch.Generator().manual_seed(0)
+
+    def made_up() -> Outputs:
+        features = torch.randn(PROBE, width, generator=generator)
+        return Outputs(features, torch.randn(PROBE, classes, generator=generator))
+
+    labels = torch.randint(classes, (PROBE,), generator=generator)
+    outputs, seen = made_up(), made_up() if reference else None
+
+    def of(rows: slice) -> Tensor:
+        other = None if seen is None else Outputs(*(value[rows] for value in seen))
+        return loss(Outputs(*(value[rows] for value in outputs)), labels[rows], other)
+
+    together = of(slice(None))
+    alone = [of(slice(k, k + 1)) for k in range(PROBE)]
+    if together.shape != (PROBE,) or any(one.shape != (1,) for one in alone):
+        return False
+    return torch.allclose(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 def _reads(phase: Phase) -> list[str]:
@@ -93,17 +132,41 @@ def _reads(phase: Phase) -> list[str]:
     return reads
 
 
-def _fill(parts: Parts, names: Iterable[str]) -> Parts:
+def _large(vector: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(vector.numel())
+    return 1 + torch.rand(vector.shape, generator=generator)
+
+
+FILLINGS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda vector: torch.full_like(vector, float("nan")),
+    lambda vector: 100 * _large(vector),
+    lambda vector: -100 * _large(vector),
+    lambda vector: 0.001 * _large(vector),
+)
+
+
+def _fill(worlds: Worlds, names: Iterable[str]) -> Worlds:
     chosen = set(names)
-    return Parts({n: _nan(p) if n in chosen else p for n, p in parts.items()})
+    return [
+        Parts({n: p.like(filling(p.vector)) if n in chosen else p for n, p in world.items()})
+        for world, filling in zip(worlds, FILLINGS, strict=True)
+    ]
 
 
-def _nan(part: Part) -> Part:
-    return part.like(torch.full_like(part.vector, float("nan")))
+def _tainted(worlds: Worlds) -> set[str]:
+    nan, first, *others = worlds
+    names = {name for world in worlds for name in world}
+    return {
+        name
+        for name in names
+        if any(name not in world for world in worlds)
+        or bool(torch.isnan(nan[name].vector).any())
+        or any(not _same(first[name], world[name]) for world in others)
+    }
 
 
-def _tainted(parts: Parts) -> list[str]:
-    return [name for name, part in parts.items() if bool(torch.isnan(part.vector).any())]
+def _same(one: Part, other: Part) -> bool:
+    return one.layout == other.layout and torch.equal(one.vector, other.vector)
 
 
 def _refusal(name: str, why: str, cure: str) -> ConfigError:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flwr.app import RecordDict
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedpers.errors import FedpersError, RunError
@@ -42,12 +42,16 @@ def test_clients_are_in_natural_order_with_their_hosts(nodes: Any) -> None:
 
 
 @given(st.lists(st.one_of(st.integers(0, 10**6).map(str), st.text(max_size=3))))
+@example(["1", "01"])
 def test_numbers_sort_by_value_before_names(clients: list[str]) -> None:
     ordered = sorted(clients, key=natural_order)
     numbers = [int(client) for client in ordered if client.isdecimal()]
     names = [client for client in ordered if not client.isdecimal()]
     assert numbers == sorted(numbers) and names == sorted(names)
     assert [c.isdecimal() for c in ordered] == [True] * len(numbers) + [False] * len(names)
+    # "1" and "01" are two clients: the order never hangs on who came first.
+    clients.reverse()
+    assert sorted(clients, key=natural_order) == ordered
 
 
 def test_a_second_node_cannot_claim_a_client(nodes: Any, log: pytest.LogCaptureFixture) -> None:
