@@ -63,7 +63,8 @@ def train(message: Message, context: Context) -> Message:
         reports[client] = report
 
     failures, seconds = _each(body, one)
-    spent = [client for client, reason in failures.items() if reason.startswith(SPENT)]
+    host = _host(body)
+    spent = {c: host.spending(c) for c, reason in failures.items() if reason.startswith(SPENT)}
     answer = {"reports": reports, "failures": failures, "spent": spent, "seconds": seconds}
     return _reply(message, uploads, answer)
 

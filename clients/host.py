@@ -96,14 +96,16 @@ class ClientHost:
             return upload, {"examples": len(trainer.examples), "loss": loss}
         # A report is a release too: under privacy weights are uniform, and a loss is told only
         # where the run's figures are declared to be for simulation.
-        privacy = self.config.privacy
-        return upload, {
-            "examples": 1,
-            "loss": loss if self.config.evaluation.diagnostics else None,
-            "epsilon": account.epsilon(privacy.accountant),
-            "delta": account.delta,
-            "sigma": account.sigma,
-        }
+        loss = loss if self.config.evaluation.diagnostics else None
+        return upload, {"examples": 1, "loss": loss, **self.spending(client)}
+
+    def spending(self, client: str) -> dict[str, float]:
+        """What one client has spent so far: epsilon at its delta, and the noise it adds."""
+        account = self._account(client)
+        if account is None:
+            return {}
+        epsilon = account.epsilon(self.config.privacy.accountant)
+        return {"epsilon": epsilon, "delta": account.delta, "sigma": account.sigma}
 
     def train_baseline(self, client: str) -> None:
         """Train the local-only model: as many epochs as the run, on its data alone."""

@@ -118,10 +118,18 @@ def compare(
             check(settings)
         texts[cell] = settings.to_json()
     # Spawned, as a forked child of a process that used torch's threads may hang.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
         started = {pool.submit(_run, texts[cell], folder / cell.name): cell for cell in todo}
         for future in as_completed(started):
             yield started[future], future.result()
+    except BaseException:
+        # Stopped: what is running is worth nothing without its end, and will be repeated.
+        for worker in list(pool._processes.values()):
+            worker.kill()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _run(settings: str, folder: Path) -> dict[str, Any] | None:

@@ -19,14 +19,13 @@ from fedpers.config import Config, params_of
 from fedpers.data import FederatedData
 from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, gated
-from fedpers.evaluation.counts import MOST
 from fedpers.models import PersonalModel
 from fedpers.models.lora import product_error
 from fedpers.parts import Parts, combine
 from fedpers.records import pack
 from fedpers.registry import Registry
 from fedpers.seeding import seed_for
-from strategies.exchange import Answers, collect
+from strategies.exchange import Answers, collect, readable, spending_of
 from strategies.roster import Roster
 from strategies.rounds import RunFiles, run_rounds
 
@@ -172,7 +171,10 @@ class PersonalizedStrategy(Strategy):
         self.answers = answers = collect(replies, self._asked)
         reports = self._reports(answers)
         for node, body in answers.bodies.items():
-            self.spent |= set(self._asked[node]) & {str(c) for c in body.get("spent", ())}
+            spent = body.get("spent")
+            for client in set(self._asked[node]) & set(spent if isinstance(spent, Mapping) else ()):
+                self.spent.add(client)
+                self.spending.update(spending_of(client, spent[client]))
         for client, reason in self._unusable(answers, reports).items():
             answers.failures[client] = reason
             answers.rows.pop(client, None)
@@ -189,7 +191,8 @@ class PersonalizedStrategy(Strategy):
                 f"round {server_round}: no client is left; client {first[0]}: {first[1]}"
             )
         in_order = {client: reports[client] for client in cohort}
-        self.spending.update({c: r for c, r in in_order.items() if "epsilon" in r})
+        for client, report in in_order.items():
+            self.spending.update(spending_of(client, report))
         if self.shares:
             mixing = self.mixing(server_round, in_order)
             self.combine(mixing, {client: answers.rows[client] for client in cohort})
@@ -358,7 +361,7 @@ class PersonalizedStrategy(Strategy):
                 continue
             for client in self._asked[node]:
                 report = given.get(client)
-                if isinstance(report, Mapping) and _readable(report):
+                if isinstance(report, Mapping) and readable(report):
                     reports[client] = report
         return reports
 
@@ -377,12 +380,6 @@ class PersonalizedStrategy(Strategy):
             elif (broken := update.first_not_finite()) is not None:
                 reasons[client] = f"update: part {broken!r} is not finite"
         return reasons
-
-
-def _readable(report: Mapping[str, Any]) -> bool:
-    examples, loss = report.get("examples"), report.get("loss")
-    counted = type(examples) is int and 0 <= examples <= MOST
-    return counted and (loss is None or isinstance(loss, int | float))
 
 
 def find_strategy(config: Config) -> type[PersonalizedStrategy]:

@@ -11,6 +11,7 @@ from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from fedpers.errors import ClientError, RunError
+from fedpers.evaluation.counts import MOST
 from fedpers.parts import Parts
 from fedpers.records import unpack
 
@@ -95,6 +96,21 @@ def collect(replies: Iterable[Message], asked: Mapping[int, Sequence[str]]) -> A
         answers.seconds = max(answers.seconds, seconds)
         answers.nbytes += sum(row.nbytes for row in rows)
     return answers
+
+
+def readable(report: Mapping[str, Any]) -> bool:
+    """Whether a client's report of its training says what it has to, in numbers."""
+    examples, loss = report.get("examples"), report.get("loss")
+    counted = type(examples) is int and 0 <= examples <= MOST
+    return counted and (loss is None or isinstance(loss, int | float))
+
+
+def spending_of(client: str, report: Any) -> dict[str, Mapping[str, float]]:
+    """What a client says that it has spent of its budget, if it says so in numbers."""
+    names = ("epsilon", "delta", "sigma")
+    if isinstance(report, Mapping) and all(isinstance(report.get(n), float) for n in names):
+        return {client: {name: report[name] for name in names}}
+    return {}
 
 
 def _open(reply: Message) -> tuple[list[Parts], dict[str, Any]]:

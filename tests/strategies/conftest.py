@@ -57,13 +57,14 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings of a small run: 6 clients with two to four digits each, two nodes."""
+    """Settings of a small run: 6 clients with three digits each, two nodes."""
     from sklearn.datasets import load_digits
 
     y, rng, split = load_digits().target, np.random.default_rng(1), {}
     for client in range(CLIENTS):
-        rows = np.flatnonzero(np.isin(y, [client, client + 1, client + 4]))
-        rows = rng.permutation(rows[client::CLIENTS])
+        own = np.arange(len(y)) % CLIENTS == client
+        rows = np.flatnonzero(own & np.isin(y, [client, client + 1, client + 4]))
+        rows = rng.permutation(rows)
         split[f"train_{client}"], split[f"val_{client}"] = rows[:30], rows[30:40]
         split[f"test_{client}"] = rows[40:60]
     path = tmp_path_factory.mktemp("split") / "split.npz"

@@ -1,0 +1,481 @@
+"""The privacy audit: attacks on the clients' real code, by what a server sees.
+
+Three experiments, in this process: a lower bound on epsilon from inserted canaries, membership
+inference, and the reconstruction of an example from an update. None of them proves a build sound;
+each can show that it is not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clients.account import Account
+from clients.base import decayed
+from clients.features import FeatureCache
+from clients.host import PERSONAL, ClientHost
+from clients.store import ClientStore
+from clients.trainer import Trainer, fill
+from fedpers.config import Config
+from fedpers.data import ClientData, Examples, FederatedData, load_data
+from fedpers.errors import ConfigError
+from fedpers.parts import Parts, combine
+from fedpers.privacy import BudgetSpent, Release
+from fedpers.privacy.accounting import default_delta
+from fedpers.privacy.audit import (
+    auc,
+    bound_by_scores,
+    inclusion_scores,
+    lira,
+    psnr,
+    total_variation,
+    tpr_at,
+)
+from fedpers.seeding import numpy_generator, torch_generator
+from strategies.base import find_strategy
+
+ALMOST_NONE = 1e-9  # noise for the auditor's own trainings; none at all looks like a dead run
+
+Values = NDArray[np.float64]
+
+
+class Replaced(FederatedData):
+    """Data in which some clients train on other examples, and are the only ones to train.
+
+    Args:
+        train: their training examples.
+        test: their test examples, where these are replaced too.
+    """
+
+    def __init__(
+        self,
+        data: FederatedData,
+        train: Mapping[str, Examples],
+        test: Mapping[str, Examples] | None = None,
+    ) -> None:
+        vars(self).update(vars(data))
+        self.clients, self.original, self.train, self.test = list(train), data, train, test or {}
+
+    def client(self, client: str) -> ClientData:
+        """The examples of one client."""
+        own = self.original.client(client)
+        return ClientData(
+            self.train.get(client, own.train), own.val, self.test.get(client, own.test)
+        )
+
+    def size(self, client: str) -> int:
+        """How many training examples one client has."""
+        return len(self.client(client).train)
+
+
+@contextmanager
+def audited(config: Config) -> Iterator[ClientHost]:
+    """A host of the clients as a run has it, its stores in a folder that is removed after."""
+    strategy = find_strategy(config)
+    with TemporaryDirectory(prefix="fedpers-audit-") as folder:
+        # Its ledgers too: the audit releases nothing, and must use up nobody's budget.
+        config = replace(config, state=None)
+        names = strategy.param_names()
+        yield ClientHost(config, strategy.client_side(), names, Path(folder) / "0")
+
+
+def start_over(host: ClientHost, data: FederatedData) -> None:
+    """Have ``host`` work on ``data``, with empty stores and ledgers."""
+    host.stores = host.stores.with_name(str(int(host.stores.name) + 1))
+    host.ledgers = host.stores / "ledgers"
+    host.data = data
+    host.examples = FeatureCache(data, host.model) if host.config.model.cache else data
+    host._accounts.clear()
+
+
+# -- (a) a lower bound on epsilon from one run ---------------------------------------------------
+
+
+def lower_bound(config: Config, *, canaries: int = 200) -> dict[str, Any]:
+    """An empirical lower bound on epsilon, to be below what the ledger says.
+
+    Canaries (random inputs with random labels) are put among one client's training examples, each
+    by a fair coin. The server, which here is the attacker, sends that client the same model in
+    every round of the run and sees all its uploads. It knows everything but the coins: what the
+    client has besides, and what each canary would add to an upload, measured by training without
+    noise and one canary more or less. With a sound method and one step a round that is the
+    canary's clipped gradient; an unsound one may leak in other ways, and they count as well. The
+    size of the data set is public, by which an upload is scaled.
+
+    Args:
+        config: the run's settings, with ``privacy.enabled``.
+        canaries: how many, below the number of scalars that a client sends.
+
+    Returns:
+        claimed (by the ledger, after the run), at least (the bound at 95% confidence), delta,
+        rounds, and the guesses.
+    """
+    with audited(config) as host:
+        client = max(host.data.clients, key=host.data.size)
+        own = host.data.client(client).train
+        extra = random_examples(own, host.data.task.num_classes, canaries, config.seed)
+        broadcast = host.algorithm.initial.only(host.algorithm.sends)
+        if canaries >= len(_flat(broadcast)):
+            takes = f"an integer < {len(_flat(broadcast))}, the scalars that a client sends"
+            raise ConfigError("canaries", canaries, takes)
+        coins = torch_generator(config.seed, "audit", "coins")
+        included = torch.rand(canaries, generator=coins) < 0.5
+        expected, influences = _influences(host, client, own, extra, broadcast)
+
+        train = _joined(own, extra.take(included.nonzero().view(-1)))
+        start_over(host, Replaced(host.data, {client: train}))
+        total, rounds, report = torch.zeros_like(expected), 0, dict[str, Any]()
+        for server_round in range(1, config.rounds + 1):
+            try:
+                upload, report = host.train(client, server_round, broadcast)
+            except BudgetSpent:
+                break
+            change = len(train) * (_flat(upload) - _flat(broadcast))
+            total += change / decayed(1.0, config, server_round)
+            rounds += 1
+        scores = inclusion_scores(total / rounds - expected, influences)
+        bound = bound_by_scores(scores, included, report["delta"])
+        return {
+            "claimed": report["epsilon"],
+            "at_least": bound.epsilon,
+            "delta": report["delta"],
+            "sigma": report["sigma"],
+            "rounds": rounds,
+            "canaries": bound.canaries,
+            "guesses": bound.guesses,
+            "correct": bound.correct,
+            "auc": auc(scores[included].numpy(), scores[~included].numpy()),
+        }
+
+
+def _influences(
+    host: ClientHost, client: str, own: Examples, extra: Examples, broadcast: Parts
+) -> tuple[Tensor, Tensor]:
+    """What an upload is expected to be, [d], and what each canary adds to it, [m, d].
+
+    Both times the number of examples, by which the client divides. Each canary is switched
+    on or off in a random half of them.
+    """
+    m = len(extra)
+    start_over(host, Replaced(host.data, {client: _joined(own, extra)}))
+    everything = host.examples.client(client).train
+    account = Account(
+        host.config, host.algorithm, client, host.data.client(client), host.ledgers
+    )
+    silent = copy.copy(account)
+    silent.phase = Release(ALMOST_NONE, 1.0, account.phase.steps)
+    silent.counts = tuple(Release(ALMOST_NONE, r.rate, r.steps) for r in account.counts)
+
+    def change(inside: Tensor) -> Tensor:
+        rows = torch.cat([torch.arange(len(own)), len(own) + inside.nonzero().view(-1)])
+        trainer = Trainer(
+            host.config,
+            host.model,
+            host.algorithm,
+            everything.take(rows),
+            server_round=1,
+            client=client,
+            account=silent,
+        )
+        working = host.algorithm.receive(broadcast, Parts())
+        upload = host.algorithm.upload(host.algorithm.train(working, trainer))
+        return len(rows) * (_flat(upload) - _flat(broadcast))
+
+    half = torch.rand(m, generator=torch_generator(host.config.seed, "audit", "half")) < 0.5
+    base, rows = change(half), []
+    for k in range(m):
+        switched = half.clone()
+        switched[k] = ~switched[k]
+        rows.append((change(switched) - base) * (-1.0 if half[k] else 1.0))
+    influences = torch.stack(rows)
+    return base + (0.5 - half.double()) @ influences, influences
+
+
+def _flat(parts: Parts) -> Tensor:
+    return torch.cat([part.vector.double() for part in parts.values()])
+
+
+def _joined(*pieces: Examples) -> Examples:
+    return Examples(torch.cat([p.x for p in pieces]), torch.cat([p.y for p in pieces]))
+
+
+def random_examples(like: Examples, classes: int, count: int, seed: int) -> Examples:
+    """Inputs drawn evenly from the range of the given ones (tokens: from those in use), with
+    random labels."""
+    generator = torch_generator(seed, "audit", "canaries")
+    y = torch.randint(classes, (count,), generator=generator)
+    if not like.x.is_floating_point():
+        ids, mask = like.x[:, 0], like.x[:, 1]
+        chosen = torch.randint(ids.numel(), (count, ids.shape[1]), generator=generator)
+        return Examples(torch.stack([ids.flatten()[chosen], mask[:1].expand(count, -1)], 1), y)
+    low, high = like.x.amin(), like.x.amax()
+    x = torch.rand((count, *like.x.shape[1:]), generator=generator)
+    return Examples(low + (high - low) * x, y)
+
+
+# -- (b) membership inference --------------------------------------------------------------------
+
+
+def membership(config: Config, *, shadows: int = 4) -> dict[str, Any]:
+    """Who was trained on what, guessed from models: area under the curve, and found at 1% FPR.
+
+    Each client trains on a random half of all its examples; the other half are the non-members.
+    All clients take part in each round and the server averages what they send. Attacked are the
+    last global model and a client's last upload, which the server sees, and its personal model,
+    which nobody does; each by the loss alone, and by LiRA with as many ``shadows`` (an even
+    number) trained in the same way on other halves.
+    """
+    runs: list[tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]] = []
+    with audited(config) as host:
+        data = host.data
+        pools = {c: _joined(*vars(data.client(c)).values()) for c in data.clients}
+        pools = {c: pool for c, pool in pools.items() if len(pool) >= 4}
+        for k in range(shadows + 1):
+            # Shadows come in pairs, the second on what the first one leaves out.
+            draw, other = ("target", False) if k == 0 else (f"shadow {(k - 1) // 2}", k % 2 == 0)
+            inside = {c: _half(config.seed, draw, c, len(p)) ^ other for c, p in pools.items()}
+            train = {c: p.take(inside[c].nonzero().view(-1)) for c, p in pools.items()}
+            start_over(host, Replaced(data, train, pools))
+            runs.append((torch.cat(list(inside.values())), _confidences(host)))
+    members = runs[0][0].numpy()
+    found: dict[str, Any] = {"members": int(members.sum()), "others": int((~members).sum())}
+    for model, (loss, target) in runs[0][1].items():
+        others = np.stack([run[model][1].numpy() for _, run in runs[1:]])
+        chosen = np.stack([inside.numpy() for inside, _ in runs[1:]])
+        attacks = {"loss": -loss.numpy(), "lira": lira(target.numpy(), others, chosen)}
+        found[model] = {
+            name: {
+                "auc": auc(scores[members], scores[~members]),
+                "tpr_at_1_fpr": tpr_at(scores[members], scores[~members]),
+            }
+            for name, scores in attacks.items()
+        }
+    return found
+
+
+def _confidences(host: ClientHost) -> dict[str, tuple[Tensor, Tensor]]:
+    """Trains all clients; each model's loss and log p - log(1 - p) of all examples, by client."""
+    config, algorithm = host.config, host.algorithm
+    broadcast, uploads = algorithm.initial.only(algorithm.sends), dict[str, Parts]()
+    for server_round in range(1, config.rounds + 1):
+        for client in host.data.clients:
+            try:
+                uploads[client], _ = host.train(client, server_round, broadcast)
+            except BudgetSpent:  # its last upload stays what it was
+                continue
+        if algorithm.sends:
+            weights = torch.full((1, len(uploads)), 1 / len(uploads))
+            (broadcast,) = combine(weights, list(uploads.values()))
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for client in host.data.clients:
+        split, personal = host.examples.client(client), ClientStore(host.stores, client).load(PERSONAL)
+        trainer = Trainer(
+            config, host.model, algorithm, split.train, server_round=config.rounds, client=client
+        )
+        views = {
+            "global": ("global", algorithm.receive(broadcast, personal)),
+            "upload": ("global", algorithm.receive(uploads[client], personal)),
+            "personal": (
+                "personal",
+                algorithm.tune(algorithm.receive(broadcast, personal), trainer),
+            ),
+        }
+        for name, (mode, working) in views.items():
+            logits = algorithm.predict(mode, working, split.test.x, trainer)
+            if logits is not None:
+                found.setdefault(name, []).append(_confidence(logits.double(), split.test.y))
+    return {name: _columns(pieces) for name, pieces in found.items()}
+
+
+def _confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
+    return F.cross_entropy(logits, labels, reduction="none"), own[:, 0] - others
+
+
+def _columns(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    losses, confidences = zip(*pieces, strict=True)
+    return torch.cat(losses), torch.cat(confidences)
+
+
+def _half(seed: int, draw: str, client: str, count: int) -> Tensor:
+    order = torch.randperm(count, generator=torch_generator(seed, "audit", draw, client))
+    return order < count // 2
+
+
+# -- (c) gradient inversion ----------------------------------------------------------------------
+
+
+def invert(config: Config, *, examples: int = 6, steps: int = 1000) -> tuple[Tensor, Tensor]:
+    """Examples, and what an attacker makes of the update that each of them alone gives.
+
+    Geiping et al. 2020 (2003.14053): an input, of known label, whose gradient points where the
+    update does (cosine distance) and that is smooth (total variation), by signed Adam from two
+    starts. A client's whole data are one example: nothing is easier to invert.
+
+    Args:
+        config: the run's settings; private or not.
+        examples: how many are tried, one for each of the first clients in turn.
+        steps: of the attack.
+
+    Returns:
+        The originals and the reconstructions, both [examples, ...].
+    """
+    config = replace(
+        config,
+        model=replace(config.model, cache=False),
+        privacy=replace(config.privacy, sampling_rate=1.0, delta=None),
+    )
+    originals, found = [], []
+    with audited(config) as host:
+        data = host.data
+        broadcast = host.algorithm.initial.only(host.algorithm.sends)
+        for k in range(examples):
+            client = data.clients[k % len(data.clients)]
+            own = data.client(client).train
+            one = own.take(torch.tensor([k // len(data.clients) % len(own)]))
+            start_over(host, Replaced(data, {client: one}))
+            upload, _ = host.train(client, 1, broadcast)
+            originals.append(one.x)
+            generator = torch_generator(config.seed, "audit", "inversion", k)
+            span = float(own.x.amin()), float(own.x.amax())
+            found.append(_reconstruct(host, broadcast, upload, one, span, steps, generator))
+    return torch.cat(originals), torch.cat(found)
+
+
+def _reconstruct(
+    host: ClientHost,
+    broadcast: Parts,
+    upload: Parts,
+    one: Examples,
+    span: tuple[float, float],
+    steps: int,
+    generator: torch.Generator,
+    smooth: float = 0.01,
+) -> Tensor:
+    """The best input of two starts; of ``one`` only the shape and the label are used."""
+    model, algorithm = host.model, host.algorithm
+    fill(model, {slot: slot for slot in model.slots}, algorithm.receive(broadcast, Parts()))
+    pairs = [
+        (tensor, broadcast[slot][name] - upload[slot][name])
+        for slot in upload
+        for name, tensor in model.slots[slot].items()
+        if isinstance(tensor, nn.Parameter)
+    ]
+    parameters = [parameter.requires_grad_() for parameter, _ in pairs]
+    aim = torch.cat([change.reshape(-1) for _, change in pairs])
+    low, high = span
+    best, least = one.x, float("inf")
+    for _ in range(2):
+        x = torch.rand(one.x.shape, generator=generator) * (high - low) + low
+        x.requires_grad_()
+        optimizer = torch.optim.Adam([x], lr=0.05 * (high - low))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            loss = F.cross_entropy(algorithm.forward(model, x, training=True).logits, one.y)
+            gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+            gradient = torch.cat([g.reshape(-1) for g in gradients])
+            distance = 1 - F.cosine_similarity(gradient, aim, dim=0)
+            (x.grad,) = torch.autograd.grad(distance + smooth * total_variation(x), [x])
+            x.grad.sign_()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                x.clamp_(low, high)
+        if float(distance.detach()) < least:
+            best, least = x.detach(), float(distance.detach())
+    return best
+
+
+def save_pictures(rows: Mapping[str, Tensor], path: Path) -> None:
+    """Images [n, C, H, W] as a grid, a row each of the given tensors, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.2 * count + 1.2, 1.3 * len(rows)))
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    first = next(iter(rows.values()))
+    low, high = float(first.min()), float(first.max())
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=True):
+            shown = ((image - low) / (high - low)).clamp(0, 1).permute(1, 2, 0).numpy()
+            axis.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    figure.tight_layout()
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+# -- all of it -----------------------------------------------------------------------------------
+
+
+def audit(config: Config, folder: Path, *, canaries: int = 200, shadows: int = 4) -> dict[str, Any]:
+    """Run the three experiments and write ``audit.json`` and ``inversion.png``.
+
+    Membership and inversion are tried with privacy off, and on if the settings have it on.
+
+    Args:
+        config: the run's settings, with absolute paths.
+        folder: made if it is not there.
+
+    Returns:
+        What is written: epsilon (None without privacy), membership and inversion by "off" and
+        "on" (inversion None for text).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    builds = {"off": replace(config, privacy=replace(config.privacy, enabled=False))}
+    if config.privacy.enabled:
+        builds["on"] = config
+    found: dict[str, Any] = {
+        "epsilon": lower_bound(config, canaries=canaries) if config.privacy.enabled else None,
+        "membership": {name: membership(build, shadows=shadows) for name, build in builds.items()},
+        "inversion": None,
+    }
+    data = load_data(config)
+    if data.task.kind != "text":
+        rows: dict[str, Tensor] = {}
+        for name, build in builds.items():
+            rows["original"], rows[name] = invert(build)
+        width = float(rows["original"].max() - rows["original"].min())
+        found["inversion"] = {
+            name: [psnr(o, x, width) for o, x in zip(rows["original"], rows[name], strict=True)]
+            for name in builds
+        }
+        if data.task.kind == "image":
+            save_pictures(rows, folder / "inversion.png")
+    (folder / "audit.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def audit_lines(found: Mapping[str, Any]) -> list[str]:
+    """An audit's result in a few lines of text."""
+    lines, epsilon = [], found["epsilon"]
+    if epsilon:
+        verdict = "BROKEN" if epsilon["at_least"] > epsilon["claimed"] else "not refuted"
+        lines.append(
+            f"epsilon: claimed {epsilon['claimed']:.2f}, at least {epsilon['at_least']:.2f} "
+            f"({epsilon['correct']} of {epsilon['guesses']} guesses): {verdict}"
+        )
+    for build, models in found["membership"].items():
+        for model in ("global", "upload", "personal"):
+            for attack, figures in models.get(model, {}).items():
+                lines.append(
+                    f"membership, privacy {build:3}  {model:8} {attack:4}  AUC "
+                    f"{figures['auc']:.3f}  TPR at 1% FPR {100 * figures['tpr_at_1_fpr']:.1f} %"
+                )
+    for build, values in (found["inversion"] or {}).items():
+        lines.append(f"inversion, privacy {build:3}  PSNR {np.mean(values):.1f} dB")
+    return lines

@@ -1,0 +1,220 @@
+"""The ledger: charged first, atomic, never forgetful; the budget; the digest of a data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpers.errors import ClientError
+from fedpers.privacy import Budget, BudgetSpent, Ledger, Release, data_digest, epsilon_of
+
+ONE = Release(2.0, 0.1, 3)
+DELTA = 1e-5
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledgers" / "ledger.json"
+
+
+def test_a_charge_is_on_disk_when_it_returns(path: Path) -> None:
+    ledger = Ledger(path)
+    assert ledger.releases == [] and ledger.epsilon(DELTA) == 0 and not path.exists()
+    ledger.charge([ONE, Release(1.0, 1.0, 2)])
+    assert Ledger(path).releases == ledger.releases == [ONE, Release(1.0, 1.0, 2)]
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_equal_entries_are_one(path: Path) -> None:
+    for _ in range(4):
+        Ledger(path).charge([ONE, ONE, Release(1.0, 1.0, 2)])
+    assert Ledger(path).releases == [Release(2.0, 0.1, 24), Release(1.0, 1.0, 8)]
+    assert len(json.loads(path.read_text())["releases"]) == 2
+    assert Ledger(path).epsilon(DELTA) == epsilon_of(Ledger(path).releases, DELTA)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        '{"releases": [[2.0, 0.1, 3]',
+        "[]",
+        "5",
+        "{}",
+        '{"releases": [[2.0, 0.1]]}',
+        '{"releases": [["x", 0.1, 3]]}',
+        '{"releases": [[2.0, 0.1, -3]]}',
+        '{"releases": [[2.0, 0.1, 2.5]]}',
+        '{"releases": [[0.0, 0.1, 3]]}',
+        '{"releases": [[NaN, 0.1, 3]]}',
+        '{"releases": [[2.0, 1.5, 3]]}',
+        "\x00" * 40,
+    ],
+)
+def test_what_cannot_be_read_is_refused_and_left_alone(path: Path, text: str) -> None:
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ClientError, match="cannot be read .* restore it from a backup") as found:
+        Ledger(path)
+    assert str(path) in str(found.value) and "\n" not in str(found.value)
+    assert path.read_text() == text
+
+
+def test_a_ledger_that_broke_while_it_was_open_is_not_overwritten(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.charge([ONE])
+    path.write_text("{")
+    with pytest.raises(ClientError, match="cannot be read"):
+        ledger.charge([ONE])
+    assert path.read_text() == "{"
+
+
+def test_entries_that_stand_there_twice_add_up(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text('{"releases": [[2.0, 0.1, 3], [2.0, 0.1, 4]]}')
+    assert Ledger(path).releases == [Release(2.0, 0.1, 7)]
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do ``work`` in a child process; its id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_a_killed_process_has_charged_at_least_what_it_announced(path: Path) -> None:
+    rng, announced, kills = random.Random(0), 0, 25
+    Ledger(path).charge([Release(2.0, 0.1, 1)])
+    for _ in range(kills):
+        reader, writer = os.pipe()
+
+        def release_in_a_loop(writer: int = writer) -> None:
+            ledger = Ledger(path)
+            while True:
+                ledger.charge([Release(2.0, 0.1, 1)])
+                os.write(writer, b"x")  # what is released after the charge
+
+        child = forked(release_in_a_loop)
+        os.close(writer)
+        time.sleep(rng.uniform(0.001, 0.03))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        with os.fdopen(reader, "rb") as pipe:
+            announced += len(pipe.read())
+        (found,) = Ledger(path).releases
+        assert 1 + announced <= found.steps <= 1 + announced + kills
+    assert announced > kills  # they did get to work
+
+
+def test_processes_that_share_a_ledger_forget_nothing(path: Path) -> None:
+    # As the clients of a simulation do, whose rounds run in whichever process is free.
+    ledger = Ledger(path)
+    ledger.charge([ONE])
+    children = [forked(lambda: [ledger.charge([ONE]) for _ in range(30)] and None) for _ in "abc"]
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    ledger.charge([ONE])  # this object has not seen the others' charges
+    assert ledger.releases == Ledger(path).releases == [Release(2.0, 0.1, 3 * 92)]
+
+
+def test_the_budget_charges_up_to_its_limit_and_not_a_step_further(path: Path) -> None:
+    limit = epsilon_of([Release(2.0, 0.1, 10)], DELTA)
+    budget = Budget(Ledger(path), limit, DELTA)
+    for _ in range(3):
+        budget.charge([ONE])
+    before = path.read_bytes()
+    with pytest.raises(BudgetSpent, match=r"^budget spent: [\d.]+ of epsilon [\d.]+ is used, and"):
+        budget.charge([ONE])  # 12 steps in all
+    assert path.read_bytes() == before
+    assert budget.ledger.releases == Ledger(path).releases == [Release(2.0, 0.1, 9)]
+    assert budget.spent == epsilon_of([Release(2.0, 0.1, 9)], DELTA)
+    budget.charge([Release(2.0, 0.1, 1)])
+    assert budget.spent == limit
+    with pytest.raises(BudgetSpent):
+        budget.charge([Release(2.0, 0.1, 1)])
+
+
+def test_the_budget_counts_what_others_charged_meanwhile(path: Path) -> None:
+    limit = epsilon_of([Release(2.0, 0.1, 9)], DELTA)
+    mine, theirs = (Budget(Ledger(path), limit, DELTA) for _ in range(2))
+    for budget in (mine, theirs, mine):
+        budget.charge([ONE])
+    for budget in (mine, theirs):
+        with pytest.raises(BudgetSpent):
+            budget.charge([ONE])
+
+
+def test_the_look_ahead_is_quick(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger(path)
+    ledger.charge([Release(1.0 + k / 10, 0.1, 3) for k in range(10)])
+    budget = Budget(ledger, 1e-3, DELTA)
+    seconds = []
+    for _ in range(50):
+        started = time.perf_counter()
+        with pytest.raises(BudgetSpent):
+            budget.charge([ONE])
+        seconds.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    for _ in range(100):
+        epsilon_of([*ledger.releases, ONE], DELTA)
+    warm = (time.perf_counter() - started) / 100
+    with capsys.disabled():
+        refused = 1e3 * sorted(seconds)[25]
+        print(f" [look-ahead {1e3 * warm:.3f} ms, with lock and file {refused:.3f} ms]", end="")
+    assert ledger.releases == Ledger(path).releases
+
+
+examples = st.lists(
+    st.tuples(st.lists(st.floats(-2, 2, width=32), min_size=4, max_size=4), st.integers(0, 9)),
+    min_size=1,
+    max_size=12,
+)
+
+
+def tensors(rows: list[tuple[list[float], int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.tensor([pixels for pixels, _ in rows]).reshape(-1, 1, 2, 2)
+    return x, torch.tensor([label for _, label in rows], dtype=torch.int64)
+
+
+@given(examples, st.randoms(use_true_random=False), st.integers(0, 12))
+def test_the_digest_knows_neither_order_nor_split(
+    rows: list[tuple[list[float], int]], rng: random.Random, cut: int
+) -> None:
+    name = data_digest([tensors(rows)])
+    shuffled = rng.sample(rows, len(rows))
+    parts = [tensors(part) for part in (shuffled[:cut], shuffled[cut:]) if part]
+    assert data_digest(parts) == name
+    # A copy of a tensor in another memory layout holds the same examples.
+    x, y = tensors(rows)
+    assert data_digest([(x.expand(2, *x.shape)[1], y)]) == name
+
+
+@given(examples, st.data())
+def test_the_digest_knows_every_pixel_label_and_example(
+    rows: list[tuple[list[float], int]], data: st.DataObject
+) -> None:
+    name = data_digest([tensors(rows)])
+    k = data.draw(st.integers(0, len(rows) - 1))
+    x, y = tensors(rows)
+    x[k, 0, data.draw(st.integers(0, 1)), data.draw(st.integers(0, 1))] += 0.5
+    assert data_digest([(x, y)]) != name
+    x, y = tensors(rows)
+    y[k] = y[k] + 1
+    assert data_digest([(x, y)]) != name
+    assert data_digest([tensors([*rows, rows[k]])]) != name
+    assert len(rows) == 1 or data_digest([tensors(rows[:k] + rows[k + 1 :])]) != name
