@@ -84,9 +84,9 @@ class Prior(LocalAlgorithm):
         return working | {"personal.prior": Part.of(pair)}
 
     def receive(self, broadcast: Parts, personal: Parts) -> Parts:
-        """As the base, with the counts once they were released."""
-        kept = {COUNTS: personal[COUNTS]} if COUNTS in personal else {}
-        return super().receive(broadcast, Parts()) | kept
+        """As the base, with the counts once they were released; the prior is counted anew."""
+        own = personal.only(name for name in personal if name != "personal.prior")
+        return super().receive(broadcast, own) | own
 
     def label_counts(self, trainer: Trainer) -> Tensor:
         """How many training examples of each class there are, [C]."""

@@ -54,13 +54,17 @@ class Columns:
 
 @dataclass
 class Partition:
-    """How examples are dealt to clients; names and meanings are those of flwr-datasets."""
+    """How examples are dealt to clients; names and meanings are those of flwr-datasets.
+
+    ``min_size`` (dirichlet): the fewest examples of a client; null: 10, or an eighth of the mean
+    where that is less.
+    """
 
     name: str = "dirichlet"
     alpha: float = setting(0.1, above=0)
     classes_per_client: int = setting(2, least=1)
     shards_per_client: int = setting(2, least=1)
-    min_size: int = setting(10, least=0)
+    min_size: int | None = setting(None, least=0)
     path: str | None = None
 
 

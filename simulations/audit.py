@@ -7,100 +7,58 @@ each can show that it is not.
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from clients.account import Account
 from clients.base import decayed
-from clients.features import FeatureCache
 from clients.host import PERSONAL, ClientHost
 from clients.store import ClientStore
-from clients.trainer import Trainer, fill
+from clients.trainer import Trainer
 from fedpers.config import Config
-from fedpers.data import ClientData, Examples, FederatedData, load_data
+from fedpers.data import Examples, load_data
 from fedpers.errors import ConfigError
 from fedpers.parts import Parts, combine
 from fedpers.privacy import BudgetSpent, Release
-from fedpers.privacy.accounting import default_delta
 from fedpers.privacy.audit import (
     auc,
     bound_by_scores,
     inclusion_scores,
     lira,
     psnr,
-    total_variation,
     tpr_at,
 )
-from fedpers.seeding import numpy_generator, torch_generator
-from strategies.base import find_strategy
+from fedpers.seeding import torch_generator
+from simulations.audited import Replaced, audited, start_over
+from simulations.inversion import invert, save_pictures
 
 ALMOST_NONE = 1e-9  # noise for the auditor's own trainings; none at all looks like a dead run
 
 Values = NDArray[np.float64]
 
 
-class Replaced(FederatedData):
-    """Data in which some clients train on other examples, and are the only ones to train.
+class Noiseless(Account):
+    """For the auditor's own trainings, which are not released: no noise and no charge."""
 
-    Args:
-        train: their training examples.
-        test: their test examples, where these are replaced too.
-    """
+    def take_phase(self) -> Release:
+        """The steps of a phase, on all examples."""
+        return Release(ALMOST_NONE, 1.0, self.phase.steps)
 
-    def __init__(
-        self,
-        data: FederatedData,
-        train: Mapping[str, Examples],
-        test: Mapping[str, Examples] | None = None,
-    ) -> None:
-        vars(self).update(vars(data))
-        self.clients, self.original, self.train, self.test = list(train), data, train, test or {}
-
-    def client(self, client: str) -> ClientData:
-        """The examples of one client."""
-        own = self.original.client(client)
-        return ClientData(
-            self.train.get(client, own.train), own.val, self.test.get(client, own.test)
-        )
-
-    def size(self, client: str) -> int:
-        """How many training examples one client has."""
-        return len(self.client(client).train)
+    def noised(self, counts: Tensor, generator: torch.Generator) -> Tensor:
+        """The counts as they are."""
+        return counts
 
 
-@contextmanager
-def audited(config: Config) -> Iterator[ClientHost]:
-    """A host of the clients as a run has it, its stores in a folder that is removed after."""
-    strategy = find_strategy(config)
-    with TemporaryDirectory(prefix="fedpers-audit-") as folder:
-        # Its ledgers too: the audit releases nothing, and must use up nobody's budget.
-        config = replace(config, state=None)
-        names = strategy.param_names()
-        yield ClientHost(config, strategy.client_side(), names, Path(folder) / "0")
-
-
-def start_over(host: ClientHost, data: FederatedData) -> None:
-    """Have ``host`` work on ``data``, with empty stores and ledgers."""
-    host.stores = host.stores.with_name(str(int(host.stores.name) + 1))
-    host.ledgers = host.stores / "ledgers"
-    host.data = data
-    host.examples = FeatureCache(data, host.model) if host.config.model.cache else data
-    host._accounts.clear()
-
-
-# -- (a) a lower bound on epsilon from one run ---------------------------------------------------
+# -- a lower bound on epsilon from one run ---------------------------------------------------
 
 
 def lower_bound(config: Config, *, canaries: int = 200) -> dict[str, Any]:
@@ -171,12 +129,8 @@ def _influences(
     m = len(extra)
     start_over(host, Replaced(host.data, {client: _joined(own, extra)}))
     everything = host.examples.client(client).train
-    account = Account(
-        host.config, host.algorithm, client, host.data.client(client), host.ledgers
-    )
-    silent = copy.copy(account)
-    silent.phase = Release(ALMOST_NONE, 1.0, account.phase.steps)
-    silent.counts = tuple(Release(ALMOST_NONE, r.rate, r.steps) for r in account.counts)
+    data = host.data.client(client)
+    account = Noiseless(host.config, host.algorithm, client, data, host.ledgers)
 
     def change(inside: Tensor) -> Tensor:
         rows = torch.cat([torch.arange(len(own)), len(own) + inside.nonzero().view(-1)])
@@ -187,7 +141,7 @@ def _influences(
             everything.take(rows),
             server_round=1,
             client=client,
-            account=silent,
+            account=account,
         )
         working = host.algorithm.receive(broadcast, Parts())
         upload = host.algorithm.upload(host.algorithm.train(working, trainer))
@@ -225,7 +179,7 @@ def random_examples(like: Examples, classes: int, count: int, seed: int) -> Exam
     return Examples(low + (high - low) * x, y)
 
 
-# -- (b) membership inference --------------------------------------------------------------------
+# -- membership inference --------------------------------------------------------------------
 
 
 def membership(config: Config, *, shadows: int = 4) -> dict[str, Any]:
@@ -280,7 +234,10 @@ def _confidences(host: ClientHost) -> dict[str, tuple[Tensor, Tensor]]:
             (broadcast,) = combine(weights, list(uploads.values()))
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for client in host.data.clients:
-        split, personal = host.examples.client(client), ClientStore(host.stores, client).load(PERSONAL)
+        split, personal = (
+            host.examples.client(client),
+            ClientStore(host.stores, client).load(PERSONAL),
+        )
         trainer = Trainer(
             config, host.model, algorithm, split.train, server_round=config.rounds, client=client
         )
@@ -313,110 +270,6 @@ def _columns(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _half(seed: int, draw: str, client: str, count: int) -> Tensor:
     order = torch.randperm(count, generator=torch_generator(seed, "audit", draw, client))
     return order < count // 2
-
-
-# -- (c) gradient inversion ----------------------------------------------------------------------
-
-
-def invert(config: Config, *, examples: int = 6, steps: int = 1000) -> tuple[Tensor, Tensor]:
-    """Examples, and what an attacker makes of the update that each of them alone gives.
-
-    Geiping et al. 2020 (2003.14053): an input, of known label, whose gradient points where the
-    update does (cosine distance) and that is smooth (total variation), by signed Adam from two
-    starts. A client's whole data are one example: nothing is easier to invert.
-
-    Args:
-        config: the run's settings; private or not.
-        examples: how many are tried, one for each of the first clients in turn.
-        steps: of the attack.
-
-    Returns:
-        The originals and the reconstructions, both [examples, ...].
-    """
-    config = replace(
-        config,
-        model=replace(config.model, cache=False),
-        privacy=replace(config.privacy, sampling_rate=1.0, delta=None),
-    )
-    originals, found = [], []
-    with audited(config) as host:
-        data = host.data
-        broadcast = host.algorithm.initial.only(host.algorithm.sends)
-        for k in range(examples):
-            client = data.clients[k % len(data.clients)]
-            own = data.client(client).train
-            one = own.take(torch.tensor([k // len(data.clients) % len(own)]))
-            start_over(host, Replaced(data, {client: one}))
-            upload, _ = host.train(client, 1, broadcast)
-            originals.append(one.x)
-            generator = torch_generator(config.seed, "audit", "inversion", k)
-            span = float(own.x.amin()), float(own.x.amax())
-            found.append(_reconstruct(host, broadcast, upload, one, span, steps, generator))
-    return torch.cat(originals), torch.cat(found)
-
-
-def _reconstruct(
-    host: ClientHost,
-    broadcast: Parts,
-    upload: Parts,
-    one: Examples,
-    span: tuple[float, float],
-    steps: int,
-    generator: torch.Generator,
-    smooth: float = 0.01,
-) -> Tensor:
-    """The best input of two starts; of ``one`` only the shape and the label are used."""
-    model, algorithm = host.model, host.algorithm
-    fill(model, {slot: slot for slot in model.slots}, algorithm.receive(broadcast, Parts()))
-    pairs = [
-        (tensor, broadcast[slot][name] - upload[slot][name])
-        for slot in upload
-        for name, tensor in model.slots[slot].items()
-        if isinstance(tensor, nn.Parameter)
-    ]
-    parameters = [parameter.requires_grad_() for parameter, _ in pairs]
-    aim = torch.cat([change.reshape(-1) for _, change in pairs])
-    low, high = span
-    best, least = one.x, float("inf")
-    for _ in range(2):
-        x = torch.rand(one.x.shape, generator=generator) * (high - low) + low
-        x.requires_grad_()
-        optimizer = torch.optim.Adam([x], lr=0.05 * (high - low))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(steps):
-            loss = F.cross_entropy(algorithm.forward(model, x, training=True).logits, one.y)
-            gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-            gradient = torch.cat([g.reshape(-1) for g in gradients])
-            distance = 1 - F.cosine_similarity(gradient, aim, dim=0)
-            (x.grad,) = torch.autograd.grad(distance + smooth * total_variation(x), [x])
-            x.grad.sign_()
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                x.clamp_(low, high)
-        if float(distance.detach()) < least:
-            best, least = x.detach(), float(distance.detach())
-    return best
-
-
-def save_pictures(rows: Mapping[str, Tensor], path: Path) -> None:
-    """Images [n, C, H, W] as a grid, a row each of the given tensors, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    count = len(next(iter(rows.values())))
-    figure = Figure(figsize=(1.2 * count + 1.2, 1.3 * len(rows)))
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    first = next(iter(rows.values()))
-    low, high = float(first.min()), float(first.max())
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(line, images, strict=True):
-            shown = ((image - low) / (high - low)).clamp(0, 1).permute(1, 2, 0).numpy()
-            axis.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    figure.tight_layout()
-    FigureCanvasAgg(figure).print_png(str(path))
 
 
 # -- all of it -----------------------------------------------------------------------------------

@@ -172,7 +172,8 @@ class PersonalizedStrategy(Strategy):
         reports = self._reports(answers)
         for node, body in answers.bodies.items():
             spent = body.get("spent")
-            for client in set(self._asked[node]) & set(spent if isinstance(spent, Mapping) else ()):
+            spent = spent if isinstance(spent, Mapping) else {}
+            for client in set(self._asked[node]) & set(spent):
                 self.spent.add(client)
                 self.spending.update(spending_of(client, spent[client]))
         for client, reason in self._unusable(answers, reports).items():
@@ -330,7 +331,7 @@ class PersonalizedStrategy(Strategy):
         """
         broadcast = self.broadcast if kind == "train" else self.broadcast_to_evaluate
         self._asked = self.roster.by_node(clients)
-        made = []
+        made, header = [], self.header()
         for node, hosted in self._asked.items():
             rows: list[Parts] = []
             row_of: dict[str, int] = {}
@@ -341,7 +342,7 @@ class PersonalizedStrategy(Strategy):
                     place[id(parts)] = len(rows)
                     rows.append(parts)
                 row_of[client] = place[id(parts)]
-            head = {**self.header(), "round": server_round, "clients": hosted, "rows": row_of}
+            head = {**header, "round": server_round, "clients": hosted, "rows": row_of}
             made.append(
                 Message(
                     pack(rows, {**head, **body}),

@@ -146,10 +146,10 @@ def _each_node(
     clients: list[str],
     body: dict[str, Any],
 ) -> Answers:
-    asked = strategy.roster.by_node(clients)
+    asked, header = strategy.roster.by_node(clients), strategy.header()
     messages = []
     for node, hosted in asked.items():
-        head = {**strategy.header(), "round": server_round, "clients": hosted, **body}
+        head = {**header, "round": server_round, "clients": hosted, **body}
         messages.append(Message(pack([], head), dst_node_id=node, message_type=kind))
     replies = send_and_receive(grid, messages, strategy.config.round_timeout)
     answers = collect(replies, asked)

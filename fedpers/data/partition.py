@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,9 @@ def deal(table: Table, rows: Rows, config: Config) -> dict[str, Rows]:
         raise ConfigError("data.clients", data.clients, takes)
     shuffled = numpy_generator(config.seed, "data", "shuffle").permutation(rows)
     labels = table.examples.y.numpy()[shuffled]
+    if data.partition.min_size is None:
+        least = min(10, len(rows) // (8 * data.clients))
+        data = replace(data, partition=replace(data.partition, min_size=least))
     dealt = _deal(labels, data, config.seed)
     return {str(k): np.sort(shuffled[index]) for k, index in enumerate(dealt)}
 
@@ -82,7 +86,8 @@ def _partitioner(data: Data, seed: int) -> Partitioner:
     clients, p = data.clients, data.partition
     match p.name:
         case "dirichlet":
-            return by.DirichletPartitioner(clients, "label", p.alpha, p.min_size, seed=seed)
+            least = p.min_size or 0
+            return by.DirichletPartitioner(clients, "label", p.alpha, least, seed=seed)
         case "pathological":
             return by.PathologicalPartitioner(clients, "label", p.classes_per_client, seed=seed)
         case "shard":
@@ -103,13 +108,14 @@ def _min_size_met(labels: NDArray[np.int64], data: Data, seed: int) -> bool:
     flwr-datasets needs 0.3 s a draw for 1,000 clients, so that its own failure takes a minute.
     """
     clients, p, counts = data.clients, data.partition, np.unique(labels, return_counts=True)[1]
-    if p.min_size * clients > len(labels):
+    least = p.min_size or 0
+    if least * clients > len(labels):
         return False
     rng = numpy_generator(seed, "data", "min_size")
     for _ in range(500):
         shares = rng.dirichlet([p.alpha] * clients, len(counts))
         ends = (np.cumsum(shares, axis=1) * counts[:, None]).astype(np.int64)
-        if np.diff(ends, axis=1, prepend=0).sum(axis=0).min() >= p.min_size:
+        if np.diff(ends, axis=1, prepend=0).sum(axis=0).min() >= least:
             return True
     return False
 

@@ -145,9 +145,7 @@ def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> float:
     return float(below.mean() / (2 * len(others)))
 
 
-def tpr_at(
-    members: NDArray[np.float64], others: NDArray[np.float64], fpr: float = 0.01
-) -> float:
+def tpr_at(members: NDArray[np.float64], others: NDArray[np.float64], fpr: float = 0.01) -> float:
     """The share of members found at a threshold that at most ``fpr`` of non-members pass.
 
     Membership is to be judged where false alarms are few (Carlini et al. 2022, 2112.03570).

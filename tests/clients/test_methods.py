@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from clients.base import algorithms, find_algorithm
+from clients.trainer import Trainer
 from fedpers.config import load_config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
@@ -189,7 +190,8 @@ def test_fedrep_moves_the_head_first_and_then_the_body_under_it(toys: Any) -> No
     torch.testing.assert_close(after_both["personal.head"]["head.weight"], head.detach())
     torch.testing.assert_close(after_both["personal.head"]["head.bias"], bias.detach())
     torch.testing.assert_close(after_both["body"]["trunk.weight"], body.detach())
-    assert [phase.released for phase in (first, second)] == [False, True]
+    # The head never leaves, but the body's gradients flow through it.
+    assert [phase.released for phase in (first, second)] == [True, True]
 
 
 def test_fedbabus_head_never_moves_and_is_the_same_everywhere(toys: Any) -> None:
@@ -321,3 +323,11 @@ def test_a_only_adapters_are_for_methods_that_share_a_body_and_keep_none(
         assert "personal.private" in working and "private" not in algorithm.upload(working)
         assert all(p.model["private"] == "personal.private" for p in algorithm.phases())
         assert any("private" in phase.trains for phase in algorithm.phases())
+        # What a client has trained of it, it finds again in the next round.
+        data = load_data(config).client("0").train
+        trainer = Trainer(config, model, algorithm, data, server_round=1, client="0")
+        kept = algorithm.keep(algorithm.train(working, trainer))
+        again = algorithm.receive(algorithm.initial.only(algorithm.sends), kept)
+        assert again["personal.private"] is kept["personal.private"]
+        trained = algorithm.train(again, trainer)["personal.private"].vector
+        assert not torch.equal(trained, algorithm.initial["private"].vector)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -98,9 +99,9 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def test_a_killed_process_has_charged_at_least_what_it_announced(path: Path) -> None:
-    rng, announced, kills = random.Random(0), 0, 25
+    rng, announced, kills = random.Random(0), 0, 20
     Ledger(path).charge([Release(2.0, 0.1, 1)])
-    for _ in range(kills):
+    for kill in range(kills):
         reader, writer = os.pipe()
 
         def release_in_a_loop(writer: int = writer) -> None:
@@ -111,14 +112,16 @@ def test_a_killed_process_has_charged_at_least_what_it_announced(path: Path) -> 
 
         child = forked(release_in_a_loop)
         os.close(writer)
-        time.sleep(rng.uniform(0.001, 0.03))
+        if kill % 2:  # not before it has begun to work
+            select.select([reader], [], [], 5)
+        time.sleep(rng.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         with os.fdopen(reader, "rb") as pipe:
             announced += len(pipe.read())
         (found,) = Ledger(path).releases
-        assert 1 + announced <= found.steps <= 1 + announced + kills
-    assert announced > kills  # they did get to work
+        assert 1 + announced <= found.steps <= 1 + announced + kill + 1
+    assert announced >= kills / 2
 
 
 def test_processes_that_share_a_ledger_forget_nothing(path: Path) -> None:
