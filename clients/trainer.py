@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clients.account import Account
 from clients.base import LocalAlgorithm, decayed
-from clients.private_steps import noise_generator, private_steps
+from clients.private_steps import noise_generator, private_steps, secret_seed
 from fedpers.config import Config
 from fedpers.data import Examples
 from fedpers.errors import ClientError
@@ -68,7 +68,11 @@ class Trainer:
             own, frozen = working[phase.model[slot]], working[part].vector
             self.model.write(slot, own.like(share * own.vector + (1 - share) * frozen))
         # What is random in a forward pass (FedCP's gate) draws from torch's own generator.
-        with seeded(self.config.seed, "forward", self.server_round, self.client, phase.name):
+        seed = self.config.seed
+        if phase.released and self.account is not None:
+            # Known draws, dealt to whoever is in the batch, would shift with an example removed.
+            seed = secret_seed(self.config.privacy.deterministic_for_tests, seed)
+        with seeded(seed, "forward", self.server_round, self.client, phase.name):
             self.losses[phase.name] = self._descend(phase, working, reference, share)
         trained = {phase.model[slot]: self.model.read(slot) for slot in phase.trains}
         for slot, part in blend.items():

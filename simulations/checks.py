@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from clients.base import find_algorithm
+from clients.account import check_client
+from clients.base import check_private, find_algorithm
 from fedpers.config import Config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
+from fedpers.models import build_model
 from strategies.base import find_strategy
 
 
@@ -43,8 +45,14 @@ def check(config: Config) -> None:
         FedpersError: a mistake that the user can mend.
     """
     strategy = find_strategy(config)
-    find_algorithm(strategy.client_side(), config, strategy.param_names())
-    strategy.check(config, load_data(config))
+    name = strategy.client_side()
+    algorithm, params = find_algorithm(name, config, strategy.param_names())
+    data = load_data(config)
+    strategy.check(config, data)
+    if config.privacy.enabled:
+        for client in data.clients:
+            check_client(config, client, data.size(client))
+        check_private(name, algorithm(config, build_model(config, data), params))
 
 
 def check_ray(config: Config) -> None:

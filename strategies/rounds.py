@@ -100,9 +100,15 @@ def evaluate_newcomers(strategy: PersonalizedStrategy, grid: Grid) -> dict[int, 
     found: dict[int, list[ClientResult]] = defaultdict(list)
     messages = strategy.messages("evaluate.newcomers", rounds, clients, batches=NEWCOMER_BATCHES)
     replies = send_and_receive(grid, messages, strategy.config.round_timeout)
-    for body in collect(replies, {}).bodies.values():
-        for batches, results in body["results"].items():
-            found[int(batches)] += [ClientResult.from_json(result) for result in results]
+    answers = collect(replies, strategy.roster.by_node(clients))
+    for client, reason in answers.failures.items():
+        log.warning("newcomer %s not evaluated: %s", client, reason)
+    for node, body in answers.bodies.items():
+        try:
+            for batches, results in body["results"].items():
+                found[int(batches)] += [ClientResult.from_json(result) for result in results]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            log.warning("newcomers of node %s: cannot be read (%s)", node, error)
     return dict(found)
 
 

@@ -51,11 +51,13 @@ def check_plan(name: str, method: Method, broadcast: Parts) -> None:
     Args:
         name: the method's name, for the message.
         method: its client side.
-        broadcast: parts as the server would send them, all finite.
+        broadcast: parts as the server would send them. Their values are replaced: from zeros, which
+            a model may start at, a method could make nothing visible.
 
     Raises:
         ConfigError: naming the phase, the part and the cure.
     """
+    broadcast = Parts({name: part.like(_large(part.vector)) for name, part in broadcast.items()})
     tainted: set[str] = set()
     kept: Worlds = [Parts() for _ in FILLINGS]
     seen: set[tuple[frozenset[str], frozenset[str]]] = set()

@@ -298,7 +298,7 @@ def test_what_a_method_does_not_take_is_refused() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_only_adapters_are_for_methods_that_share_a_body_and_keep_none(
-    name: str, tmp_path: Any
+    toys: Any, name: str, tmp_path: Any
 ) -> None:
     import numpy as np
 
@@ -317,9 +317,8 @@ def test_a_only_adapters_are_for_methods_that_share_a_body_and_keep_none(
             found(config, model, params)
     else:
         algorithm = found(config, model, params)
-        working = algorithm.receive(
-            Parts({s: algorithm.initial[s] for s in algorithm.sends}), Parts()
-        )
+        broadcast = broadcast_of(toys, algorithm, 1)
+        working = algorithm.receive(broadcast, Parts())
         assert "personal.private" in working and "private" not in algorithm.upload(working)
         assert all(p.model["private"] == "personal.private" for p in algorithm.phases())
         assert any("private" in phase.trains for phase in algorithm.phases())
@@ -327,7 +326,7 @@ def test_a_only_adapters_are_for_methods_that_share_a_body_and_keep_none(
         data = load_data(config).client("0").train
         trainer = Trainer(config, model, algorithm, data, server_round=1, client="0")
         kept = algorithm.keep(algorithm.train(working, trainer))
-        again = algorithm.receive(algorithm.initial.only(algorithm.sends), kept)
+        again = algorithm.receive(broadcast, kept)
         assert again["personal.private"] is kept["personal.private"]
-        trained = algorithm.train(again, trainer)["personal.private"].vector
-        assert not torch.equal(trained, algorithm.initial["private"].vector)
+        moved = algorithm.keep(algorithm.train(again, trainer))["personal.private"].vector
+        assert not torch.equal(moved, algorithm.initial["private"].vector)

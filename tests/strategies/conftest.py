@@ -136,6 +136,7 @@ class ToyNodes(SerialGrid):
         app.query("roster")(self._roster)
         app.train()(self._train)
         app.evaluate()(self._evaluate)
+        app.evaluate("newcomers")(self._newcomers)
         super().__init__(app, nodes=len(self.hosts))
 
     def node_id(self, node: int) -> int:
@@ -164,6 +165,7 @@ class ToyNodes(SerialGrid):
         if act == "mute":
             raise ValueError("no roster today")
         claims = [str(c) for hosted in self.hosts for c in hosted] if act == "holds all" else []
+        claims += [client for client in self.hosts[node] if self.acts.get(client) == "held out"]
         body = {
             "clients": self.hosts[node],
             "nodes": self.total,
@@ -223,6 +225,14 @@ class ToyNodes(SerialGrid):
         if act == "speaks for all":
             results += [result_of(c, right=0).to_json() for hosted in self.hosts for c in hosted]
         return _reply(message, [], {"results": results, "failures": failures, "seconds": 0.0})
+
+    def _newcomers(self, message: Message, context: Context) -> Message:
+        node, _, body = self._open(message, context)
+        found = [result_of(client, right=int(client)).to_json() for client in body["clients"]]
+        results: Any = dict.fromkeys(body["batches"], found)
+        if self.acts.get(node) == "bad newcomers":
+            results = {"many": found}
+        return _reply(message, [], {"results": results, "failures": {}, "seconds": 0.0})
 
 
 def _reply(message: Message, rows: list[Parts], body: dict[str, Any]) -> Message:

@@ -1,0 +1,222 @@
+"""One client's account: calibration, what a round costs, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clients.account import Account, check_client
+from clients.host import ClientHost
+from fedpers.config import Config, load_config
+from fedpers.data import ClientData, Examples
+from fedpers.errors import ClientError, ConfigError
+from fedpers.parts import Parts
+from fedpers.phases import Phase
+from fedpers.privacy import BudgetSpent, Ledger, Release, data_digest, epsilon_of
+from fedpers.privacy.accounting import default_delta, noise_multiplier
+
+EPSILON = 3.0
+
+
+def private(*overrides: str) -> tuple[str, ...]:
+    return ("privacy.enabled=true", f"privacy.epsilon={EPSILON}", *overrides)
+
+
+def data_of(n: int, seed: int = 0) -> ClientData:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n + 4, 2, generator=generator), torch.arange(n + 4) % 2
+    cuts = torch.arange(n + 4).split([n, 2, 2])
+    return ClientData(*(Examples(x[rows], y[rows]) for rows in cuts))
+
+
+def account_of(toys: Any, folder: Path, name: str, *overrides: str, n: int = 20) -> Account:
+    bound = toys.bind(name, *private(*overrides))
+    return Account(bound.config, bound.algorithm, "a", data_of(n), folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "phases", "rate"), [("fedavg", 1, 0.25), ("ditto", 1, 1.0), ("fedrep", 2, 1.0)]
+)
+def test_the_noise_is_calibrated_for_the_whole_run(
+    toys: Any, tmp_path: Path, name: str, phases: int, rate: float
+) -> None:
+    settings = ["rounds=7", "privacy.steps=3", f"privacy.sampling_rate={rate}"]
+    account = account_of(toys, tmp_path, name, *settings)
+    assert account.delta == default_delta(20) == 1e-3
+    assert account.sigma == noise_multiplier(EPSILON, 1e-3, rate, 7 * phases * 3)
+    for _ in range(7):
+        account.charge(counts=False)
+    assert account.budget.ledger.releases == [Release(account.sigma, rate, 7 * phases * 3)]
+    assert 0.99 * EPSILON < account.epsilon("rdp") <= EPSILON
+    assert account.epsilon("prv") <= account.epsilon("rdp")
+    with pytest.raises(BudgetSpent):
+        account.charge(counts=False)
+
+
+def test_a_client_that_is_chosen_more_often_than_expected_runs_out(
+    toys: Any, tmp_path: Path
+) -> None:
+    account = account_of(toys, tmp_path, "fedavg", "rounds=10", "strategy.fraction=0.25")
+    for _ in range(3):  # 2.5 rounds, rounded up
+        account.charge(counts=False)
+    with pytest.raises(BudgetSpent):
+        account.charge(counts=False)
+
+
+def test_counts_are_paid_for_once_and_noised(toys: Any, tmp_path: Path) -> None:
+    account = account_of(toys, tmp_path, "prior", "rounds=2")
+    (release,) = account.counts
+    assert release == Release(noise_multiplier(EPSILON / 4, 1e-3, 1.0, 1), 1.0, 1)
+    account.charge(counts=True)
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.full((20_000,), 1000.0)
+    noise = account.noised(counts, generator) - counts
+    assert float(noise.std()) == pytest.approx(release.sigma, rel=0.03)
+    with pytest.raises(ClientError, match="not charged for counts"):
+        account.noised(counts, generator)  # a second look at them
+    account.charge(counts=False)
+    with pytest.raises(ClientError, match="not charged for counts"):
+        account.noised(counts, generator)
+    assert set(account.budget.ledger.releases) == {release, account.phase._replace(steps=2)}
+    assert 0.99 * EPSILON < account.epsilon("rdp") <= EPSILON
+
+
+def test_noised_counts_are_no_less_than_none(toys: Any, tmp_path: Path) -> None:
+    account = account_of(toys, tmp_path, "prior")
+    account.charge(counts=True)
+    noised = account.noised(torch.zeros(1000), torch.Generator().manual_seed(0))
+    assert float(noised.min()) == 0 and float(noised.max()) > 0
+
+
+def test_a_method_trains_no_more_released_phases_than_it_was_charged_for(
+    toys: Any, tmp_path: Path
+) -> None:
+    bound = toys.bind("fedavg", *private())
+    account = Account(bound.config, bound.algorithm, "a", data_of(4), tmp_path)
+    bound.trainer.account = account
+    broadcast = toys.parts(torch.eye(2), [[1.0, 0.0], [0.0, 1.0]])
+    working = bound.algorithm.receive(broadcast, Parts())
+    (phase,) = bound.algorithm.phases()
+    with pytest.raises(ClientError, match="charged for 1 released phases, and the method trains"):
+        bound.trainer.run(phase, working)  # nothing was charged yet
+    for _ in range(2):
+        account.charge(counts=False)
+        working = bound.trainer.run(phase, working)
+        with pytest.raises(ClientError, match="the method trains one more"):
+            bound.trainer.run(phase, working)
+    own = Phase(name="own", model=phase.model, trains=("head",), released=False)
+    bound.trainer.run(own, working)  # not released, so it costs nothing
+
+
+def test_a_refused_round_pays_for_nothing(toys: Any, tmp_path: Path) -> None:
+    account = account_of(toys, tmp_path, "fedavg", "rounds=1")
+    account.charge(counts=False)
+    with pytest.raises(BudgetSpent):
+        account.charge(counts=False)
+    with pytest.raises(ClientError):
+        account.take_phase()
+
+
+def test_the_ledger_is_the_data_sets(toys: Any, tmp_path: Path) -> None:
+    bound = toys.bind("fedavg", *private("rounds=2"))
+
+    def account(data: ClientData, client: str = "a") -> Account:
+        return Account(bound.config, bound.algorithm, client, data, tmp_path)
+
+    data = data_of(20)
+    first = account(data)
+    first.charge(counts=False)
+    name = data_digest([(part.x, part.y) for part in (data.train, data.val, data.test)])
+    assert first.budget.ledger.path == tmp_path / f"{name}.json"
+    # The same examples split in another way, under another name: one account.
+    x = torch.cat([data.test.x, data.train.x, data.val.x])
+    y = torch.cat([data.test.y, data.train.y, data.val.y])
+    other = [Examples(x[rows], y[rows]) for rows in torch.arange(24).split([19, 2, 3])]
+    second = account(ClientData(*other), "b")
+    second.charge(counts=False)
+    with pytest.raises(BudgetSpent):
+        first.charge(counts=False)
+    account(data_of(20, seed=1)).charge(counts=False)  # another client's data
+    assert len([path for path in tmp_path.iterdir() if path.suffix == ".json"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        (
+            "privacy.delta=0.05",
+            "privacy.delta: got 0.05, takes a number < 0.05, for client a has 20 examples; "
+            "leave it out for a safe default",
+        ),
+        (
+            "privacy.sampling_rate=0.04",
+            "privacy.sampling_rate: got 0.04, takes a number >= 0.05, for client a has 20 examples",
+        ),
+    ],
+)
+def test_settings_that_protect_nothing_are_refused(
+    toys: Any, tmp_path: Path, setting: str, line: str
+) -> None:
+    with pytest.raises(ConfigError) as found:
+        account_of(toys, tmp_path, "fedavg", setting)
+    assert str(found.value) == line
+    config = load_config(None, [*private(setting)])
+    check_client(config, "a", 0)  # has nothing to release
+    with pytest.raises(ConfigError):
+        check_client(config, "a", 20)
+
+
+def test_a_delta_of_ones_own_is_taken(toys: Any, tmp_path: Path) -> None:
+    account = account_of(toys, tmp_path, "fedavg", "privacy.delta=0.04", "rounds=1")
+    account.charge(counts=False)
+    assert account.epsilon("rdp") == epsilon_of([account.round], 0.04)
+
+
+def host_of(config: Config, folder: Path) -> ClientHost:
+    return ClientHost(config, config.strategy.name, (), folder)
+
+
+def test_a_host_charges_before_it_trains_and_in_every_process(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small("fedavg", *private("rounds=3"))
+    hosts = [host_of(config, tmp_path / "state") for _ in range(2)]  # as in two worker processes
+    broadcast = hosts[0].algorithm.initial
+    for round_, host in enumerate((hosts[0], hosts[1], hosts[0]), start=1):
+        _, report = host.train("0", round_, broadcast)
+        (ledger,) = (tmp_path / "state" / "ledgers").glob("*.json")
+        assert sum(release.steps for release in Ledger(ledger).releases) == round_
+        assert report["epsilon"] == Ledger(ledger).epsilon(report["delta"])
+        assert report["examples"] == 1
+    with pytest.raises(BudgetSpent):
+        hosts[1].train("0", 4, broadcast)
+
+    def fails(*_: object) -> None:
+        raise ClientError("no")
+
+    monkeypatch.setattr(hosts[0].algorithm, "train", fails)
+    with pytest.raises(ClientError, match="^no$"):
+        hosts[0].train("1", 1, broadcast)
+    assert hosts[0].spending("1")["epsilon"] > 0  # over-counted, never under
+
+
+def test_a_client_without_examples_has_no_account(small: Any, tmp_path: Path) -> None:
+    host = host_of(small("fedavg", *private()), tmp_path / "state")
+    upload, report = host.train("3", 1, host.algorithm.initial)
+    assert report == {"examples": 0, "loss": None} and host.spending("3") == {}
+    assert torch.equal(upload["body"].vector, host.algorithm.initial["body"].vector)
+    assert not (tmp_path / "state" / "ledgers").exists()
+
+
+def test_counts_of_prior_are_charged_in_its_first_round_alone(small: Any, tmp_path: Path) -> None:
+    host = host_of(small("prior", *private("rounds=2")), tmp_path / "state")
+    sent = []
+    for server_round in (1, 2):
+        upload, _ = host.train("0", server_round, host.algorithm.initial)
+        sent.append(upload["prior"]["prior.own"])
+    assert torch.equal(sent[0], sent[1])  # the same noised counts again
+    (ledger,) = (tmp_path / "state" / "ledgers").glob("*.json")
+    assert sorted(release.steps for release in Ledger(ledger).releases) == [1, 2]

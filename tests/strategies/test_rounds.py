@@ -1,0 +1,192 @@
+"""The rounds of a run, and what they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedpers.errors import ConfigError, FedpersError, RunError
+from strategies.server_app import config_of
+
+SIZE = 4 * (4 + 6)  # bytes of the toy model's body and head in float32
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    wanted = ["rounds=3", "evaluation.local_baseline=false", "evaluation.adapters=false"]
+    return [*wanted, f"output={tmp_path / 'runs'}", "round_timeout=0.2", "evaluation.every=1"]
+
+
+def read(server: Any, name: str) -> list[dict[str, Any]]:
+    text = (Path(server.strategy.run_folder) / f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_run_leaves_its_rounds_clients_and_report(serve: Any, settings: list[str]) -> None:
+    server = serve("fedavg", *settings, hosts=[["1", "2"], ["3"]], acts={"2": "nan"})
+    seen: list[tuple[int, list[str]]] = []
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        seen.append((server_round, list(arrays)))
+        assert arrays["body"].numpy().shape == (1, 4)
+        return MetricRecord({"own": 0.5}) if server_round == 2 else None
+
+    result = server.strategy.start(server.grid, num_rounds=2, evaluate_fn=evaluate)
+    assert seen == [(1, ["body", "head"]), (2, ["body", "head"])]
+    assert {k: dict(m) for k, m in result.train_metrics_clientapp.items()} == {
+        k: {"answered": 2, "loss": 0.5} for k in (1, 2)
+    }
+    # Personal 1, 2 and 3 of ten right, global 4.
+    scores = dict(result.evaluate_metrics_clientapp[2])
+    assert scores["personal"] == pytest.approx(0.2) and scores["global"] == pytest.approx(0.4)
+    assert dict(result.evaluate_metrics_serverapp[2]) == {"own": 0.5}
+    assert 1 not in result.evaluate_metrics_serverapp
+    # The mean of 1 and 3 with 1 and 3 examples: 2.5.
+    assert result.arrays["head"].numpy().tolist() == [[2.5] * 6]
+
+    rounds, clients = read(server, "rounds"), read(server, "clients")
+    assert [line["round"] for line in rounds] == [1, 2]
+    for line in rounds:
+        assert line["answered"] == 2
+        assert line["failed"] == {"2": "update: part 'body' is not finite"}
+        # Two nodes received one copy each; three clients sent one each.
+        assert line["uplink_bytes"] == 3 * SIZE
+        assert 2 * SIZE <= line["downlink_bytes"] < 2 * SIZE + 1000  # Flower adds a header
+        assert line["loss"] == 0.5 and line["personal"] == pytest.approx(0.2)
+        assert set(line["seconds"]) == {"train", "combine", "evaluate"}
+    assert [(c["round"], c["client"], "error" in c) for c in clients] == [
+        (k, client, error)
+        for k in (1, 2)
+        for client, error in (("2", True), ("1", False), ("2", False), ("3", False))
+    ]
+    report = json.loads((Path(server.strategy.run_folder) / "report.json").read_text())
+    assert report["rounds"] == 2 and report["selected_round"] == 2
+    assert report["accuracy"]["personal"]["mean"] == pytest.approx(0.2)
+    assert report["communication"]["uplink_bytes_per_client_round"] == 6 * SIZE // 4
+
+
+def test_clients_that_cannot_be_scored_are_named_in_the_files(
+    serve: Any, settings: list[str]
+) -> None:
+    server = serve("fedavg", *settings, hosts=[["1"], ["3"]], acts={"3": "unscored"})
+    server.strategy.start(server.grid, num_rounds=1)
+    assert read(server, "rounds")[0]["failed"] == {"3": "ValueError: odd"}
+    assert [c["client"] for c in read(server, "clients") if "error" in c] == ["3"]
+
+
+def test_nodes_come_and_go_between_rounds(serve: Any, settings: list[str]) -> None:
+    server = serve("fedavg", *settings, hosts=[["1"], ["2"], ["3"]])
+    server.strategy.roster.hosts.clear()
+    server.grid.gone = {1}
+
+    def move(server_round: int, arrays: ArrayRecord) -> None:
+        server.grid.gone = {0} if server_round == 1 else set()
+
+    server.strategy.start(server.grid, evaluate_fn=move)
+    assert [line["answered"] for line in read(server, "rounds")] == [2, 2, 3]
+    scored = {(c["round"], c["client"]) for c in read(server, "clients")}
+    assert scored == {(1, "1"), (1, "3"), (2, "2"), (2, "3"), (3, "1"), (3, "2"), (3, "3")}
+
+
+def test_a_node_that_falls_silent_costs_its_clients_that_round(
+    serve: Any, settings: list[str]
+) -> None:
+    server = serve("fedavg", *settings, hosts=[["1"], ["2"]])
+    server.grid.silent = set()
+
+    def hush(server_round: int, arrays: ArrayRecord) -> None:
+        server.grid.silent = {1} if server_round == 1 else set()
+
+    server.strategy.start(server.grid, evaluate_fn=hush)
+    rounds = read(server, "rounds")
+    assert [line["answered"] for line in rounds] == [2, 1, 2]
+    assert rounds[1]["failed"] == {"2": "no answer within 0.2 s"}
+
+
+def test_the_run_ends_with_an_error_when_nobody_is_left(serve: Any, settings: list[str]) -> None:
+    server = serve("fedavg", *settings, hosts=[["1"], ["2"]])
+
+    def leave(server_round: int, arrays: ArrayRecord) -> None:
+        server.grid.gone = {0, 1}
+
+    with pytest.raises(RunError, match="round 2: no client is left; client none: nobody was"):
+        server.strategy.start(server.grid, evaluate_fn=leave)
+    assert [line["round"] for line in read(server, "rounds")] == [1]
+
+
+def test_too_few_clients_never_begin(serve: Any, settings: list[str]) -> None:
+    server = serve("fedavg", *settings, "strategy.min_clients=3", hosts=[["1"], ["2"]])
+    with pytest.raises(RunError, match=r"got 2 with 2 clients within 0\.1 s"):
+        server.strategy.start(server.grid, timeout=0.1)
+    server = serve("fedavg", *settings, hosts=[["1"], ["2"]], acts={0: "refuse"})
+    with pytest.raises(FedpersError, match="takes a file"):
+        server.strategy.start(server.grid)
+
+
+def test_newcomers_take_no_part_until_the_end(serve: Any, settings: list[str]) -> None:
+    hosts = [["1", "2"], ["7"]]
+    server = serve("fedavg", *settings, hosts=hosts, acts={"2": "held out", "7": "held out"})
+    server.strategy.start(server.grid, num_rounds=1)
+    asked = {kind: body["clients"] for _, kind, body, _ in server.grid.seen if "clients" in body}
+    assert asked["train"] == ["1"] and asked["evaluate"] == ["1"]
+    report = json.loads((Path(server.strategy.run_folder) / "report.json").read_text())
+    found = {steps: summary["mean"] for steps, summary in report["cold_start"].items()}
+    assert found == {steps: pytest.approx(0.45) for steps in ("0", "1", "5", "20")}
+    # A node whose newcomers make no sense costs those alone.
+    server = serve(
+        "fedavg",
+        *settings,
+        hosts=hosts,
+        acts={"2": "held out", "7": "held out", 1: "bad newcomers"},
+    )
+    server.strategy.start(server.grid, num_rounds=1)
+    report = json.loads((Path(server.strategy.run_folder) / "report.json").read_text())
+    assert report["cold_start"]["5"]["mean"] == pytest.approx(0.2)
+
+
+# -- the settings of the ServerApp ----------------------------------------------------------------
+
+
+def test_settings_come_from_a_file_overrides_and_short_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.yaml").write_text("rounds: 7\nseed: 3\nstrategy: {name: fedper}\n")
+    monkeypatch.chdir(tmp_path)
+    config = config_of(
+        {
+            "config": "x.yaml",
+            "overrides": "training.lr=0.5 rounds=8",
+            "clients": "11",
+            "strategy": "ditto",
+            "seed": "",
+        }
+    )
+    assert (config.rounds, config.seed, config.training.lr) == (8, 3, 0.5)
+    assert (config.data.clients, config.strategy.name) == (11, "ditto")
+    short = {"rounds": "9", "epsilon": "2.5", "seed": "4"}
+    config = config_of(short)
+    assert (config.rounds, config.privacy.epsilon, config.seed) == (9, 2.5, 4)
+    assert config_of({}).strategy.name == config_of({"strategy": ""}).strategy.name
+
+
+def test_a_file_may_lie_in_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_of({"config": "configs/digits.yaml"}).data.name == "digits"
+    with pytest.raises(ConfigError, match=r"config: got 'no\.yaml', takes a YAML file, relative"):
+        config_of({"config": "no.yaml"})
+    with pytest.raises(ConfigError, match="override: got 'rounds', takes key=value"):
+        config_of({"overrides": "rounds"})
+    with pytest.raises(ConfigError, match="rounds: got 'x', takes an integer"):
+        config_of({"rounds": "x"})
+
+
+def test_the_global_parts_travel_without_loss(serve: Any, settings: list[str]) -> None:
+    server = serve("fedavg", *settings)
+    result = server.strategy.start(server.grid, num_rounds=1)
+    for name, part in server.strategy.parts.items():
+        assert torch.equal(torch.from_numpy(result.arrays[name].numpy()[0].copy()), part.vector)
