@@ -116,6 +116,7 @@ class LocalAlgorithm:
                 released=False,
                 epochs=steps,
                 steps=steps,
+                decays=False,
             )
         ]
 

@@ -56,6 +56,7 @@ class FedAvgFT(LocalAlgorithm):
                 released=False,
                 epochs=self.params.tune_epochs,
                 lr=self.params.tune_lr,
+                decays=False,
             )
         ]
 

@@ -59,6 +59,7 @@ class FedBABU(LocalAlgorithm):
                 released=False,
                 epochs=self.params.tune_epochs,
                 lr=self.params.tune_lr,
+                decays=False,
             )
         ]
 

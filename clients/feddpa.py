@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import exp
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from fedpers.phases import Phase
 from fedpers.seeding import seed_for
 
 LEVELS = 10  # instance weights are rounded to tenths, so that a batch needs few mixed models
+MARGIN = 2.0  # standard deviations below the typical similarity at which half the weight is left
+SURE = 1 / (1 + exp(-MARGIN))
 
 
 @dataclass
@@ -38,7 +41,9 @@ class FedDPA(LocalAlgorithm):
     Training: l under share * l + (1 - share) * g with g as received; then g alone, which is sent
     and reads nothing local. Prediction for x: weight c(x) on l and 1 - c(x) on g, where c is how
     similar x is to local training examples: the mean cosine of its features to theirs under l,
-    standardised by the values the examples have among themselves, through a sigmoid.
+    standardised by the values z that the examples have among themselves. c = share at typical
+    values (the mixture that l was trained in; the paper's largest weight, too) and falls to 0
+    where z is several standard deviations below them.
 
     The released script gives an instance like the local data *more* of the global adapter; the
     paper means the opposite, and so does this. Both parts (adapter and head) are mixed.
@@ -65,7 +70,7 @@ class FedDPA(LocalAlgorithm):
 
     def newcomer(self, steps: int) -> Sequence[Phase]:
         """The local adapter, as in training."""
-        return [replace(self.phases()[0], name="newcomer", epochs=steps, steps=steps)]
+        return [replace(self.phases()[0], name="newcomer", epochs=steps, steps=steps, decays=False)]
 
     def filled(self, mode: str) -> Mapping[str, str]:
         """The model that is saved: both adapters at the share they were trained at."""
@@ -100,7 +105,7 @@ class FedDPA(LocalAlgorithm):
         return logits
 
     def instance_weights(self, working: Parts, x: Tensor, trainer: Trainer) -> Tensor:
-        """c(x) in (0, 1) for each instance, [n]."""
+        """c(x) in (0, share] for each instance, [n]."""
         rng = random.Random(seed_for(self.config.seed, "memory", trainer.client))
         count = min(self.params.memory, len(trainer.examples))
         memory = torch.tensor(rng.sample(range(len(trainer.examples)), count))
@@ -111,4 +116,5 @@ class FedDPA(LocalAlgorithm):
         typical = (among.sum(dim=1) - among.diagonal()) / (count - 1)
         similar = F.normalize(trainer.outputs(own, working, x).features) @ remembered.T
         spread = typical.std(correction=0).clamp_min(1e-6)
-        return torch.sigmoid((similar.mean(dim=1) - typical.mean()) / spread)
+        z = (similar.mean(dim=1) - typical.mean()) / spread
+        return (torch.sigmoid(z + MARGIN) / SURE).clamp_max(1) * float(self.params.share)

@@ -211,7 +211,9 @@ class Trainer:
         private_lr: float | None = None,
     ) -> torch.optim.Optimizer:
         training = self.config.training
-        lr = decayed(private_lr or phase.lr or training.lr, self.config, self.server_round)
+        lr = private_lr or phase.lr or training.lr
+        if phase.decays:
+            lr = decayed(lr, self.config, self.server_round)
         if training.optimizer == "sgd":
             # The model holds e = share * v + (1 - share) * w. A step on v moves e by share times
             # it, and the gradient for v is share times that for e: SGD on v is SGD on e at

@@ -181,9 +181,9 @@ class Privacy:
     """
 
     enabled: bool = False
-    epsilon: float = setting(8.0, above=0)
+    epsilon: float = setting(8.0, above=0, most=1e6)
     delta: float | None = setting(None, above=0, below=1)
-    max_grad_norm: float = setting(1.0, above=0)
+    max_grad_norm: float = setting(1.0, above=0, most=1e6)
     sampling_rate: float = setting(1.0, above=0, most=1)
     steps: int = setting(1, least=1)
     lr: float | None = setting(None, above=0)

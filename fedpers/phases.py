@@ -49,6 +49,7 @@ class Phase:
         blend: {slot: (part, share)}: the model runs on share * trained + (1 - share) * part.
         epochs, lr, batch_size: where they differ from ``training``.
         steps: at most so many batches, whatever the epochs say.
+        decays: whether the rate follows ``training.lr_decay``; not for what starts anew each time.
     """
 
     name: str
@@ -64,3 +65,4 @@ class Phase:
     lr: float | None = None
     batch_size: int | None = None
     steps: int | None = None
+    decays: bool = True

@@ -133,6 +133,35 @@ def compare(
             raise RunError(f"{len(failed)} runs failed, see {folder / failed[0] / 'error.txt'}")
 
 
+@app.command()
+def audit(
+    config: Annotated[Path, typer.Argument(help="A YAML file, or the folder of a run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    canaries: Annotated[int, typer.Option(min=10, help="Examples inserted to be found.")] = 200,
+    shadows: Annotated[int, typer.Option(min=2, help="Shadow models of LiRA, even.")] = 4,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; runs/audit-NAME if not given.")
+    ] = None,
+) -> None:
+    """Try to break the privacy of CONFIG: a lower bound on epsilon, membership, inversion.
+
+    Writes audit.json and inversion.png. With privacy off there is no epsilon to refute.
+    """
+    with _errors(), _signals():
+        from fedpers.config import load_config
+        from simulations import audit as attacks
+        from simulations.checks import absolute_paths, check
+
+        sys.path.append(os.getcwd())
+        file = config / "config.yaml" if config.is_dir() else config
+        settings = absolute_paths(load_config(file, overrides or []))
+        check(settings)
+        folder = (out or Path("runs") / f"audit-{config.stem}").resolve()
+        found = attacks.audit(settings, folder, canaries=canaries, shadows=shadows)
+        for line in [*attacks.audit_lines(found), f"files: {folder}"]:
+            typer.echo(line)
+
+
 def _show(folder: Path) -> None:
     """Print the table of a finished run, and where its files are."""
     import json

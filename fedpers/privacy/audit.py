@@ -191,6 +191,6 @@ def psnr(original: Tensor, found: Tensor, width: float) -> float:
 
 
 def total_variation(x: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours along every axis but the first two, of x [n, C, ...]."""
+    """Mean absolute differences of neighbours along the axes of x [n, C, ...] after the second."""
     differences: Sequence[Tensor] = [x.diff(dim=axis).abs().mean() for axis in range(2, x.ndim)]
     return torch.stack([*differences, x.new_zeros(())]).sum()

@@ -234,15 +234,16 @@ def test_feddpas_instance_weights_by_hand(toys: Any) -> None:
     # bc .8. Each against the others: a .3, b .4, c .7; mean .4666667, spread (population)
     # sqrt((.1666667^2 + .0666667^2 + .2333333^2) / 3) = .1699673.
     # (1, 1): cosines .7071068, .7071068, .9899495, mean .8013877; z = (.8013877 - .4666667) /
-    # .1699673 = 1.969325. (-1, -1): mean -.8013877, z = -7.460577. (0, 9) counts as (0, 1):
-    # (0 + 1 + .8) / 3 = .6, z = .784465.
+    # .1699673 = 1.969325: above typical, so the share, 1/2. (-1, -1): mean -.8013877, z = -7.460577,
+    # sigmoid(z + 2) / sigmoid(2) / 2 = .0024061. (1, -1): (.7071068 - .7071068 - .1414214) / 3 =
+    # -.0471405, z = -3.022976: .2644669 / .8807971 / 2 = .1501293.
     x = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
     bound = toys.bind("feddpa", x=x, y=[0, 1, 1])
     working = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), Parts())
-    probe = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [0.0, 9.0]])
+    probe = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     weights = bound.algorithm.instance_weights(working, probe, bound.trainer)
-    scores = torch.tensor([1.969325, -7.460577, 0.784465])
-    torch.testing.assert_close(weights, scores.sigmoid(), rtol=1e-4, atol=1e-5)
+    expected = torch.tensor([0.5, 0.0024061, 0.1501293])
+    torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_feddpa_trusts_the_local_adapter_where_the_data_are_local(toys: Any) -> None:

@@ -1,0 +1,209 @@
+"""Whole private runs in this process: what is spent, what is said, what ends them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from opacus.accountants import RDPAccountant
+from typer.testing import CliRunner
+
+from fedpers.config import load_config
+from fedpers.data import load_data
+from fedpers.records import unpack
+from simulations.cli import app
+from simulations.serial import SerialGrid
+
+SETTINGS = (
+    *("data.clients=5", "data.partition.name=iid", "model.name=mlp", "rounds=3"),
+    *("privacy.enabled=true", "privacy.epsilon=4", "evaluation.local_baseline=false"),
+    *("evaluation.adapters=false", "simulation.nodes=2", "strategy.name=fedper"),
+)
+
+
+class Ran(NamedTuple):
+    code: int
+    output: str
+    error: str
+    report: dict[str, Any]
+    rounds: list[dict[str, Any]]
+
+
+Go = Callable[..., Ran]
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Go:
+    """``fedpers run`` on the serial backend; what it left."""
+
+    def run(*overrides: str) -> Ran:
+        config = tmp_path / "config.yaml"
+        config.write_text("seed: 0\n")
+        output = tmp_path / f"runs-{len(list(tmp_path.iterdir()))}"
+        arguments = ["run", str(config), "--backend", "serial", *SETTINGS, *overrides]
+        found = CliRunner().invoke(app, [*arguments, f"output={output}"])
+        folders = list(output.glob("*/report.json"))
+        report = json.loads(folders[0].read_text()) if folders else {}
+        lines = (folders[0].parent / "rounds.jsonl").read_text() if folders else ""
+        rounds = [json.loads(line) for line in lines.splitlines()]
+        return Ran(found.exit_code, found.stdout, found.stderr, report, rounds)
+
+    return run
+
+
+@pytest.fixture
+def replies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What every node answered, by kind of message."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+    answer = SerialGrid._answer
+
+    def listening(grid: SerialGrid, message: Message) -> Message:
+        reply = answer(grid, message)
+        seen.append((message.metadata.message_type, unpack(reply.content)[1]))
+        return reply
+
+    monkeypatch.setattr(SerialGrid, "_answer", listening)
+    return seen
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> str:
+    """Five clients' rows of digits, the same for every seed; validation is carved by the seed."""
+    rows, file = np.random.default_rng(0).permutation(1000), {}
+    for client in range(5):
+        own = rows[client * 200 : client * 200 + 200]
+        file[f"train_{client}"], file[f"test_{client}"] = own[:150], own[150:]
+    np.savez(tmp_path / "split.npz", **file)
+    return f"data.partition.path={tmp_path / 'split.npz'}"
+
+
+def test_the_report_gives_the_composed_epsilon(go: Go) -> None:
+    settings = ("privacy.steps=2", "privacy.sampling_rate=0.5")
+    ran = go(*settings)
+    assert ran.code == 0
+    privacy = ran.report["privacy"]
+    accountant = RDPAccountant()
+    accountant.history = [(privacy["noise_multiplier"], 0.5, 3 * 2)]
+    by_hand = accountant.get_epsilon(privacy["delta"])
+    assert privacy["epsilon_max"] == privacy["epsilon_mean"] == pytest.approx(by_hand, abs=1e-9)
+    assert 0.99 * 4 < privacy["epsilon_max"] <= 4
+    assert (privacy["unit"], privacy["accountant"]) == ("example", "rdp")
+    config = load_config(None, [*SETTINGS, *settings])
+    largest = max(load_data(config).size(client) for client in "01234")
+    assert privacy["delta"] < 1 / largest
+    notes = "\n".join(privacy["notes"])
+    assert "figures for simulation only" in notes and "another run" in notes
+    assert "nobody is protected" not in notes
+    assert [line["answered"] for line in ran.rounds] == [5, 5, 5]
+
+
+def test_a_spent_budget_ends_the_run_cleanly(go: Go) -> None:
+    # Calibrated for the one round that a fifth of three is, while min_clients has all take part.
+    ran = go("strategy.fraction=0.2", "strategy.min_clients=5")
+    assert ran.code == 0 and ran.error == ""
+    assert [line["answered"] for line in ran.rounds] == [5, 0]
+    failed = ran.rounds[1]["failed"]
+    assert set(failed) == set("01234")
+    for reason in failed.values():
+        assert reason.startswith("BudgetSpent: budget spent: 3.99")
+    assert 0.99 * 4 < ran.report["privacy"]["epsilon_max"] <= 4
+    assert "Traceback" not in ran.output
+
+
+def test_clients_that_are_spent_sit_out_while_others_go_on(go: Go) -> None:
+    # One client a round; four rounds' noise for six rounds' chances.
+    ran = go("strategy.fraction=0.2", "rounds=10", "seed=1")
+    assert ran.code == 0
+    assert len(ran.rounds) == 10
+    spent: list[str] = []
+    for line in ran.rounds:
+        assert line["answered"] + len(line["failed"]) == 1
+        assert not set(spent) & set(line["failed"])  # asked once, then left out
+        spent += line["failed"]
+    assert 0 < len(spent) < 5
+    assert [line["answered"] for line in ran.rounds].count(0) == len(spent)
+
+
+def test_another_run_on_the_same_data_continues_the_account(
+    go: Go, tmp_path: Path, split: str
+) -> None:
+    # Its public rows are those that no client has, whatever the seed.
+    same = ("data.partition.name=file", split, f"state={tmp_path / 'state'}")
+    first = go(*same)
+    assert first.code == 0 and [line["answered"] for line in first.rounds] == [5, 5, 5]
+    assert not any("another run" in note for note in first.report["privacy"]["notes"])
+    assert len(list((tmp_path / "state" / "ledgers").glob("*.json"))) == 5
+    for settings in ((), ("seed=7",), ("strategy.name=ditto",)):
+        again = go(*same, *settings)
+        assert again.code == 0 and again.error == ""
+        (line,) = again.rounds
+        assert line["answered"] == 0 and set(line["failed"]) == set("01234")
+        assert "Traceback" not in again.output
+        assert again.report["privacy"]["epsilon_max"] == pytest.approx(
+            first.report["privacy"]["epsilon_max"]
+        )
+    assert len(list((tmp_path / "state" / "ledgers").glob("*.json"))) == 5
+    more = go(*same, "privacy.epsilon=40")  # a larger budget for the same account
+    assert more.rounds[0]["answered"] == 5
+    assert 4 < more.report["privacy"]["epsilon_max"] <= 40
+
+
+def test_without_a_state_folder_each_run_starts_anew(go: Go) -> None:
+    for _ in range(2):
+        assert [line["answered"] for line in go("rounds=1").rounds] == [5]
+
+
+def test_without_diagnostics_no_result_leaves_a_client(
+    go: Go, replies: list[tuple[str, dict[str, Any]]]
+) -> None:
+    ran = go("evaluation.diagnostics=false", "data.holdout_clients=1", "evaluation.every=1")
+    assert ran.code == 0
+    kinds = {kind for kind, _ in replies}
+    assert kinds == {"query.roster", "train", "evaluate", "evaluate.newcomers"}
+    for kind, body in replies:
+        if kind == "train":
+            for report in body["reports"].values():
+                assert set(report) == {"examples", "loss", "epsilon", "delta", "sigma"}
+                assert report["loss"] is None and report["examples"] == 1
+        elif kind == "evaluate":
+            assert body["held_back"] and body["results"] == []
+        elif kind == "evaluate.newcomers":
+            assert not any(body["results"].values())
+    assert all(value is None for value in ran.report["accuracy"].values())
+    assert not any(ran.report["cold_start"].values())
+    assert all("loss" not in line and "personal" not in line for line in ran.rounds)
+    assert not any("simulation only" in note for note in ran.report["privacy"]["notes"])
+
+
+def test_weights_are_uniform_under_privacy(
+    go: Go, replies: list[tuple[str, dict[str, Any]]]
+) -> None:
+    assert go("rounds=1", "data.partition.name=dirichlet").code == 0
+    reports = [r for kind, body in replies if kind == "train" for r in body["reports"].values()]
+    assert [report["examples"] for report in reports] == [1] * 5
+    assert all(isinstance(report["loss"], float) for report in reports)  # with diagnostics
+
+
+@pytest.mark.parametrize(
+    ("setting", "starts"),
+    [
+        ("privacy.delta=0.1", "error: privacy.delta: got 0.1, takes a number < 0.00"),
+        ("privacy.sampling_rate=0.001", "error: privacy.sampling_rate: got 0.001, takes a number"),
+        ("privacy.epsilon=0", "error: privacy.epsilon: got 0.0, takes a number > 0"),
+        ("privacy.epsilon=.inf", "error: privacy.epsilon: got inf, takes a number > 0"),
+        ("privacy.max_grad_norm=-1", "error: privacy.max_grad_norm: got -1.0, takes a number > 0"),
+        ("strategy.name=fedala", "error: strategy.name: got 'fedala', takes with privacy"),
+    ],
+)
+def test_what_protects_nobody_is_refused_before_training(
+    go: Go, replies: list[tuple[str, dict[str, Any]]], setting: str, starts: str
+) -> None:
+    ran = go(setting)
+    assert ran.code == 2
+    assert ran.error.startswith(starts) and ran.error.count("\n") == 1
+    assert not any(kind == "train" for kind, _ in replies)
