@@ -55,7 +55,7 @@ def timed(*runs: Callable[[], None]) -> list[float]:
 
 def plain_steps(model: PersonalModel, x: Tensor, y: Tensor) -> Callable[[], None]:
     """STEPS steps of SGD on one batch, as the trainer takes them."""
-    parameters, optimizer = trained(model)
+    _, optimizer = trained(model)
 
     def run() -> None:
         for _ in range(STEPS):

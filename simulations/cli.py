@@ -138,14 +138,15 @@ def audit(
     config: Annotated[Path, typer.Argument(help="A YAML file, or the folder of a run.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     canaries: Annotated[int, typer.Option(min=10, help="Examples inserted to be found.")] = 200,
-    shadows: Annotated[int, typer.Option(min=2, help="Shadow models of LiRA, even.")] = 4,
+    shadows: Annotated[int, typer.Option(min=2, help="Shadow models of LiRA.")] = 4,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; runs/audit-NAME if not given.")
     ] = None,
 ) -> None:
     """Try to break the privacy of CONFIG: a lower bound on epsilon, membership, inversion.
 
-    Writes audit.json and inversion.png. With privacy off there is no epsilon to refute.
+    Writes audit.json and inversion.png. With privacy off there is no epsilon to refute. Exit code
+    1 if the claimed epsilon is refuted.
     """
     with _errors(), _signals():
         from fedpers.config import load_config
@@ -160,6 +161,8 @@ def audit(
         found = attacks.audit(settings, folder, canaries=canaries, shadows=shadows)
         for line in [*attacks.audit_lines(found), f"files: {folder}"]:
             typer.echo(line)
+        if attacks.refuted(found):
+            raise RunError("audit: the guarantee does not hold: epsilon is above what is claimed")
 
 
 def _show(folder: Path) -> None:

@@ -69,7 +69,8 @@ def _reconstruct(
 ) -> Tensor:
     """Of ``one`` only the shape and the label are used."""
     model, algorithm = host.model, host.algorithm
-    fill(model, {slot: slot for slot in model.slots}, algorithm.receive(broadcast, Parts()))
+    phase = next(phase for phase in algorithm.phases() if phase.released)
+    fill(model, phase.model, algorithm.receive(broadcast, Parts()))
     pairs = [
         (tensor, broadcast[slot][name] - upload[slot][name])
         for slot in upload
@@ -98,7 +99,6 @@ def _reconstruct(
 
 def save_pictures(rows: Mapping[str, Tensor], path: Path) -> None:
     """Images [n, C, H, W] as a grid, a row each of the given tensors, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     count = len(next(iter(rows.values())))
@@ -113,4 +113,4 @@ def save_pictures(rows: Mapping[str, Tensor], path: Path) -> None:
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     figure.tight_layout()
-    FigureCanvasAgg(figure).print_png(str(path))
+    figure.savefig(path, dpi=100)

@@ -73,7 +73,8 @@ def tight_epsilon_of(releases: Sequence[Release], delta: float) -> float:
     accountant = PRVAccountant()
     accountant.history = [(r.sigma, r.rate, r.steps) for r in spent]
     try:
-        return min(bound, float(accountant.get_epsilon(delta=delta)))
+        with np.errstate(divide="ignore"):  # at rate 1 it takes log(0), as a limit
+            return min(bound, float(accountant.get_epsilon(delta=delta)))
     except (ValueError, RuntimeError):  # its grid does not hold very large or small epsilons
         return bound
 

@@ -135,7 +135,8 @@ def inclusion_scores(observed: Tensor, influences: Tensor) -> Tensor:
     noise = rest.clamp_min(0) / (d - int(seen.sum()))
     shrunk = torch.zeros_like(along)
     shrunk[seen] = along[seen] / (values[seen] + 4 * noise)  # the variance of S is 1/4
-    return vectors @ shrunk
+    scores: Tensor = vectors @ shrunk
+    return scores
 
 
 def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> float:

@@ -198,7 +198,7 @@ def test_a_host_charges_before_it_trains_and_in_every_process(
         raise ClientError("no")
 
     monkeypatch.setattr(hosts[0].algorithm, "train", fails)
-    with pytest.raises(ClientError, match="^no$"):
+    with pytest.raises(ClientError, match=r"^no$"):
         hosts[0].train("1", 1, broadcast)
     assert hosts[0].spending("1")["epsilon"] > 0  # over-counted, never under
 

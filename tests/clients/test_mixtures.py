@@ -234,9 +234,9 @@ def test_feddpas_instance_weights_by_hand(toys: Any) -> None:
     # bc .8. Each against the others: a .3, b .4, c .7; mean .4666667, spread (population)
     # sqrt((.1666667^2 + .0666667^2 + .2333333^2) / 3) = .1699673.
     # (1, 1): cosines .7071068, .7071068, .9899495, mean .8013877; z = (.8013877 - .4666667) /
-    # .1699673 = 1.969325: above typical, so the share, 1/2. (-1, -1): mean -.8013877, z = -7.460577,
-    # sigmoid(z + 2) / sigmoid(2) / 2 = .0024061. (1, -1): (.7071068 - .7071068 - .1414214) / 3 =
-    # -.0471405, z = -3.022976: .2644669 / .8807971 / 2 = .1501293.
+    # .1699673 = 1.969325: above typical, so the share, 1/2. (-1, -1): mean -.8013877, so
+    # z = -7.460577, sigmoid(z + 2) / sigmoid(2) / 2 = .0024061. (1, -1): (.7071068 - .7071068 -
+    # .1414214) / 3 = -.0471405, z = -3.022976: .2644669 / .8807971 / 2 = .1501293.
     x = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
     bound = toys.bind("feddpa", x=x, y=[0, 1, 1])
     working = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), Parts())

@@ -112,7 +112,7 @@ def test_sigma_is_the_smallest_that_keeps_to_epsilon(
 
 
 def test_an_epsilon_that_what_stands_beside_has_used_up_is_refused() -> None:
-    with pytest.raises(ValueError, match="^epsilon: got 0.5 for 3 steps, takes more, or fewer$"):
+    with pytest.raises(ValueError, match=r"^epsilon: got 0\.5 for 3 steps, takes more, or fewer$"):
         noise_multiplier(0.5, DELTA, 1.0, 3, (Release(1.0, 1.0, 1),))
 
 

@@ -66,7 +66,7 @@ def test_equal_entries_are_one(path: Path) -> None:
 def test_what_cannot_be_read_is_refused_and_left_alone(path: Path, text: str) -> None:
     path.parent.mkdir()
     path.write_text(text)
-    with pytest.raises(ClientError, match="cannot be read .* restore it from a backup") as found:
+    with pytest.raises(ClientError, match=r"cannot be read .* restore it from a backup") as found:
         Ledger(path)
     assert str(path) in str(found.value) and "\n" not in str(found.value)
     assert path.read_text() == text

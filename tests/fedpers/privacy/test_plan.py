@@ -208,9 +208,7 @@ def test_an_upload_made_of_a_raw_part(digits: FederatedData, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", LAUNDERED)
-def test_a_raw_part_mixed_into_the_working_body_on_receipt(
-    digits: FederatedData, how: str
-) -> None:
+def test_a_raw_part_mixed_into_the_working_body_on_receipt(digits: FederatedData, how: str) -> None:
     class Mixes(Two):
         def receive(self, broadcast: Parts, personal: Parts) -> Parts:
             working = super().receive(broadcast, personal)
