@@ -72,19 +72,19 @@ class PerAda(PersonalizedStrategy):
         return Mixing(torch.full((1, len(reports)), 1 / len(reports)))
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
-        """The mean, and the teacher's logits, while the single updates are at hand."""
+        """The mean; the single updates are the teachers of the distillation."""
         super().combine(mixing, updates)
-        if self.params.distill:
-            total = torch.zeros(len(self.public), self.model.num_classes)
-            for update in updates.values():
-                total += self._logits(update)
-            self._teacher = F.log_softmax(total / len(updates), dim=1)
+        self.teachers = list(updates.values())
 
     def refine(self, server_round: int) -> None:
         """Distil the ensemble into the mean; keep the result if it is nearer to the ensemble."""
         params = self.params
         if not params.distill or server_round > params.kd_rounds:
             return
+        total = torch.zeros(len(self.public), self.model.num_classes)
+        for teacher in self.teachers:
+            total += self._logits(teacher)
+        self._teacher = F.log_softmax(total / len(self.teachers), dim=1)
         generator = torch_generator(self.config.seed, "distillation", server_round)
         order = torch.randperm(len(self.public), generator=generator)
         held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
