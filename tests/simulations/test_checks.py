@@ -60,7 +60,8 @@ def test_the_defaults_pass() -> None:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["privacy.enabled=true"], "privacy.enabled: got True, takes false; differential"),
+        (["privacy.enabled=true", "privacy.delta=0.5"], "privacy.delta: got 0.5, takes a number <"),
+        (["privacy.enabled=true", "strategy.name=fedala"], "strategy.name: got 'fedala', takes"),
         (["encryption.enabled=true"], "encryption.enabled: got True, takes false; encrypted"),
         (["strategy.name=nosuch"], "strategy.name: got 'nosuch'"),
         (["strategy.params.nosuch=1"], "strategy.params.nosuch: got 1"),
