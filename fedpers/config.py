@@ -56,7 +56,7 @@ class Columns:
 class Partition:
     """How examples are dealt to clients; names and meanings are those of flwr-datasets.
 
-    ``min_size`` (dirichlet): the fewest examples of a client; null: 10, or an eighth of the mean
+    ``min_size`` (dirichlet): the fewest examples of a client; null: 20, or a quarter of the mean
     where that is less.
     """
 

@@ -65,8 +65,7 @@ class PFedSim(FedAvg):
 
     def broadcast(self, server_round: int, client: str) -> Parts:
         """First the global parts; then the client's own: its mixture of bodies, and its head."""
-        known = server_round > self.generalisation_rounds and client in self.rows
-        parts = self.rows[client] if known else self.parts
+        parts = super().broadcast(server_round, client)
         self.sent_heads[client] = parts["head"]["head.weight"]
         return parts
 

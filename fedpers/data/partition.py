@@ -49,7 +49,7 @@ def deal(table: Table, rows: Rows, config: Config) -> dict[str, Rows]:
     shuffled = numpy_generator(config.seed, "data", "shuffle").permutation(rows)
     labels = table.examples.y.numpy()[shuffled]
     if data.partition.min_size is None:
-        least = min(10, len(rows) // (8 * data.clients))
+        least = min(20, len(rows) // (4 * data.clients))
         data = replace(data, partition=replace(data.partition, min_size=least))
     dealt = _deal(labels, data, config.seed)
     return {str(k): np.sort(shuffled[index]) for k, index in enumerate(dealt)}
