@@ -17,8 +17,14 @@ from fedpers.parts import Layout, Part, Parts
 
 
 def pack(rows: Sequence[Parts], body: Mapping[str, Any]) -> RecordDict:
-    """A message's content: ``rows`` (K parts of one layout) and a JSON-able ``body``."""
+    """A message's content: ``rows`` (K parts of one layout) and a JSON-able ``body``.
+
+    Raises:
+        ValueError: the rows have different parts or shapes.
+    """
     layouts = rows[0].layouts if rows else {}
+    if any(row.layouts != layouts for row in rows):
+        raise ValueError("rows: got parts of several layouts, takes one layout a message")
     header = {name: layout.to_json() for name, layout in layouts.items()}
     arrays = ArrayRecord({name: _to_array([row[name] for row in rows]) for name in layouts})
     config = ConfigRecord(

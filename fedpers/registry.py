@@ -83,7 +83,7 @@ class Registry(Generic[T]):
         module_name, _, attribute = path.partition(":")
         try:
             return getattr(importlib.import_module(module_name), attribute)  # type: ignore[no-any-return]
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             cure = "is its folder on PYTHONPATH, or its package installed?"
             raise ConfigError(
                 self.key, path, f"a path that can be imported ({error})", cure

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import comb
 
 from fedpers.evaluation.counts import ClientResult, Counts
 
@@ -20,8 +19,9 @@ CLIENT_LEVEL = 0.01
 
 def sign_test(wins: int, losses: int) -> float:
     """P[Binomial(wins + losses, 1/2) >= wins]: how likely so many wins are by chance, in 0..1."""
-    n = wins + losses
-    return float(sum(comb(n, k) for k in range(wins, n + 1)) / 2**n)
+    from scipy.stats import binom
+
+    return float(binom.sf(wins - 1, wins + losses, 0.5))
 
 
 def choose(results: Sequence[ClientResult]) -> dict[str, str]:
