@@ -37,10 +37,11 @@ def launch_toy(folder: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> list[
     monkeypatch.chdir(HERE)
     lines: list[str] = []
     processes: set[psutil.Process] = set()
+    others = set(psutil.Process().children(recursive=True))  # an earlier test's, not the launch's
 
     def show(line: str) -> None:
         lines.append(line)
-        processes.update(psutil.Process().children(recursive=True))
+        processes.update(set(psutil.Process().children(recursive=True)) - others)
 
     apps = {"serverapp": "toy_server:app", "clientapp": "toy_client:app"}
     try:
