@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from clients.base import LocalAlgorithm, algorithms
+from clients.base import LocalAlgorithm, algorithms, blended_branches, mixture
 from clients.trainer import Trainer
 from fedpers.config import setting
 from fedpers.parts import Part, Parts
@@ -50,12 +50,7 @@ class APFL(LocalAlgorithm):
 
     def mixture(self, working: Parts) -> Parts:
         """The parts ``mixed.*``: alpha v + (1 - alpha) w."""
-        alpha = float(working["personal.alpha"].vector)
-        mixed = {}
-        for slot in self.keeps:
-            v, w = working[f"personal.{slot}"], working[f"received.{slot}"]
-            mixed[f"mixed.{slot}"] = v.like(alpha * v.vector + (1 - alpha) * w.vector)
-        return Parts(mixed)
+        return mixture(working, self.keeps, float(working["personal.alpha"].vector))
 
     def phases(self) -> Sequence[Phase]:
         """The local model within the mixture at alpha's start, then the shared branch."""
@@ -75,18 +70,7 @@ class APFL(LocalAlgorithm):
         return mixed if mode == "personal" else self.branch(())
 
     def _phases(self, alpha: float) -> list[Phase]:
-        anchor = {slot: f"received.{slot}" for slot in self.slots}
-        personal = Phase(
-            name="local model",
-            model=self.branch(self.slots),
-            trains=self.slots,
-            released=False,
-            blend=(anchor, alpha),
-        )
-        shared = Phase(
-            name="shared branch", model=self.branch(()), trains=self.slots, released=True
-        )
-        return [personal, shared]
+        return blended_branches(self, alpha, local="local model", shared="shared branch")
 
     def _next_alpha(self, working: Parts, trainer: Trainer) -> Part:
         mixed = {slot: f"mixed.{slot}" for slot in self.slots}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from fedpers.config import Config, params_of
+from fedpers.config import Config, NoParams, params_of
 from fedpers.errors import ConfigError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
 algorithms: Registry[type[LocalAlgorithm]] = Registry(
     "algorithm", key="strategy.name", package="clients", group="fedpers.algorithms"
 )
-
-
-@dataclass
-class NoParams:
-    """For a method without parameters of its own."""
 
 
 class LocalAlgorithm:
@@ -124,6 +118,10 @@ class LocalAlgorithm:
         """What is trained before a prediction and forgotten after it. Default: nothing."""
         return []
 
+    def shared_phase(self, name: str = "local training") -> Phase:
+        """Everything that was received is trained together, reads nothing personal, and is sent."""
+        return Phase(name=name, model=self.branch(()), trains=self.slots, released=True)
+
     def train(self, working: Parts, trainer: Trainer) -> Parts:
         """Local training. Default: the phases, one after another.
 
@@ -216,8 +214,37 @@ def two_branches(
             epochs=epochs,
             lr=lr,
         ),
-        Phase(name="shared branch", model=algorithm.branch(()), trains=slots, released=True),
+        algorithm.shared_phase("shared branch"),
     ]
+
+
+def blended_branches(
+    algorithm: LocalAlgorithm, share: float, *, local: str, shared: str
+) -> list[Phase]:
+    """APFL's and FedDPA's round: an own model, trained within share * own + (1 - share) * received,
+    then the branch that is sent, which reads nothing of it.
+
+    Args:
+        local, shared: the phases' names.
+    """
+    slots = algorithm.slots
+    own = Phase(
+        name=local,
+        model=algorithm.branch(slots),
+        trains=slots,
+        released=False,
+        blend=({slot: f"received.{slot}" for slot in slots}, share),
+    )
+    return [own, algorithm.shared_phase(shared)]
+
+
+def mixture(working: Parts, slots: Iterable[str], share: float) -> Parts:
+    """The parts ``mixed.*``: share * personal + (1 - share) * received, for each slot."""
+    mixed = {}
+    for slot in slots:
+        own, received = working[f"personal.{slot}"], working[f"received.{slot}"]
+        mixed[f"mixed.{slot}"] = own.like(share * own.vector + (1 - share) * received.vector)
+    return Parts(mixed)
 
 
 def decayed(lr: float, config: Config, server_round: int) -> float:

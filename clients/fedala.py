@@ -78,9 +78,7 @@ class FedALA(LocalAlgorithm):
 
     def phases(self) -> Sequence[Phase]:
         """Everything is trained from the learned initialisation, and sent."""
-        return [
-            Phase(name="local training", model=self.branch(()), trains=self.slots, released=True)
-        ]
+        return [self.shared_phase()]
 
     def train(self, working: Parts, trainer: Trainer) -> Parts:
         """Learn W, start from the mixture, train."""

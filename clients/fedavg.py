@@ -42,9 +42,7 @@ class FedAvgFT(LocalAlgorithm):
 
     def phases(self) -> Sequence[Phase]:
         """FedAvg's local training of the shared model."""
-        return [
-            Phase(name="local training", model=self.branch(()), trains=self.slots, released=True)
-        ]
+        return [self.shared_phase()]
 
     def tuning(self) -> Sequence[Phase]:
         """Fine-tuning of the whole personal copy."""

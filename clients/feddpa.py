@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, algorithms
+from clients.base import LocalAlgorithm, algorithms, blended_branches, mixture
 from clients.trainer import Trainer
 from fedpers.config import setting
 from fedpers.parts import Parts
@@ -55,18 +55,8 @@ class FedDPA(LocalAlgorithm):
 
     def phases(self) -> Sequence[Phase]:
         """The local adapter within the mixture, then the global one alone."""
-        anchor = {slot: f"received.{slot}" for slot in self.slots}
-        local = Phase(
-            name="local adapter",
-            model=self.branch(self.slots),
-            trains=self.slots,
-            released=False,
-            blend=(anchor, self.params.share),
-        )
-        shared = Phase(
-            name="global adapter", model=self.branch(()), trains=self.slots, released=True
-        )
-        return [local, shared]
+        share = self.params.share
+        return blended_branches(self, share, local="local adapter", shared="global adapter")
 
     def newcomer(self, steps: int) -> Sequence[Phase]:
         """The local adapter, as in training."""
@@ -84,12 +74,7 @@ class FedDPA(LocalAlgorithm):
 
     def mixture(self, working: Parts, share: float) -> Parts:
         """The parts ``mixed.*``: share * l + (1 - share) * g."""
-        mixed = {}
-        for slot in self.keeps:
-            own, received = working[f"personal.{slot}"], working[f"received.{slot}"]
-            vector = share * own.vector + (1 - share) * received.vector
-            mixed[f"mixed.{slot}"] = own.like(vector)
-        return Parts(mixed)
+        return mixture(working, self.keeps, share)
 
     def predict(self, mode: str, working: Parts, x: Tensor, trainer: Trainer) -> Tensor | None:
         """Each instance under its own mixture, its weight rounded to tenths."""

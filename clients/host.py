@@ -203,11 +203,10 @@ class ClientHost:
         return self._outside[client]
 
     def _account(self, client: str) -> Account | None:
-        data = self.data.client(client)
-        if not self.config.privacy.enabled or not len(data.train):
+        if not self.config.privacy.enabled or not self.data.size(client):
             return None
         if client not in self._accounts:
-            ledgers = self.ledgers
+            data, ledgers = self.data.client(client), self.ledgers
             self._accounts[client] = Account(self.config, self.algorithm, client, data, ledgers)
         return self._accounts[client]
 

@@ -25,9 +25,7 @@ class PFedSim(LocalAlgorithm):
 
     def phases(self) -> Sequence[Phase]:
         """Everything together."""
-        return [
-            Phase(name="local training", model=self.branch(()), trains=self.slots, released=True)
-        ]
+        return [self.shared_phase()]
 
     def train(self, working: Parts, trainer: Trainer) -> Parts:
         """Train; the result is the personal model, too."""

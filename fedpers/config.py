@@ -288,6 +288,11 @@ def config_from_json(text: str) -> Config:
     return _merge([OmegaConf.create(json.loads(text))])
 
 
+@dataclass
+class NoParams:
+    """For a method, or a side of one, without parameters of its own."""
+
+
 def params_of(schema: type, params: Mapping[str, Any], *, also: Sequence[str] = ()) -> Any:
     """``strategy.params`` as an instance of a method's own dataclass ``schema``.
 

@@ -15,10 +15,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedpers.config import Config, params_of
+from fedpers.config import Config, NoParams, params_of
 from fedpers.data import FederatedData
 from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, gated
+from fedpers.evaluation.metrics import accuracy_summary
 from fedpers.models import PersonalModel
 from fedpers.models.lora import product_error
 from fedpers.parts import Parts, combine
@@ -36,11 +37,6 @@ strategies: Registry[type[PersonalizedStrategy]] = Registry(
 )
 
 
-@dataclass
-class NoParams:
-    """For a strategy without parameters of its own."""
-
-
 @dataclass(frozen=True)
 class Mixing:
     """Which mixtures of the clients' updates to make, and for whom.
@@ -52,6 +48,11 @@ class Mixing:
 
     weights: Tensor
     recipients: Sequence[str | None] = (None,)
+
+    @classmethod
+    def equal(cls, clients: int) -> Mixing:
+        """One row for the global parts, every client's weight the same."""
+        return cls(torch.full((1, clients), 1 / clients))
 
 
 class PersonalizedStrategy(Strategy):
@@ -264,13 +265,9 @@ class PersonalizedStrategy(Strategy):
         self.results = gated([found[c] for c in self.roster.clients if c in found])
         means: dict[str, MetricRecordValues] = {}
         for mode in ("personal", "global", "gated"):
-            scores = [
-                r.test.correct[mode] / r.test.n
-                for r in self.results
-                if r.test.n and mode in r.test.correct
-            ]
-            if scores:
-                means[mode] = sum(scores) / len(scores)
+            summary = accuracy_summary(self.results, mode)
+            if summary is not None:
+                means[mode] = summary["mean"]
         return MetricRecord(means) if means else None
 
     def summary(self) -> None:

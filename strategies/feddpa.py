@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from strategies.base import Mixing, PersonalizedStrategy, strategies
 
 
@@ -16,4 +14,4 @@ class FedDPA(PersonalizedStrategy):
 
     def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
         """One row of equal weights."""
-        return Mixing(torch.full((1, len(reports)), 1 / len(reports)))
+        return Mixing.equal(len(reports))

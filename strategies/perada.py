@@ -69,7 +69,7 @@ class PerAda(PersonalizedStrategy):
 
     def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
         """One row of equal weights."""
-        return Mixing(torch.full((1, len(reports)), 1 / len(reports)))
+        return Mixing.equal(len(reports))
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
         """The mean; the single updates are the teachers of the distillation."""
