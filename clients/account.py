@@ -9,21 +9,27 @@ import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm
+from clients.store import ClientStore
 from fedpers.config import Config
 from fedpers.data import ClientData
 from fedpers.errors import ClientError, ConfigError
-from fedpers.privacy import Budget, Ledger, Release, data_digest, noise_multiplier
+from fedpers.privacy import Budget, BudgetSpent, Ledger, Release, data_digest, noise_multiplier
 from fedpers.privacy.accounting import default_delta, tight_epsilon_of
 
-COUNTS_SHARE = 0.25  # of epsilon, for a method that also releases counts
+# What is released once, beside the phases, and the epsilon that it would cost alone, as a share of
+# the whole. Costs add up in squares: a tenth takes 1 % of the phases' budget, not 10 %.
+LABELS, EXAMPLES = "labels", "examples"
+ONCE = {LABELS: 0.25, EXAMPLES: 0.1}
+ACCOUNT = "account"
 
 
 class Account:
     """What one client may release in a round of this run, and its ledger.
 
-    The noise is calibrated for the rounds that the client is expected to take part in; no
-    amplification by the choice of clients is claimed. A client that is chosen more often reaches
-    its budget and is left out from then on.
+    The noise is calibrated for the rounds that the client is expected to take part in, and for what
+    is left where the ledger holds releases of earlier runs; no amplification by the choice of
+    clients is claimed. A client that is chosen more often reaches its budget and is left out from
+    then on.
 
     Args:
         config: the run's settings.
@@ -32,6 +38,8 @@ class Account:
         data: all its examples; the ledger is kept under their digest, whatever their order or
             split, so that another run on the same data continues the account.
         ledgers: the folder of the ledgers.
+        store: where the noise of this run is kept, should the process be started anew.
+        run: the run's name.
     """
 
     def __init__(
@@ -41,6 +49,8 @@ class Account:
         client: str,
         data: ClientData,
         ledgers: Path,
+        store: ClientStore,
+        run: str = "",
     ) -> None:
         """Open the account.
 
@@ -51,35 +61,49 @@ class Account:
         privacy, n = config.privacy, len(data.train)
         check_client(config, client, n)
         self.delta = privacy.delta or default_delta(n)
-        rounds = ceil(config.strategy.fraction * config.rounds)
-        self.phases = sum(phase.released for phase in algorithm.phases())
-        steps = max(1, rounds * self.phases * privacy.steps)
-        beside: tuple[Release, ...] = ()
-        if algorithm.releases_counts:
-            alone = noise_multiplier(COUNTS_SHARE * privacy.epsilon, self.delta, 1.0, 1)
-            beside = (Release(alone, 1.0, 1),)
-        rate = privacy.sampling_rate
-        self.sigma = noise_multiplier(privacy.epsilon, self.delta, rate, steps, beside)
-        self.counts = beside
-        self.phase = Release(self.sigma, rate, privacy.steps)
-        self.round = Release(self.sigma, rate, privacy.steps * self.phases)
         everything = [(part.x, part.y) for part in (data.train, data.val, data.test)]
-        path = ledgers / f"{data_digest(everything)}.json"
-        self.budget = Budget(Ledger(path), privacy.epsilon, self.delta)
-        self._phases_paid, self._counts_paid = 0, False
+        ledger = Ledger(ledgers / f"{data_digest(everything)}.json")
+        self.budget = Budget(ledger, privacy.epsilon, self.delta)
+        self.phases = sum(phase.released for phase in algorithm.phases())
+        names = [LABELS] if algorithm.releases_counts else []
+        names += [EXAMPLES] if privacy.weights == "counts" else []
+        self.once = {name: self._alone(ONCE[name] * privacy.epsilon) for name in names}
+        self.sigma = self._calibrated(config, store, run)
+        self.phase = Release(self.sigma, privacy.sampling_rate, privacy.steps)
+        self.round = self.phase._replace(steps=privacy.steps * self.phases)
+        self._phases_paid = 0
+        self._once_paid: set[str] = set()
 
-    def charge(self, *, counts: bool) -> None:
+    def _alone(self, epsilon: float) -> Release:
+        return Release(noise_multiplier(epsilon, self.delta, 1.0, 1), 1.0, 1)
+
+    def _calibrated(self, config: Config, store: ClientStore, run: str) -> float:
+        """The noise multiplier of this run's phases; the same one whenever it is asked for."""
+        known = store.load_json(ACCOUNT)
+        if known.get("run") == run:
+            return float(known["sigma"])
+        privacy, rounds = config.privacy, ceil(config.strategy.fraction * config.rounds)
+        steps = max(1, rounds * self.phases * privacy.steps)
+        once, rate = tuple(self.once.values()), privacy.sampling_rate
+        try:
+            sigma = self.budget.noise_multiplier(rate, steps, once)
+        except BudgetSpent:  # the first charge will say so again
+            sigma = noise_multiplier(privacy.epsilon, self.delta, rate, steps, once)
+        store.save_json(ACCOUNT, {"run": run, "sigma": sigma})
+        return sigma
+
+    def charge(self, *once: str) -> None:
         """Charge one round, before anything of it is released.
 
         Args:
-            counts: whether the round also releases the method's counts.
+            once: what else the round releases, ``LABELS`` or ``EXAMPLES``.
 
         Raises:
             BudgetSpent: the round would exceed the budget.
         """
-        self._phases_paid, self._counts_paid = 0, False
-        self.budget.charge([self.round, *(self.counts if counts else ())])
-        self._phases_paid, self._counts_paid = self.phases, counts
+        self._phases_paid, self._once_paid = 0, set()
+        self.budget.charge([self.round, *(self.once[name] for name in once)])
+        self._phases_paid, self._once_paid = self.phases, set(once)
 
     def take_phase(self) -> Release:
         """The release of one phase, out of those charged for this round.
@@ -95,20 +119,23 @@ class Account:
         self._phases_paid -= 1
         return self.phase
 
-    def noised(self, counts: Tensor, generator: torch.Generator) -> Tensor:
+    def noised(self, what: str, counts: Tensor, generator: torch.Generator) -> Tensor:
         """Counts [C] with noise for one example more or less, which changes one of them by 1.
 
+        Args:
+            what: as which they were charged, ``LABELS`` or ``EXAMPLES``.
+
         Raises:
-            ClientError: no counts were charged for this round, or they were released already.
+            ClientError: they were not charged for this round, or were released already.
         """
-        if not self._counts_paid:
+        if what not in self._once_paid:
             raise ClientError(
-                "privacy: this round was not charged for counts; set releases_counts and keep "
-                "the noised counts, which may be sent again"
+                f"privacy: this round was not charged for counts of {what}; set releases_counts "
+                "and keep the noised counts, which may be sent again"
             )
-        self._counts_paid = False
+        self._once_paid.remove(what)
         noise = torch.randn(counts.shape, generator=generator)
-        return (counts + self.counts[0].sigma * noise).clamp_min(0)
+        return (counts + self.once[what].sigma * noise).clamp_min(0)
 
     def epsilon(self, accountant: str) -> float:
         """What was spent so far, over all runs that the ledger knows of."""

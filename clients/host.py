@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clients.account import Account, check_client
+from clients.account import EXAMPLES, LABELS, Account, check_client
 from clients.base import LocalAlgorithm, check_private, find_algorithm
+from clients.clipping import clipped
 from clients.features import FeatureCache
 from clients.local import Local
 from clients.store import ClientStore
@@ -26,6 +27,7 @@ from fedpers.parts import Parts
 from fedpers.seeding import seed_for
 
 PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
+RELEASED = "released"
 
 
 @lru_cache(maxsize=1)
@@ -62,7 +64,7 @@ class ClientHost:
         self.examples = FeatureCache(self.data, self.model) if config.model.cache else self.data
         self._outside: dict[str, Examples] = {}
         self._accounts: dict[str, Account] = {}
-        if config.privacy.enabled:
+        if config.privacy.enabled and config.privacy.unit == "example":
             check_private(algorithm, self.algorithm)
             for client in self.data.clients:
                 check_client(config, client, self.data.size(client))
@@ -82,8 +84,10 @@ class ClientHost:
         """
         store = ClientStore(self.stores, client)
         personal, account = store.load(PERSONAL), self._account(client)
+        released = store.load_json(RELEASED)
         if account is not None:  # before anything is released, so that a crash can only over-count
-            account.charge(counts=self.algorithm.releases_counts and not personal)
+            fresh = {LABELS: not personal, EXAMPLES: EXAMPLES not in released}
+            account.charge(*(what for what in account.once if fresh[what]))
         trainer = self._trainer(client, server_round, account=account)
         working = self.algorithm.receive(broadcast, personal)
         working = self.algorithm.train(working, trainer)
@@ -92,12 +96,26 @@ class ClientHost:
         store.save(PERSONAL, self.algorithm.keep(working))
         # Without examples nothing was trained: the loss is unknown, and the weight is 0.
         loss = sum(trainer.losses.values()) / len(trainer.losses) if trainer.losses else None
-        if account is None:
+        privacy = self.config.privacy
+        if not privacy.enabled:
             return upload, {"examples": len(trainer.examples), "loss": loss}
-        # A report is a release too: under privacy weights are uniform, and a loss is told only
-        # where the run's figures are declared to be for simulation.
+        # A report is a release too: under privacy weights are uniform or noised, and a loss is told
+        # only where the run's figures are declared to be for simulation.
         loss = loss if self.config.evaluation.diagnostics else None
-        return upload, {"examples": 1, "loss": loss, **self.spending(client)}
+        if privacy.unit == "client":
+            upload = clipped(upload, broadcast, privacy.max_grad_norm)
+            return upload, {"examples": 1, "loss": loss}
+        if account is None:  # nothing of its own is in what it sends
+            return upload, {"examples": 0, "loss": loss}
+        if privacy.weights == "counts" and EXAMPLES not in released:
+            count = torch.tensor([float(len(trainer.examples))])
+            released[EXAMPLES] = max(1, round(float(trainer.release_counts(count, EXAMPLES))))
+            store.save_json(RELEASED, released)
+        noise = {
+            n: trainer.noise[n] for n in upload if n in trainer.noise and upload[n] is working[n]
+        }
+        report = {"examples": released.get(EXAMPLES, 1), "loss": loss, "noise": noise}
+        return upload, report | self.spending(client)
 
     def spending(self, client: str) -> dict[str, float]:
         """What one client has spent so far: epsilon at its delta, and the noise it adds."""
@@ -203,11 +221,15 @@ class ClientHost:
         return self._outside[client]
 
     def _account(self, client: str) -> Account | None:
-        if not self.config.privacy.enabled or not self.data.size(client):
+        privacy = self.config.privacy
+        if not privacy.enabled or privacy.unit == "client" or not self.data.size(client):
             return None
         if client not in self._accounts:
             data, ledgers = self.data.client(client), self.ledgers
-            self._accounts[client] = Account(self.config, self.algorithm, client, data, ledgers)
+            store, run = ClientStore(self.stores, client), self.stores.parent.name
+            self._accounts[client] = Account(
+                self.config, self.algorithm, client, data, ledgers, store, run
+            )
         return self._accounts[client]
 
     def _trainer(

@@ -95,6 +95,25 @@ def private_steps(
     return total / max(count, 1)
 
 
+def noise_in_update(
+    optimizer: torch.optim.Optimizer, release: Release, max_grad_norm: float, expected: float
+) -> float | None:
+    """The standard deviation that the noise of a phase gives each scalar it trains.
+
+    A step's noise sigma C / (expected sample size) moves a scalar by lr times it, at once and,
+    with momentum m, by m, m^2, ... times that in the steps after it. What later gradients make of
+    it is left out. None where the step is not linear in the gradient (Adam).
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return None
+    (group,) = optimizer.param_groups
+    pushes = [
+        sum(group["momentum"] ** j for j in range(left)) for left in range(1, release.steps + 1)
+    ]
+    step = group["lr"] * release.sigma * max_grad_norm / expected
+    return float(step * sum(push**2 for push in pushes) ** 0.5)
+
+
 def secret_seed(deterministic: bool, seed: int) -> int:
     """A seed from the operating system's randomness, or for tests the run's own."""
     return seed if deterministic else secrets.randbits(63)

@@ -8,9 +8,14 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from clients.account import Account
+from clients.account import LABELS, Account
 from clients.base import LocalAlgorithm, decayed
-from clients.private_steps import noise_generator, private_steps, secret_seed
+from clients.private_steps import (
+    noise_generator,
+    noise_in_update,
+    private_steps,
+    secret_seed,
+)
 from fedpers.config import Config
 from fedpers.data import Examples
 from fedpers.errors import ClientError
@@ -49,6 +54,7 @@ class Trainer:
         self.examples, self.server_round, self.client = examples, server_round, client
         self.account = account
         self.losses: dict[str, float] = {}
+        self.noise: dict[str, float] = {}  # of a part's scalars, in standard deviations
 
     def run(self, phase: Phase, working: Parts) -> Parts:
         """Train one phase; its trained parts are replaced in the result.
@@ -124,13 +130,20 @@ class Trainer:
             seen = None if reference is None else Outputs(*(r[batch] for r in reference))
             return phase.loss(outputs, self.examples.y[batch], seen)
 
+        optimizer = self._optimizer(phase, parameters, share, privacy.lr)
+        release = self.account.take_phase()
+        spread = noise_in_update(
+            optimizer, release, privacy.max_grad_norm, release.rate * len(self.examples)
+        )
+        if spread is not None and not phase.blend:
+            self.noise |= dict.fromkeys((phase.model[slot] for slot in phase.trains), spread)
         return private_steps(
             self.model,
             parameters,
-            self._optimizer(phase, parameters, share, privacy.lr),
+            optimizer,
             losses,
             examples=len(self.examples),
-            release=self.account.take_phase(),
+            release=release,
             max_grad_norm=privacy.max_grad_norm,
             after_noise=lambda: self._penalise(phase, anchors),
             generator=noise_generator(privacy.deterministic_for_tests, self.config.seed, *path),
@@ -142,13 +155,14 @@ class Trainer:
             assert parameter.grad is not None and phase.prox is not None
             parameter.grad.add_(parameter.detach() - anchor, alpha=phase.prox.mu)
 
-    def release_counts(self, counts: Tensor) -> Tensor:
+    def release_counts(self, counts: Tensor, what: str = LABELS) -> Tensor:
         """Counts [C] of the client's examples that are to be sent; noised under privacy."""
         if self.account is None:
             return counts
-        path = (self.server_round, self.client, "counts")
+        path = (self.server_round, self.client, what)
         deterministic = self.config.privacy.deterministic_for_tests
-        return self.account.noised(counts, noise_generator(deterministic, self.config.seed, *path))
+        generator = noise_generator(deterministic, self.config.seed, *path)
+        return self.account.noised(what, counts, generator)
 
     def gradient(self, phase: Phase, working: Parts, batch: Tensor) -> tuple[Parts, float]:
         """The gradient of a phase's mean loss on some examples, per trained slot, and the loss.

@@ -6,10 +6,8 @@ Every wrong setting is one ``ConfigError`` that names the key, what it got and w
 from __future__ import annotations
 
 import json
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedpers.config_errors import check_ranges, line_of, translate
 from fedpers.errors import ConfigError
 
 
@@ -170,17 +169,28 @@ class Training:
 
 @dataclass
 class Privacy:
-    """Differential privacy of what leaves a client, for each of its examples.
+    """Differential privacy of what leaves a client.
 
     ``epsilon`` and ``delta`` (default: a power of ten below 1 / 2n) hold for the whole run, and
-    for all runs on the same data whose ``state`` persists. A released phase takes ``steps`` steps
-    of DP-SGD a round, each on a Poisson sample at ``sampling_rate``, per-sample gradients clipped
-    to ``max_grad_norm``, at its own learning rate ``lr``. ``accountant``: of the printed figure;
+    for all runs on the same data whose ``state`` persists. ``accountant``: of the printed figure;
     calibration and budget always use RDP. ``deterministic_for_tests`` draws the noise from the
     run's seed, which protects nobody.
+
+    ``unit: example`` protects each example of a client, from the server too. A released phase takes
+    ``steps`` steps of DP-SGD a round, each on a Poisson sample at ``sampling_rate``, per-sample
+    gradients clipped to ``max_grad_norm``, at its own learning rate ``lr``. ``weights``: every
+    client's update weighs the same, or in proportion to its number of examples, which is noised
+    once and charged (``counts``).
+
+    ``unit: client`` protects all that one client holds, from whoever sees what the server sends
+    on; the server is trusted. Clients train as without privacy; each round's update is clipped to
+    ``max_grad_norm`` as a whole and noised once, in the sum. ``strategy.fraction`` is then the
+    probability with which each client takes part, independently of the others.
     """
 
     enabled: bool = False
+    unit: str = setting("example", choices=("example", "client"))
+    weights: str = setting("uniform", choices=("uniform", "counts"))
     epsilon: float = setting(8.0, above=0, most=1e6)
     delta: float | None = setting(None, above=0, below=1)
     max_grad_norm: float = setting(1.0, above=0, most=1e6)
@@ -272,14 +282,14 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             reason = error.strerror or str(error)
             raise ConfigError("config", str(path), f"a readable YAML file ({reason})") from None
         except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-            raise ConfigError("config", str(path), f"valid YAML ({_line(error)})") from None
+            raise ConfigError("config", str(path), f"valid YAML ({line_of(error)})") from None
     for item in overrides:
         if "=" not in item or item.startswith("="):
             raise ConfigError("override", item, "key=value, as in rounds=3")
         try:
             layers.append(OmegaConf.from_dotlist([item]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError("override", item, f"key=value ({_line(error)})") from None
+            raise ConfigError("override", item, f"key=value ({line_of(error)})") from None
     return _merge(layers)
 
 
@@ -314,8 +324,8 @@ def params_of(schema: type, params: Mapping[str, Any], *, also: Sequence[str] = 
     try:
         result = OmegaConf.to_object(OmegaConf.merge(cfg, given))
     except OmegaConfBaseException as error:
-        raise _translate(error, schema, given, "strategy.params") from None
-    _check_ranges(result, "strategy.params")
+        raise translate(error, schema, given, "strategy.params") from None
+    check_ranges(result, "strategy.params")
     return result
 
 
@@ -330,96 +340,11 @@ def _merge(layers: Sequence[Any]) -> Config:
                 cfg.strategy.params = {}  # parameters belong to their method
             cfg = OmegaConf.merge(cfg, layer)
         except OmegaConfBaseException as error:
-            raise _translate(error, Config, OmegaConf.to_container(layer)) from None
+            raise translate(error, Config, OmegaConf.to_container(layer)) from None
     try:
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
-        raise _translate(error, Config, {}) from None
+        raise translate(error, Config, {}) from None
     assert isinstance(config, Config)
-    _check_ranges(config)
+    check_ranges(config)
     return config
-
-
-def _check_ranges(node: Any, prefix: str = "") -> None:
-    for f in fields(node):
-        value, key = getattr(node, f.name), f"{prefix}.{f.name}" if prefix else f.name
-        if is_dataclass(value):
-            _check_ranges(value, key)
-        elif value is not None:
-            choices = f.metadata.get("choices")
-            if choices and value not in choices:
-                raise ConfigError(key, value, f"one of {', '.join(choices)}")
-            limits = f.metadata.get("limits", {})
-            if isinstance(value, int | float) and not _within(value, **limits):
-                raise ConfigError(key, value, _describe(f.type, node, f.name, limits))
-
-
-def _within(
-    value: float,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> bool:
-    # Written so that NaN, which no comparison holds for, is outside every range.
-    return (
-        (above is None or value > above)
-        and (least is None or value >= least)
-        and (below is None or value < below)
-        and (most is None or value <= most)
-        and value == value
-    )
-
-
-def _describe(kind: Any, node: Any, name: str, limits: Mapping[str, float | None]) -> str:
-    hint = typing.get_type_hints(node if isinstance(node, type) else type(node)).get(name, kind)
-    signs = {"above": ">", "least": ">=", "below": "<", "most": "<="}
-    ranges = [f"{signs[key]} {limit:g}" for key, limit in limits.items() if limit is not None]
-    return " ".join([_type_name(hint), " and ".join(ranges)]).strip()
-
-
-def _type_name(hint: Any) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        options = [_type_name(option) for option in typing.get_args(hint)]
-        return " or ".join(option for option in options if option != "NoneType") + " or null"
-    if typing.get_origin(hint) is list:
-        return "a list"
-    if is_dataclass(hint):
-        return f"settings ({', '.join(f.name for f in fields(hint))})"
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _translate(
-    error: OmegaConfBaseException, schema: type, given: Any, prefix: str = ""
-) -> ConfigError:
-    """OmegaConf's many-line complaint as one line that names key, value and what it takes."""
-    key = str(getattr(error, "full_key", None) or "")
-    if not key:  # a whole section was given something that is no mapping
-        sections = typing.get_type_hints(schema)
-        wrong = [n for n, v in given.items() if n in sections and not isinstance(v, Mapping)]
-        key = next((name for name in wrong if is_dataclass(sections[name])), "")
-    shown = f"{prefix}.{key}" if prefix else key
-    value: Any = given
-    for piece in key.split("."):
-        value = value.get(piece) if isinstance(value, Mapping) else value
-    kind: Any = schema
-    parent: Any = None
-    for piece in key.split("."):
-        hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
-        if piece not in hints:
-            known = ", ".join(hints)
-            takes = f"one of the keys: {known}" if known else _type_name(kind)
-            return ConfigError(shown, value, takes)
-        parent, kind = kind, hints[piece]
-        options = [option for option in typing.get_args(kind) if is_dataclass(option)]
-        kind = options[0] if options else kind
-    leaf = key.split(".")[-1]
-    limits: Mapping[str, float | None] = next(
-        (f.metadata.get("limits", {}) for f in fields(parent) if f.name == leaf), {}
-    )
-    return ConfigError(shown, value, _describe(kind, parent, leaf, limits))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -54,7 +54,7 @@ class Noiseless(Account):
         """The steps of a phase, on all examples."""
         return Release(ALMOST_NONE, 1.0, self.phase.steps)
 
-    def noised(self, counts: Tensor, generator: torch.Generator) -> Tensor:
+    def noised(self, what: str, counts: Tensor, generator: torch.Generator) -> Tensor:
         """The counts as they are."""
         return counts
 
@@ -131,7 +131,8 @@ def _influences(
     start_over(host, Replaced(host.data, {client: _joined(own, extra)}))
     everything = host.examples.client(client).train
     data = host.data.client(client)
-    account = Noiseless(host.config, host.algorithm, client, data, host.ledgers)
+    store = ClientStore(host.stores, client)
+    account = Noiseless(host.config, host.algorithm, client, data, host.ledgers, store)
 
     def change(inside: Tensor) -> Tensor:
         rows = torch.cat([torch.arange(len(own)), len(own) + inside.nonzero().view(-1)])

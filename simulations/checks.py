@@ -33,8 +33,8 @@ def absolute_paths(config: Config) -> Config:
         if value and (name != "path" or Path(value).expanduser().exists()):
             setattr(node, name, str(Path(value).expanduser().resolve()))
     kind, _, folder = config.model.name.partition(":")
-    if kind == "hf" and Path(folder).expanduser().is_dir():
-        config.model.name = f"hf:{Path(folder).expanduser().resolve()}"
+    if kind in ("hf", "sentence") and Path(folder).expanduser().is_dir():
+        config.model.name = f"{kind}:{Path(folder).expanduser().resolve()}"
     return config
 
 
@@ -49,7 +49,7 @@ def check(config: Config) -> None:
     algorithm, params = find_algorithm(name, config, strategy.param_names())
     data = load_data(config)
     strategy.check(config, data)
-    if config.privacy.enabled:
+    if config.privacy.enabled and config.privacy.unit == "example":
         for client in data.clients:
             check_client(config, client, data.size(client))
         check_private(name, algorithm(config, build_model(config, data), params))

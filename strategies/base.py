@@ -26,9 +26,11 @@ from fedpers.parts import Parts, combine
 from fedpers.records import pack
 from fedpers.registry import Registry
 from fedpers.seeding import seed_for
+from strategies.client_level import ClientLevel
 from strategies.exchange import Answers, collect, readable, spending_of
 from strategies.roster import Roster
 from strategies.rounds import RunFiles, run_rounds
+from strategies.signal import SignalToNoise
 
 log = logging.getLogger("fedpers")
 
@@ -66,11 +68,13 @@ class PersonalizedStrategy(Strategy):
         Params: a dataclass of the method's own settings on the server (``strategy.params``).
         algorithm: the client side, by name or dotted path. Default: the strategy's own name.
         shares: the slots of the model that the server keeps, mixes and sends.
+        weights: of the default mixing: by number of ``examples``, or ``equal``.
     """
 
     Params: ClassVar[type] = NoParams
     algorithm: ClassVar[str | None] = None
     shares: ClassVar[tuple[str, ...]] = ("body", "head")
+    weights: str = "examples"
 
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         """Bind the method to a run.
@@ -92,6 +96,9 @@ class PersonalizedStrategy(Strategy):
         self.spending: dict[str, Mapping[str, Any]] = {}
         self.spent: set[str] = set()
         self._product_error_known = False
+        unit = config.privacy.unit if config.privacy.enabled else None
+        self.client_level = ClientLevel(config) if unit == "client" else None
+        self.signal = SignalToNoise()
         self.run_folder, self.last_round = "", 0
         self._asked: dict[int, list[str]] = {}
 
@@ -109,7 +116,25 @@ class PersonalizedStrategy(Strategy):
             raise ConfigError("encryption.enabled", True, "false", cure)
         # What the server does not take may be the client side's, which refuses what is unknown.
         given = config.strategy.params
-        return params_of(cls.Params, {n: given[n] for n in cls.param_names() if n in given})
+        params = params_of(cls.Params, {n: given[n] for n in cls.param_names() if n in given})
+        if config.privacy.enabled and config.privacy.unit == "client":
+            name, takes = config.strategy.name, "a method whose server takes nothing but a mean"
+            reads = cls.reads_updates(params)
+            if reads is not None:
+                raise ConfigError("strategy.name", name, f"{takes}; this one reads {reads}")
+            if cls.mixing is not PersonalizedStrategy.mixing:
+                cure = "it has a mixing of its own; set privacy.unit=example"
+                raise ConfigError("strategy.name", name, takes, cure)
+        return params
+
+    @classmethod
+    def reads_updates(cls, params: Any) -> str | None:
+        """What the server reads of single clients' updates, in words; None if it only mixes them.
+
+        Such a method cannot have one noised sum for a release, and needs a form of its own for
+        ciphertexts.
+        """
+        return None
 
     @classmethod
     def param_names(cls) -> list[str]:
@@ -123,6 +148,8 @@ class PersonalizedStrategy(Strategy):
 
     def select(self, server_round: int, clients: Sequence[str]) -> list[str]:
         """Who takes part. Default: a seeded uniform sample of ``strategy.fraction``."""
+        if self.client_level is not None:
+            return self.client_level.cohort(server_round, clients)
         settings = self.config.strategy
         share = ceil(settings.fraction * len(clients) - 1e-9)  # 0.07 * 100 is 7.00...01
         count = max(settings.min_clients, share)
@@ -139,7 +166,9 @@ class PersonalizedStrategy(Strategy):
         return self.broadcast(server_round + 1, client)
 
     def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
-        """W, from plaintext reports only. Default: one row, weighted by number of examples."""
+        """W, from plaintext reports only. Default: one row, by ``weights``."""
+        if self.weights == "equal":
+            return Mixing.equal(len(reports))
         examples = torch.tensor([float(report["examples"]) for report in reports.values()])
         if not bool(examples.sum() > 0):
             examples = torch.ones_like(examples)
@@ -159,6 +188,8 @@ class PersonalizedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message for each node that hosts a selected client (``arrays`` is not used)."""
+        if self.client_level is not None:  # charged before anything is released
+            self.client_level.charge()
         return self.messages("train", server_round, self.select(server_round, self.eligible))
 
     def aggregate_train(
@@ -187,7 +218,7 @@ class PersonalizedStrategy(Strategy):
         asked = {client for clients in self._asked.values() for client in clients}
         if not cohort and asked and asked <= self.spent:  # the others, if any, go on
             return None, MetricRecord({"answered": 0})
-        if not cohort:
+        if not cohort and (asked or self.client_level is None):  # a cohort drawn may be empty
             first = next(iter(answers.failures.items()), ("none", "nobody was selected"))
             raise RunError(
                 f"round {server_round}: no client is left; client {first[0]}: {first[1]}"
@@ -196,12 +227,27 @@ class PersonalizedStrategy(Strategy):
         for client, report in in_order.items():
             self.spending.update(spending_of(client, report))
         if self.shares:
-            mixing = self.mixing(server_round, in_order)
-            self.combine(mixing, {client: answers.rows[client] for client in cohort})
+            self._mix(server_round, in_order, {c: answers.rows[c] for c in cohort})
         self.refine(server_round)
         losses = [r["loss"] for r in in_order.values() if r.get("loss") is not None]
         loss = {"loss": sum(losses) / len(losses)} if losses else {}
         return None, MetricRecord({"answered": len(cohort), **loss})
+
+    def _mix(
+        self, server_round: int, reports: Mapping[str, Mapping[str, Any]], updates: dict[str, Parts]
+    ) -> None:
+        if self.client_level is not None:
+            population = len(self.roster.clients)
+            self.parts = self.client_level.mixed(server_round, self.parts, updates, population)
+            self.answers.rows.clear()  # the noised value is the only one kept
+            return
+        mixing, sent = self.mixing(server_round, reports), self.parts
+        common = not self.rows  # all received the same parts
+        self.combine(mixing, updates)
+        if common and mixing.recipients[0] is None:
+            noises = [r["noise"] for r in reports.values() if isinstance(r.get("noise"), Mapping)]
+            if len(noises) == len(updates):
+                self.signal.note(server_round, sent, self.parts, mixing.weights[0], noises)
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
         """Y = W X: rows for single clients into ``rows``, the row for None into ``parts``."""
@@ -377,6 +423,8 @@ class PersonalizedStrategy(Strategy):
                 reasons[client] = f"update: got {update}, takes parts {sorted(expected)} as sent"
             elif (broken := update.first_not_finite()) is not None:
                 reasons[client] = f"update: part {broken!r} is not finite"
+            elif self.client_level and (far := self.client_level.too_far(self.parts, update)):
+                reasons[client] = far
         return reasons
 
 

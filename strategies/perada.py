@@ -27,8 +27,12 @@ CHUNK = 1024  # public examples in one forward pass
 
 @dataclass
 class PerAdaParams:
-    """The distillation: on or off, Adam's rate, steps a round, batch, and in how many rounds."""
+    """The distillation: on or off, Adam's rate, steps a round, batch, and in how many rounds.
 
+    ``weights``: of the mean: ``equal``, as published, or by number of ``examples``.
+    """
+
+    weights: str = setting("equal", choices=("equal", "examples"))
     distill: bool = True
     kd_lr: float = setting(0.001, above=0)
     kd_steps: int = setting(100, least=1)
@@ -41,7 +45,7 @@ class PerAda(PersonalizedStrategy):
     """The server's round (Algorithm 1): w_bar = (1/K) sum_k theta_k, then distillation.
 
     Minimise KL(softmax(mean_k f(x; theta_k)) || softmax(f(x; w))) over unlabelled public x,
-    starting at w_bar. The mean is not weighted by examples, as in the published code.
+    starting at w_bar. By default the mean is not weighted by examples, as in the published code.
 
     That code keeps the distilled w only if it is better on labelled data at the server, which the
     paper's setting does not have. Here w is kept only if its divergence to the ensemble on public
@@ -53,6 +57,7 @@ class PerAda(PersonalizedStrategy):
 
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         super().__init__(config, model, data)
+        self.weights = self.params.weights
         # What the layers below the first trained one make of the public examples never changes.
         self.inputs = model.stem(self.public.x)
         model.after_stem = True
@@ -67,9 +72,12 @@ class PerAda(PersonalizedStrategy):
             raise ConfigError("data.public_fraction", got, takes, cure)
         return params
 
-    def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
-        """One row of equal weights."""
-        return Mixing.equal(len(reports))
+    @classmethod
+    def reads_updates(cls, params: PerAdaParams) -> str | None:
+        """The teachers, if it distils."""
+        return (
+            "every client's logits, set strategy.params.distill=false" if params.distill else None
+        )
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
         """The mean; the single updates are the teachers of the distillation."""

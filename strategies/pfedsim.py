@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedpers.config import Config, setting
@@ -56,7 +56,13 @@ class PFedSim(FedAvg):
         self.models: dict[str, Parts] = {}
         self.sent_heads: dict[str, Tensor] = {}
         self.moves: dict[str, Tensor] = {}
+        self.variances: dict[str, float] = {}
         self.similarity: Tensor | None = None
+
+    @classmethod
+    def reads_updates(cls, params: PFedSimParams) -> str | None:
+        """The heads, to compare them."""
+        return "every client's head"
 
     @property
     def generalisation_rounds(self) -> int:
@@ -73,6 +79,18 @@ class PFedSim(FedAvg):
         """The mean model: a client's personal one is the one that it has trained itself."""
         return self.parts
 
+    def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
+        """As FedAvg. Private clients say how much noise is in the head they sent; in the second
+        stage it adds up, as each trains its own head on."""
+        for client, report in reports.items():
+            noise = report.get("noise")
+            spread = noise.get("head") if isinstance(noise, Mapping) else None
+            before = self.variances.get(client, 0.0) if client in self.rows else 0.0
+            if isinstance(spread, float):
+                adds_up = self.params.signal != "delta"
+                self.variances[client] = (before if adds_up else 0.0) + spread**2
+        return super().mixing(server_round, reports)
+
     def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
         """The mean of all, and every client's last model."""
         super().combine(mixing, updates)
@@ -86,7 +104,7 @@ class PFedSim(FedAvg):
         if server_round < self.generalisation_rounds:
             return
         clients = list(self.models)
-        self.similarity = similarities(self._signal(clients))
+        self.similarity = similarities(self._signal(clients), self._noise(clients))
         weights = mixing_weights(self.similarity)
         bodies = combine(weights, [self.models[client].only(["body"]) for client in clients])
         self.rows = {
@@ -105,15 +123,37 @@ class PFedSim(FedAvg):
             return heads - heads.mean(dim=0)
         return heads
 
+    def _noise(self, clients: list[str]) -> Tensor | None:
+        """The covariance [clients, clients] of the noise in one scalar of what is compared."""
+        if not all(client in self.variances for client in clients):
+            return None
+        noise = torch.diag(torch.tensor([self.variances[client] for client in clients]))
+        if self.params.signal == "centred":  # the mean's noise is in all of them
+            centring = torch.eye(len(clients)) - 1 / len(clients)
+            noise = centring @ noise @ centring
+        return noise
 
-def similarities(heads: Tensor) -> Tensor:
+
+def similarities(heads: Tensor, noise: Tensor | None = None) -> Tensor:
     """S [K, K] from heads [K, classes, d]: mean over classes of the rows' cosine, within 0..0.9999.
 
-    A row of zeros has cosine 0 with every other. The diagonal is 0.9999.
+    Noise makes rows longer and so all cosines smaller: |w + noise|^2 is |w|^2 + d v in the mean.
+    Where its covariance over the clients is known it is taken off the inner products first.
+
+    A row of zeros, or one that does not stand out of its noise (by the spread of |noise|^2, which
+    is v sqrt(2 d)), has cosine 0 with every other. The diagonal is 0.9999.
+
+    Args:
+        noise: the covariance [K, K] of the noise in any one scalar of the heads.
     """
-    rows = F.normalize(heads.float(), dim=2).flatten(1)
-    similarity = (rows @ rows.T / heads.shape[1]).clamp(0, CLOSEST)
-    return similarity.fill_diagonal_(CLOSEST)
+    rows, d = heads.float().transpose(0, 1), heads.shape[2]
+    products, least = rows @ rows.transpose(1, 2), torch.zeros(len(heads))
+    if noise is not None:
+        products, least = products - d * noise, (2 * d) ** 0.5 * noise.diagonal()
+    power = products.diagonal(dim1=1, dim2=2)
+    scale = torch.where(power > least, power, torch.inf).rsqrt()
+    cosines = products * scale[:, :, None] * scale[:, None, :]
+    return cosines.mean(dim=0).clamp(0, CLOSEST).fill_diagonal_(CLOSEST)
 
 
 def mixing_weights(similarity: Tensor) -> Tensor:

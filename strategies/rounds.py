@@ -48,6 +48,9 @@ def run_rounds(
     timeout = config.round_timeout
     enquiry = pack([], strategy.header())
     strategy.roster.wait(grid, enquiry, least=config.strategy.min_clients, timeout=timeout)
+    if strategy.client_level is not None:
+        state = Path(config.state) if config.state else files.folder.path / "state"
+        strategy.client_level.open(len(strategy.roster.clients), state / "ledgers")
     strategy.summary()
     for server_round in range(1, config.rounds + 1):
         started = time.perf_counter()
@@ -248,7 +251,11 @@ class RunFiles:
         down = sum(line["downlink_bytes"] for line in self.rounds)
         each, privacy = max(self.client_rounds, 1), None
         if self.config.privacy.enabled:
-            privacy = privacy_figures(self.config, strategy.spending)
+            spending = strategy.spending
+            if strategy.client_level is not None:  # one account, for all
+                spending = {"population": strategy.client_level.spending()}
+            signal = strategy.signal
+            privacy = privacy_figures(self.config, spending, signal.ratios(), signal.notes())
             log.info("privacy: epsilon %.2f at most", privacy["epsilon_max"])
             for note in privacy["notes"]:
                 log.warning("privacy: %s", note)

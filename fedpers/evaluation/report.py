@@ -101,15 +101,25 @@ def build_report(
     }
 
 
-def privacy_figures(config: Config, spending: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def privacy_figures(
+    config: Config,
+    spending: Mapping[str, Mapping[str, Any]],
+    signal_to_noise: Mapping[str, float] | None = None,
+    remarks: Sequence[str] = (),
+) -> dict[str, Any]:
     """The report's figures on privacy: what left the clients, which bounds what the server, or
     anybody after it, can learn. Personal models stay on the clients and are not bounded.
 
     Args:
-        spending: for each client that took part, its epsilon, delta and sigma so far.
+        spending: for each client that took part, its epsilon, delta and sigma so far; one for all
+            where the unit is the client.
+        signal_to_noise: of the mean updates over all rounds, by part.
+        remarks: further lines for ``notes``.
     """
     settings, spent = config.privacy, list(spending.values())
     notes = []
+    if settings.unit == "client":
+        notes.append("the server is trusted: it sees single updates, and adds the noise")
     if config.evaluation.diagnostics:
         notes.append("losses and counts were sent without noise: figures for simulation only")
     if config.state is None:
@@ -118,14 +128,16 @@ def privacy_figures(config: Config, spending: Mapping[str, Mapping[str, Any]]) -
         notes.append("the noise was drawn from the run's seed: nobody is protected")
     return {
         "enabled": True,
-        "unit": "example",
+        "unit": settings.unit,
         "epsilon_max": max((s["epsilon"] for s in spent), default=0.0),
         "epsilon_mean": sum(s["epsilon"] for s in spent) / len(spent) if spent else 0.0,
         "delta": max((s["delta"] for s in spent), default=None),
         "accountant": settings.accountant,
         "noise_multiplier": max((s["sigma"] for s in spent), default=None),
         "max_grad_norm": settings.max_grad_norm,
-        "notes": notes,
+        "per_client": {client: s["epsilon"] for client, s in spending.items()},
+        "signal_to_noise": dict(signal_to_noise or {}),
+        "notes": [*notes, *remarks],
     }
 
 

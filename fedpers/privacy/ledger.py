@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from fedpers.errors import ClientError
-from fedpers.privacy.accounting import Release, epsilon_of
+from fedpers.privacy.accounting import Release, epsilon_of, noise_multiplier
+
+LEFT = 0.01  # of epsilon, the least that another run can be planned for
 
 
 class BudgetSpent(ClientError):
@@ -141,6 +143,20 @@ class Budget:
         """The epsilon of what was released."""
         return self.ledger.epsilon(self.delta)
 
+    def noise_multiplier(self, rate: float, steps: int, beside: tuple[Release, ...] = ()) -> float:
+        """The smallest sigma at which what is left covers ``steps`` releases, and those ``beside``.
+
+        Raises:
+            BudgetSpent: less than a hundredth is left: that buys noise alone.
+        """
+        earlier = self.ledger.releases
+        if epsilon_of(earlier, self.delta) > (1 - LEFT) * self.epsilon:
+            raise BudgetSpent(self._spent_line())
+        try:
+            return noise_multiplier(self.epsilon, self.delta, rate, steps, (*beside, *earlier))
+        except ValueError:
+            raise BudgetSpent(self._spent_line()) from None
+
     def charge(self, releases: Sequence[Release]) -> None:
         """Charge what one round releases, before it is made.
 
@@ -150,12 +166,15 @@ class Budget:
 
         def check(everything: list[Release]) -> None:
             if epsilon_of(everything, self.delta) > self.epsilon:
-                raise BudgetSpent(
-                    f"budget spent: {self.spent:.3f} of epsilon {self.epsilon:g} is used, "
-                    "and one more round would exceed it"
-                )
+                raise BudgetSpent(self._spent_line())
 
         self.ledger.charge(releases, check)
+
+    def _spent_line(self) -> str:
+        return (
+            f"budget spent: {self.spent:.3f} of epsilon {self.epsilon:g} is used, "
+            "and one more round would exceed it"
+        )
 
 
 def _collapsed(steps: dict[tuple[float, float], int]) -> list[Release]:

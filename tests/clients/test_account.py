@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from clients.account import Account, check_client
+from clients.account import LABELS, Account, check_client
 from clients.host import ClientHost
+from clients.store import ClientStore
 from fedpers.config import Config, load_config
 from fedpers.data import ClientData, Examples
 from fedpers.errors import ClientError, ConfigError
@@ -34,7 +35,9 @@ def data_of(n: int, seed: int = 0) -> ClientData:
 
 def account_of(toys: Any, folder: Path, name: str, *overrides: str, n: int = 20) -> Account:
     bound = toys.bind(name, *private(*overrides))
-    return Account(bound.config, bound.algorithm, "a", data_of(n), folder)
+    return Account(
+        bound.config, bound.algorithm, "a", data_of(n), folder, ClientStore(folder / "store", "a")
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,12 +51,12 @@ def test_the_noise_is_calibrated_for_the_whole_run(
     assert account.delta == default_delta(20) == 1e-3
     assert account.sigma == noise_multiplier(EPSILON, 1e-3, rate, 7 * phases * 3)
     for _ in range(7):
-        account.charge(counts=False)
+        account.charge()
     assert account.budget.ledger.releases == [Release(account.sigma, rate, 7 * phases * 3)]
     assert 0.99 * EPSILON < account.epsilon("rdp") <= EPSILON
     assert account.epsilon("prv") <= account.epsilon("rdp")
     with pytest.raises(BudgetSpent):
-        account.charge(counts=False)
+        account.charge()
 
 
 def test_a_client_that_is_chosen_more_often_than_expected_runs_out(
@@ -61,33 +64,33 @@ def test_a_client_that_is_chosen_more_often_than_expected_runs_out(
 ) -> None:
     account = account_of(toys, tmp_path, "fedavg", "rounds=10", "strategy.fraction=0.25")
     for _ in range(3):  # 2.5 rounds, rounded up
-        account.charge(counts=False)
+        account.charge()
     with pytest.raises(BudgetSpent):
-        account.charge(counts=False)
+        account.charge()
 
 
 def test_counts_are_paid_for_once_and_noised(toys: Any, tmp_path: Path) -> None:
     account = account_of(toys, tmp_path, "prior", "rounds=2")
-    (release,) = account.counts
+    (release,) = account.once.values()
     assert release == Release(noise_multiplier(EPSILON / 4, 1e-3, 1.0, 1), 1.0, 1)
-    account.charge(counts=True)
+    account.charge(LABELS)
     generator = torch.Generator().manual_seed(0)
     counts = torch.full((20_000,), 1000.0)
-    noise = account.noised(counts, generator) - counts
+    noise = account.noised(LABELS, counts, generator) - counts
     assert float(noise.std()) == pytest.approx(release.sigma, rel=0.03)
     with pytest.raises(ClientError, match="not charged for counts"):
-        account.noised(counts, generator)  # a second look at them
-    account.charge(counts=False)
+        account.noised(LABELS, counts, generator)  # a second look at them
+    account.charge()
     with pytest.raises(ClientError, match="not charged for counts"):
-        account.noised(counts, generator)
+        account.noised(LABELS, counts, generator)
     assert set(account.budget.ledger.releases) == {release, account.phase._replace(steps=2)}
     assert 0.99 * EPSILON < account.epsilon("rdp") <= EPSILON
 
 
 def test_noised_counts_are_no_less_than_none(toys: Any, tmp_path: Path) -> None:
     account = account_of(toys, tmp_path, "prior")
-    account.charge(counts=True)
-    noised = account.noised(torch.zeros(1000), torch.Generator().manual_seed(0))
+    account.charge(LABELS)
+    noised = account.noised(LABELS, torch.zeros(1000), torch.Generator().manual_seed(0))
     assert float(noised.min()) == 0 and float(noised.max()) > 0
 
 
@@ -95,7 +98,14 @@ def test_a_method_trains_no_more_released_phases_than_it_was_charged_for(
     toys: Any, tmp_path: Path
 ) -> None:
     bound = toys.bind("fedavg", *private())
-    account = Account(bound.config, bound.algorithm, "a", data_of(4), tmp_path)
+    account = Account(
+        bound.config,
+        bound.algorithm,
+        "a",
+        data_of(4),
+        tmp_path,
+        ClientStore(tmp_path / "store", "a"),
+    )
     bound.trainer.account = account
     broadcast = toys.parts(torch.eye(2), [[1.0, 0.0], [0.0, 1.0]])
     working = bound.algorithm.receive(broadcast, Parts())
@@ -103,7 +113,7 @@ def test_a_method_trains_no_more_released_phases_than_it_was_charged_for(
     with pytest.raises(ClientError, match="charged for 1 released phases, and the method trains"):
         bound.trainer.run(phase, working)  # nothing was charged yet
     for _ in range(2):
-        account.charge(counts=False)
+        account.charge()
         working = bound.trainer.run(phase, working)
         with pytest.raises(ClientError, match="the method trains one more"):
             bound.trainer.run(phase, working)
@@ -113,9 +123,9 @@ def test_a_method_trains_no_more_released_phases_than_it_was_charged_for(
 
 def test_a_refused_round_pays_for_nothing(toys: Any, tmp_path: Path) -> None:
     account = account_of(toys, tmp_path, "fedavg", "rounds=1")
-    account.charge(counts=False)
+    account.charge()
     with pytest.raises(BudgetSpent):
-        account.charge(counts=False)
+        account.charge()
     with pytest.raises(ClientError):
         account.take_phase()
 
@@ -124,11 +134,12 @@ def test_the_ledger_is_the_data_sets(toys: Any, tmp_path: Path) -> None:
     bound = toys.bind("fedavg", *private("rounds=2"))
 
     def account(data: ClientData, client: str = "a") -> Account:
-        return Account(bound.config, bound.algorithm, client, data, tmp_path)
+        store = ClientStore(tmp_path / str(len(list(tmp_path.iterdir()))), client)
+        return Account(bound.config, bound.algorithm, client, data, tmp_path, store)
 
     data = data_of(20)
     first = account(data)
-    first.charge(counts=False)
+    first.charge()
     name = data_digest([(part.x, part.y) for part in (data.train, data.val, data.test)])
     assert first.budget.ledger.path == tmp_path / f"{name}.json"
     # The same examples split in another way, under another name: one account.
@@ -136,10 +147,10 @@ def test_the_ledger_is_the_data_sets(toys: Any, tmp_path: Path) -> None:
     y = torch.cat([data.test.y, data.train.y, data.val.y])
     other = [Examples(x[rows], y[rows]) for rows in torch.arange(24).split([19, 2, 3])]
     second = account(ClientData(*other), "b")
-    second.charge(counts=False)
+    second.charge()
     with pytest.raises(BudgetSpent):
-        first.charge(counts=False)
-    account(data_of(20, seed=1)).charge(counts=False)  # another client's data
+        first.charge()
+    account(data_of(20, seed=1)).charge()  # another client's data
     assert len([path for path in tmp_path.iterdir() if path.suffix == ".json"]) == 2
 
 
@@ -171,7 +182,7 @@ def test_settings_that_protect_nothing_are_refused(
 
 def test_a_delta_of_ones_own_is_taken(toys: Any, tmp_path: Path) -> None:
     account = account_of(toys, tmp_path, "fedavg", "privacy.delta=0.04", "rounds=1")
-    account.charge(counts=False)
+    account.charge()
     assert account.epsilon("rdp") == epsilon_of([account.round], 0.04)
 
 

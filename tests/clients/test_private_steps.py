@@ -15,6 +15,7 @@ from clients import private_steps as module
 from clients.account import Account
 from clients.base import check_private, find_algorithm
 from clients.private_steps import noise_generator, private_steps
+from clients.store import ClientStore
 from clients.trainer import Trainer
 from fedpers.config import Config, load_config
 from fedpers.data import ClientData, Examples, FederatedData, load_data
@@ -270,9 +271,9 @@ def test_noise_comes_from_the_system_unless_the_tests_say_otherwise() -> None:
 
 def quiet(config: Config, algorithm: Any, data: ClientData, folder: Path) -> Account:
     """A charged account whose phases add no noise."""
-    account = Account(config, algorithm, "a", data, folder)
+    account = Account(config, algorithm, "a", data, folder, ClientStore(folder / "store", "a"))
     account.phase = account.phase._replace(sigma=0.0)
-    account.charge(counts=algorithm.releases_counts)
+    account.charge(*account.once)
     return account
 
 

@@ -88,7 +88,7 @@ def test_some_methods_weigh_all_clients_alike(bind: Any, name: str) -> None:
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
 def test_weights_add_up_to_one(counts: list[int]) -> None:
     reports = {str(k): {"examples": n} for k, n in enumerate(counts)}
-    weights = PersonalizedStrategy.mixing(None, 1, reports).weights  # type: ignore[arg-type]
+    weights = PersonalizedStrategy.mixing(PersonalizedStrategy, 1, reports).weights  # type: ignore[arg-type]
     assert weights.shape == (1, len(counts)) and bool((weights >= 0).all())
     assert float(weights.sum()) == pytest.approx(1)
 

@@ -168,7 +168,7 @@ def test_without_diagnostics_no_result_leaves_a_client(
     for kind, body in replies:
         if kind == "train":
             for report in body["reports"].values():
-                assert set(report) == {"examples", "loss", "epsilon", "delta", "sigma"}
+                assert set(report) == {"examples", "loss", "noise", "epsilon", "delta", "sigma"}
                 assert report["loss"] is None and report["examples"] == 1
         elif kind == "evaluate":
             assert body["held_back"] and body["results"] == []

@@ -1,0 +1,127 @@
+"""Privacy whose unit is the client (McMahan et al. 2018, DP-FedAvg, arXiv 1710.06963)."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedpers.config import Config
+from fedpers.errors import ConfigError
+from fedpers.parts import Part, Parts
+from fedpers.privacy import Budget, BudgetSpent, Ledger, Release
+from fedpers.privacy.accounting import default_delta, tight_epsilon_of
+from fedpers.seeding import seed_for, torch_generator
+
+SLACK = 1 + 1e-3  # of a norm that has been through float32
+
+
+class ClientLevel:
+    """The noised sum of a population's clipped updates, and its ledger.
+
+    A round releases w + (sum_i clip(u_i - w, C) + N(0, (sigma C)^2)) / (q N), where each of N
+    clients takes part with probability q, by itself: one client more or less changes the sum by C
+    at most. All else that is sent on is made of such releases. The server, which sees the updates,
+    is trusted; N is taken to be public.
+
+    Args:
+        config: the run's settings.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.rate = config, config.strategy.fraction
+        self.budget: Budget | None = None
+
+    def open(self, clients: int, ledgers: Path) -> None:
+        """Calibrate the noise for the whole run, and for what is left where the ledger holds
+        releases of earlier runs.
+
+        Args:
+            clients: N.
+            ledgers: the folder of the ledger.
+
+        Raises:
+            ConfigError: delta protects nobody among so many clients, or nothing is left.
+            ClientError: the ledger cannot be read.
+        """
+        privacy = self.config.privacy
+        if privacy.delta is not None and privacy.delta * clients >= 1:
+            takes = f"a number < {1 / clients:.2g}, for there are {clients} clients"
+            raise ConfigError("privacy.delta", privacy.delta, takes, "leave it out")
+        self.delta = privacy.delta or default_delta(clients)
+        ledger = Ledger(ledgers / "population.json")
+        self.budget = Budget(ledger, privacy.epsilon, self.delta)
+        try:
+            self.sigma = self.budget.noise_multiplier(self.rate, self.config.rounds)
+        except BudgetSpent:
+            takes = f"more than the {self.budget.spent:.3g} that earlier runs have spent"
+            cure = "or another state folder, if its clients are others"
+            raise ConfigError("privacy.epsilon", privacy.epsilon, takes, cure) from None
+
+    def cohort(self, server_round: int, clients: Sequence[str]) -> list[str]:
+        """Each client with probability q. Who it was is not to be known: the draw is secret."""
+        if self.rate == 1:
+            return list(clients)
+        seed = seed_for(self.config.seed, "select", server_round)
+        known = self.config.privacy.deterministic_for_tests
+        rng = random.Random(seed) if known else secrets.SystemRandom()
+        return [client for client in clients if rng.random() < self.rate]
+
+    def charge(self) -> None:
+        """Charge one round, before it is released."""
+        assert self.budget is not None
+        self.budget.charge([Release(self.sigma, self.rate, 1)])
+
+    def too_far(self, sent: Parts, update: Parts) -> str | None:
+        """Why an update may not be added, if its change is longer than the clipping norm."""
+        length, most = _norm(_change(sent, update)), self.config.privacy.max_grad_norm
+        return None if length <= SLACK * most else f"update: norm {length:.4g}, takes <= {most:g}"
+
+    def mixed(
+        self, server_round: int, sent: Parts, updates: Mapping[str, Parts], clients: int
+    ) -> Parts:
+        """The next global parts, from what was sent and the cohort's updates, of which there may
+        be none.
+
+        Args:
+            clients: N.
+        """
+        privacy, path = self.config.privacy, ("population", server_round)
+        known = privacy.deterministic_for_tests
+        seed = self.config.seed if known else secrets.randbits(63)
+        generator = torch_generator(seed, "noise", *path)
+        mixed: dict[str, Part] = {}
+        scales = {}
+        for client, update in updates.items():  # exactly C at most, whatever rounding did
+            length = _norm(_change(sent, update))
+            scales[client] = min(1.0, privacy.max_grad_norm / max(length, 1e-30))
+        for name, part in sent.items():
+            total = torch.zeros(part.layout.size)
+            for client, update in updates.items():
+                total += scales[client] * (update[name].vector.float() - part.vector.float())
+            noise = torch.randn(total.shape, generator=generator)
+            total += self.sigma * privacy.max_grad_norm * noise
+            mixed[name] = part.like(part.vector.float() + total / (self.rate * clients))
+        return Parts(mixed)
+
+    def spending(self) -> dict[str, Any]:
+        """Epsilon so far, at its delta, and the noise multiplier."""
+        if self.budget is None:
+            return {"epsilon": 0.0, "delta": None, "sigma": None}
+        epsilon = self.budget.spent
+        if self.config.privacy.accountant == "prv":
+            epsilon = tight_epsilon_of(self.budget.ledger.releases, self.delta)
+        return {"epsilon": epsilon, "delta": self.delta, "sigma": self.sigma}
+
+
+def _change(sent: Parts, update: Parts) -> Parts:
+    return Parts({n: p.like(p.vector.float() - sent[n].vector.float()) for n, p in update.items()})
+
+
+def _norm(parts: Parts) -> float:
+    squares = [float(part.vector.double().square().sum()) for part in parts.values()]
+    return float(sum(squares) ** 0.5)
