@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedpers.data import ClientData, Examples, FederatedData
 from fedpers.models import PersonalModel
+from fedpers.models.cache import cached, fingerprint
 
 LIMIT = 2**30  # bytes kept in one process
 CHUNK = 1024  # examples in one forward pass
@@ -18,7 +19,8 @@ class FeatureCache:
     """The clients' examples as the layers below the first trained one leave them.
 
     The model is told to expect them so (``PersonalModel.after_stem``). What does not fit into
-    ``limit`` bytes is computed anew; the clients used least recently make room.
+    ``limit`` bytes is computed anew; the clients used least recently make room. Texts are encoded
+    once a machine: it is slow, and the same texts come back at other clients and in other runs.
     """
 
     def __init__(self, data: FederatedData, model: PersonalModel, limit: int = LIMIT) -> None:
@@ -26,6 +28,7 @@ class FeatureCache:
         model.after_stem = True
         self._kept: OrderedDict[str, ClientData] = OrderedDict()
         self._bytes = 0
+        self._encoded = encode_texts(data, model, limit) if data.task.kind == "text" else {}
 
     def client(self, client: str) -> ClientData:
         """A client's training, validation and test examples."""
@@ -42,8 +45,28 @@ class FeatureCache:
         return made
 
     def _through_stem(self, examples: Examples) -> Examples:
+        if self._encoded and len(examples):
+            rows = [self._encoded[row.tobytes()] for row in examples.x.numpy()]
+            return Examples(torch.stack(rows), examples.y)
         pieces: list[Tensor] = [self.model.stem(piece) for piece in torch.split(examples.x, CHUNK)]
         return Examples(torch.cat(pieces), examples.y)
+
+
+def encode_texts(data: FederatedData, model: PersonalModel, limit: int) -> dict[bytes, Tensor]:
+    """What the frozen layers make of each distinct text, by the bytes of its tokens.
+
+    Empty where there are no such layers, or where it would take more than ``limit`` bytes.
+    """
+    texts = torch.unique(data.inputs, dim=0)
+    first = model.stem(texts[:1])
+    if first.dtype == texts.dtype or len(texts) * first.nbytes > limit:  # still tokens, or too much
+        return {}
+    frozen = {
+        name: tensor for name, tensor in model.trunk.state_dict().items() if ".lora_" not in name
+    }
+    key = fingerprint({"encoded": type(model.trunk).__name__}, {"texts": texts, **frozen})
+    encoded = cached(key, lambda: {"x": model.stem(texts)})["x"]
+    return {row.tobytes(): x for row, x in zip(texts.numpy(), encoded, strict=True)}
 
 
 def _nbytes(data: ClientData) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from math import ceil
 from typing import Any, ClassVar
 
@@ -13,7 +13,6 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from torch import Tensor
 
 from fedpers.config import Config, NoParams, params_of
 from fedpers.data import FederatedData
@@ -27,34 +26,19 @@ from fedpers.records import pack
 from fedpers.registry import Registry
 from fedpers.seeding import seed_for
 from strategies.client_level import ClientLevel
-from strategies.exchange import Answers, collect, readable, spending_of
+from strategies.exchange import Answers, collect, reports_of, results_of, spending_of, unusable
+from strategies.mixing import Mixing
 from strategies.roster import Roster
 from strategies.rounds import RunFiles, run_rounds
 from strategies.signal import SignalToNoise
+
+__all__ = ["Mixing", "PersonalizedStrategy", "find_strategy", "strategies"]
 
 log = logging.getLogger("fedpers")
 
 strategies: Registry[type[PersonalizedStrategy]] = Registry(
     "strategy", key="strategy.name", package="strategies", group="fedpers.strategies"
 )
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """Which mixtures of the clients' updates to make, and for whom.
-
-    Attributes:
-        weights: W [R, K]; rows sum to 1, columns are the round's clients in order.
-        recipients: for each row the client it is for, or None for the global parts.
-    """
-
-    weights: Tensor
-    recipients: Sequence[str | None] = (None,)
-
-    @classmethod
-    def equal(cls, clients: int) -> Mixing:
-        """One row for the global parts, every client's weight the same."""
-        return cls(torch.full((1, clients), 1 / clients))
 
 
 class PersonalizedStrategy(Strategy):
@@ -201,14 +185,14 @@ class PersonalizedStrategy(Strategy):
             RunError: nobody's update can be used.
         """
         self.answers = answers = collect(replies, self._asked)
-        reports = self._reports(answers)
+        reports = reports_of(answers, self._asked)
         for node, body in answers.bodies.items():
             spent = body.get("spent")
             spent = spent if isinstance(spent, Mapping) else {}
             for client in set(self._asked[node]) & set(spent):
                 self.spent.add(client)
                 self.spending.update(spending_of(client, spent[client]))
-        for client, reason in self._unusable(answers, reports).items():
+        for client, reason in unusable(answers, self._asked, reports, self.refused).items():
             answers.failures[client] = reason
             answers.rows.pop(client, None)
         # In the roster's order, so that sums do not depend on who answered first.
@@ -248,6 +232,16 @@ class PersonalizedStrategy(Strategy):
             noises = [r["noise"] for r in reports.values() if isinstance(r.get("noise"), Mapping)]
             if len(noises) == len(updates):
                 self.signal.note(server_round, sent, self.parts, mixing.weights[0], noises)
+
+    def refused(self, update: Parts) -> str | None:
+        """Why an update cannot be mixed with others; None if it can."""
+        if update.layouts != {name: part.layout for name, part in self.parts.items()}:
+            return f"update: got {update}, takes parts {sorted(self.parts)} as sent"
+        if (broken := update.first_not_finite()) is not None:
+            return f"update: part {broken!r} is not finite"
+        if self.client_level is not None:
+            return self.client_level.too_far(self.parts, update)
+        return None
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
         """Y = W X: rows for single clients into ``rows``, the row for None into ``parts``."""
@@ -291,21 +285,8 @@ class PersonalizedStrategy(Strategy):
         """Keep every client's result; the metrics are unweighted means over clients."""
         answers = collect(replies, self._asked)
         self.unscored = answers.failures
-        found: dict[str, ClientResult] = {}
-        for node, body in answers.bodies.items():
-            reason = "the node sent no result for it"
-            try:
-                results = [ClientResult.from_json(result) for result in body["results"]]
-            except (KeyError, TypeError, ValueError) as error:
-                results, reason = [], f"evaluation: cannot be read ({error})"
-            given = {result.client: result for result in results}
-            if body.get("held_back"):
-                continue  # the clients keep their results to themselves
-            for client in self._asked[node]:  # a node speaks for its own clients only
-                if client in given:
-                    found[client] = given[client]
-                else:
-                    self.unscored.setdefault(client, reason)
+        found, missing = results_of(answers, self._asked)
+        self.unscored |= {c: why for c, why in missing.items() if c not in self.unscored}
         for client, reason in self.unscored.items():
             log.warning("round %d: client %s not evaluated: %s", server_round, client, reason)
         self.results = gated([found[c] for c in self.roster.clients if c in found])
@@ -395,37 +376,6 @@ class PersonalizedStrategy(Strategy):
                 )
             )
         return made
-
-    def _reports(self, answers: Answers) -> dict[str, Mapping[str, Any]]:
-        """What each node says of its own clients' training, as far as that can be read."""
-        reports = {}
-        for node, body in answers.bodies.items():
-            given = body.get("reports")
-            if not isinstance(given, Mapping):
-                continue
-            for client in self._asked[node]:
-                report = given.get(client)
-                if isinstance(report, Mapping) and readable(report):
-                    reports[client] = report
-        return reports
-
-    def _unusable(
-        self, answers: Answers, reports: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, str]:
-        expected, reasons = {name: p.layout for name, p in self.parts.items()}, {}
-        for client in (c for clients in self._asked.values() for c in clients):
-            if client in answers.failures:
-                continue
-            update = answers.rows.get(client)
-            if client not in reports or update is None:
-                reasons[client] = "the node sent no update for it, or no report that can be read"
-            elif update.layouts != expected:
-                reasons[client] = f"update: got {update}, takes parts {sorted(expected)} as sent"
-            elif (broken := update.first_not_finite()) is not None:
-                reasons[client] = f"update: part {broken!r} is not finite"
-            elif self.client_level and (far := self.client_level.too_far(self.parts, update)):
-                reasons[client] = far
-        return reasons
 
 
 def find_strategy(config: Config) -> type[PersonalizedStrategy]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from fedpers.errors import ClientError, RunError
+from fedpers.evaluation import ClientResult
 from fedpers.evaluation.counts import MOST
 from fedpers.parts import Parts
 from fedpers.records import unpack
@@ -96,6 +97,69 @@ def collect(replies: Iterable[Message], asked: Mapping[int, Sequence[str]]) -> A
         answers.seconds = max(answers.seconds, seconds)
         answers.nbytes += sum(row.nbytes for row in rows)
     return answers
+
+
+def reports_of(
+    answers: Answers, asked: Mapping[int, Sequence[str]]
+) -> dict[str, Mapping[str, Any]]:
+    """What each node says of its own clients' training, as far as that can be read."""
+    reports = {}
+    for node, body in answers.bodies.items():
+        given = body.get("reports")
+        if not isinstance(given, Mapping):
+            continue
+        for client in asked[node]:
+            report = given.get(client)
+            if isinstance(report, Mapping) and readable(report):
+                reports[client] = report
+    return reports
+
+
+def results_of(
+    answers: Answers, asked: Mapping[int, Sequence[str]]
+) -> tuple[dict[str, ClientResult], dict[str, str]]:
+    """The clients' evaluations, and why some are missing. A node that holds results back, as they
+    are releases, is missing nothing."""
+    found: dict[str, ClientResult] = {}
+    missing: dict[str, str] = {}
+    for node, body in answers.bodies.items():
+        reason = "the node sent no result for it"
+        try:
+            results = [ClientResult.from_json(result) for result in body["results"]]
+        except (KeyError, TypeError, ValueError) as error:
+            results, reason = [], f"evaluation: cannot be read ({error})"
+        given = {result.client: result for result in results}
+        if body.get("held_back"):
+            continue
+        for client in asked[node]:  # a node speaks for its own clients only
+            if client in given:
+                found[client] = given[client]
+            else:
+                missing[client] = reason
+    return found, missing
+
+
+def unusable(
+    answers: Answers,
+    asked: Mapping[int, Sequence[str]],
+    reports: Mapping[str, Mapping[str, Any]],
+    refused: Callable[[Parts], str | None],
+) -> dict[str, str]:
+    """Why clients' updates cannot be used, of those that have not failed already.
+
+    Args:
+        refused: says of an update why it cannot be mixed with others.
+    """
+    reasons = {}
+    for client in (c for clients in asked.values() for c in clients):
+        update = answers.rows.get(client)
+        if client in answers.failures:
+            continue
+        if client not in reports or update is None:
+            reasons[client] = "the node sent no update for it, or no report that can be read"
+        elif (reason := refused(update)) is not None:
+            reasons[client] = reason
+    return reasons
 
 
 def readable(report: Mapping[str, Any]) -> bool:

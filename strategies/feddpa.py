@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.base import Mixing, PersonalizedStrategy, strategies
+from strategies.base import PersonalizedStrategy, strategies
+from strategies.mixing import Mixing
 
 
 @strategies.register("feddpa")

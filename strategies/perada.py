@@ -18,7 +18,8 @@ from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts
 from fedpers.seeding import torch_generator
-from strategies.base import Mixing, PersonalizedStrategy, strategies
+from strategies.base import PersonalizedStrategy, strategies
+from strategies.mixing import Mixing
 
 log = logging.getLogger("fedpers")
 

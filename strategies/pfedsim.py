@@ -14,8 +14,9 @@ from fedpers.config import Config, setting
 from fedpers.data import FederatedData
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts, combine
-from strategies.base import Mixing, strategies
+from strategies.base import strategies
 from strategies.fedavg import FedAvg
+from strategies.mixing import Mixing
 
 log = logging.getLogger("fedpers")
 

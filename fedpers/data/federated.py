@@ -46,6 +46,11 @@ class FederatedData:
         """The public examples; there may be none."""
         return self._take(self._public)
 
+    @property
+    def inputs(self) -> torch.Tensor:
+        """The inputs of all examples, whoever owns them, [n, ...]; not shifted."""
+        return self._examples.x
+
     def client(self, client: str) -> ClientData:
         """The examples of one client, copied out of the table at each call.
 

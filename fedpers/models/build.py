@@ -9,10 +9,11 @@ from torch import nn
 from fedpers.config import Config
 from fedpers.errors import ConfigError
 from fedpers.models.backbones import BACKBONES, Backbone
-from fedpers.models.hf import PREFIX, load_hf
+from fedpers.models.hf import PREFIX, SENTENCE, load_hf
 from fedpers.models.lora import add_lora
 from fedpers.models.personal import PersonalModel, find_batch_norm
 from fedpers.models.pretrain import check_public, feature_scaler, pretrain
+from fedpers.models.sentence import load_sentence
 from fedpers.seeding import seeded
 
 if TYPE_CHECKING:
@@ -67,19 +68,28 @@ def _trunk(name: str, task: Task) -> Backbone:
     names = BACKBONES.names()
     fitting = [known for known in names if task.kind in BACKBONES.get(known).kinds]
     fitting += ["hf:<name or folder>"] * (task.kind in ("text", "image"))
+    fitting += ["sentence:<name or folder>"] * (task.kind == "text")
     if name.startswith(PREFIX):
         kinds: tuple[str, ...] = ("text", "image")
+    elif name.startswith(SENTENCE):
+        kinds = ("text",)
     elif ":" in name or name in names:
         backbone = BACKBONES.get(name)
         if not (isinstance(backbone, type) and issubclass(backbone, Backbone)):
             raise ConfigError("model.name", name, "a subclass of fedpers.models.Backbone")
         kinds = backbone.kinds
     else:
-        takes = f"one of {', '.join(names)}, hf:<name or folder>, or package.module:Class"
+        prefixed = "hf:<name or folder>, sentence:<name or folder>"
+        takes = f"one of {', '.join(names)}, {prefixed}, or package.module:Class"
         raise ConfigError("model.name", name, takes)
     if task.kind not in kinds:
         raise ConfigError("model.name", name, f"{' or '.join(fitting)} for {task.kind} data")
-    trunk = load_hf(name, task) if name.startswith(PREFIX) else backbone(task.input_shape)
+    if name.startswith(PREFIX):
+        trunk = load_hf(name, task)
+    elif name.startswith(SENTENCE):
+        trunk = load_sentence(name)
+    else:
+        trunk = backbone(task.input_shape)
     found = find_batch_norm(trunk)
     if found is not None:
         takes = f"a model without batch statistics (found {found})"

