@@ -147,6 +147,15 @@ class LocalAlgorithm:
         """The parts that leave. Default: the working parts of ``sends``."""
         return working.only(self.sends)
 
+    def derived(self, name: str, upload: Parts, trainer: Trainer, public: Tensor) -> Part:
+        """Under encryption: a further part that the server needs, made of the upload alone.
+
+        Args:
+            name: the part, as the strategy calls it.
+            public: the public inputs, which no client owns.
+        """
+        raise NotImplementedError(name)
+
     def keep(self, working: Parts) -> Parts:
         """The parts that stay on the device: every ``personal.*``."""
         return working.only(name for name in working if name.startswith("personal."))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.host import ClientHost, deal, host_of
+from clients.pfedsim import weights_of
+from fedpers.encryption.sealed_parts import SealedParts
 from fedpers.errors import FedpersError
 from fedpers.parts import Parts
 from fedpers.privacy import BudgetSpent
-from fedpers.records import pack, unpack
+from fedpers.records import Row, pack, unpack
 
 app = ClientApp()
 SPENT = f"{BudgetSpent.__name__}:"
@@ -37,6 +39,12 @@ def roster(message: Message, context: Context) -> Message:
     except Exception as error:  # a plug-in's mistake: asking again would not mend it
         log.exception("this node cannot run the method")
         return _reply(message, [], {"refused": _line(error)})
+    key = {}
+    if "sealing" in body:
+        try:
+            key = {"key": host.sealer.serve(body["sealing"]).key()}
+        except FedpersError as error:
+            return _reply(message, [], {"refused": str(error)})
     nodes = int(context.node_config.get("num-partitions", 1))
     node = int(context.node_config.get("partition-id", 0))
     everyone = [*host.data.clients, *host.data.held_out]
@@ -46,27 +54,90 @@ def roster(message: Message, context: Context) -> Message:
         "held_out": [client for client in clients if client in host.data.held_out],
         "nodes": nodes,
         "scored": host.algorithm.scored,
+        **key,
     }
     return _reply(message, [], answer)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the clients named; their uploads are one row each, in the order of ``clients``."""
-    rows, body = unpack(message.content)
-    uploads: list[Parts] = []
+    """Train the clients named; their uploads are one row each, in the order of ``clients``.
+
+    Under encryption the uploads are sealed; or kept, where their weights are not known yet.
+    """
+    rows, body = _opened(message)
+    uploads: list[Row] = []
     reports: dict[str, dict[str, Any]] = {}
+    sealing, server_round = body.get("sealing"), body["round"]
 
     def one(host: ClientHost, client: str) -> None:
-        upload, report = host.train(client, body["round"], rows[body["rows"][client]])
-        uploads.append(upload)
+        broadcast = rows[body["rows"][client]]
+        if sealing is None:
+            upload, report = host.train(client, server_round, broadcast)
+            uploads.append(upload)
+        else:
+            also = [n for names, _ in sealing["groups"] for n in names if n not in broadcast]
+            upload, report = host.train(client, server_round, broadcast, also)
+            if sealing["seal_at_once"]:
+                where = {"client": client, "server_round": server_round}
+                uploads.append(host.sealer.sealed(upload, sealing, weight=1.0, **where))
+            else:
+                host.hold(client, server_round, upload)
         reports[client] = report
 
     failures, seconds = _each(body, one)
     host = _host(body)
     spent = {c: host.spending(c) for c, reason in failures.items() if reason.startswith(SPENT)}
-    answer = {"reports": reports, "failures": failures, "spent": spent, "seconds": seconds}
+    times = {"seconds": seconds, **host.sealer.take_seconds()}
+    answer = {"reports": reports, "failures": failures, "spent": spent, **times}
     return _reply(message, uploads, answer)
+
+
+@app.train("seal")
+def seal(message: Message, context: Context) -> Message:
+    """Seal what the clients named kept, multiplied by their weights."""
+    _, body = unpack(message.content)
+    uploads: list[Row] = []
+
+    def one(host: ClientHost, client: str) -> None:
+        upload, weight = host.held(client, body["round"]), float(body["weights"][client])
+        where = {"client": client, "server_round": body["round"]}
+        uploads.append(host.sealer.sealed(upload, body["sealing"], weight=weight, **where))
+
+    failures, seconds = _each(body, one)
+    times = {"seconds": seconds, **_host(body).sealer.take_seconds()}
+    return _reply(message, uploads, {"failures": failures, **times})
+
+
+@app.query("open")
+def open_means(message: Message, context: Context) -> Message:
+    """Open means that the server needs in the clear, as the method's strategy says."""
+    rows, _ = _opened(message)
+    return _reply(message, list(rows), {})
+
+
+@app.query("similarity")
+def similarity(message: Message, context: Context) -> Message:
+    """For each client named, the weights of all clients by the similarity of their heads, rounded:
+    products as they are would tell about the key, and more about heads than is needed."""
+    (row,), body = unpack(message.content)
+    assert isinstance(row, SealedParts)
+    host, weights = _host(body), {}
+    others = body["of"] - 1
+    products = host.sealer.cipher.open_products(row.sealed)
+    for k, (client, place) in enumerate(zip(body["clients"], body["places"], strict=True)):
+        cosines = products[k * others : (k + 1) * others].tolist()
+        cosines.insert(place, 1.0)
+        weights[client] = weights_of(cosines)
+    return _reply(message, [], {"rows": weights})
+
+
+@app.query("forget")
+def forget(message: Message, context: Context) -> Message:
+    """Throw away the key that was made for the run."""
+    _, body = unpack(message.content)
+    _host(body).sealer.forget()
+    return _reply(message, [], {})
 
 
 @app.train("baseline")
@@ -80,7 +151,7 @@ def train_baseline(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the clients named: counts of right and wrong answers, no example."""
-    rows, body = unpack(message.content)
+    rows, body = _opened(message)
     results: list[dict[str, Any]] = []
     held_back = _host(body).holds_back
 
@@ -97,7 +168,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.evaluate("newcomers")
 def evaluate_newcomers(message: Message, context: Context) -> Message:
     """Evaluate clients that never trained, after so many local batches each."""
-    rows, body = unpack(message.content)
+    rows, body = _opened(message)
     results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
     held_back = _host(body).holds_back
 
@@ -126,6 +197,13 @@ def export(message: Message, context: Context) -> Message:
     return _reply(message, [], {"failures": failures, "seconds": seconds})
 
 
+def _opened(message: Message) -> tuple[list[Parts], dict[str, Any]]:
+    """The rows of a message in the clear, and its body."""
+    rows, body = unpack(message.content)
+    sealer = _host(body).sealer
+    return [sealer.opened(row) for row in rows], body
+
+
 def _each(
     body: dict[str, Any], work: Callable[[ClientHost, str], None]
 ) -> tuple[dict[str, str], float]:
@@ -150,5 +228,5 @@ def _host(body: dict[str, Any]) -> ClientHost:
     )
 
 
-def _reply(message: Message, rows: list[Parts], body: dict[str, Any]) -> Message:
+def _reply(message: Message, rows: Sequence[Row], body: dict[str, Any]) -> Message:
     return Message(pack(rows, body), reply_to=message)

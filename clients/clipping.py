@@ -1,4 +1,4 @@
-"""A client's whole update within a norm, for privacy whose unit is the client."""
+"""A client's whole update within a norm: against liars, and for privacy by client."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from clients.base import LocalAlgorithm, check_private, find_algorithm
 from clients.clipping import clipped
 from clients.features import FeatureCache
 from clients.local import Local
-from clients.store import ClientStore
+from clients.sealing import Sealer
+from clients.store import DAMAGED, ClientStore
 from clients.trainer import Trainer, fill
 from fedpers.config import Config, config_from_json
 from fedpers.data import Examples, FederatedData, load_data
@@ -27,7 +28,7 @@ from fedpers.parts import Parts
 from fedpers.seeding import seed_for
 
 PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
-RELEASED = "released"
+RELEASED, ANSWER, HELD = "released", "answer", "held"
 
 
 @lru_cache(maxsize=1)
@@ -35,9 +36,8 @@ def host_of(
     settings: str, algorithm: str, server_params: tuple[str, ...], run_folder: str
 ) -> ClientHost:
     """This process's host for a run. Model and data load once per process and configuration."""
-    return ClientHost(
-        config_from_json(settings), algorithm, server_params, Path(run_folder) / "state"
-    )
+    stores = Path(run_folder) / "state"
+    return ClientHost(config_from_json(settings), algorithm, server_params, stores)
 
 
 class ClientHost:
@@ -55,13 +55,14 @@ class ClientHost:
     ) -> None:
         torch.set_num_threads(config.simulation.cpus_per_node)
         found, params = find_algorithm(algorithm, config, server_params)
-        self.config, self.stores = config, stores
+        self.config, self.stores, self.run = config, stores, stores.parent.name
         self.ledgers = (Path(config.state) if config.state else stores) / "ledgers"
         self.data: FederatedData = load_data(config)
         self.model = build_model(config, self.data)
         self.local = Local(config, self.model, Local.Params())
         self.algorithm = found(config, self.model, params)
         self.examples = FeatureCache(self.data, self.model) if config.model.cache else self.data
+        self.sealer = Sealer(config, str(stores), len(self.data.clients))
         self._outside: dict[str, Examples] = {}
         self._accounts: dict[str, Account] = {}
         if config.privacy.enabled and config.privacy.unit == "example":
@@ -75,15 +76,38 @@ class ClientHost:
         return self.config.privacy.enabled and not self.config.evaluation.diagnostics
 
     def train(
-        self, client: str, server_round: int, broadcast: Parts
+        self, client: str, server_round: int, broadcast: Parts, also: Sequence[str] = ()
     ) -> tuple[Parts, dict[str, Any]]:
         """One client's local training: what it uploads, and its report.
+
+        Args:
+            also: further parts that the method makes of its upload, under encryption.
 
         Raises:
             ClientError: training broke down.
         """
+        upload, report = self._train(client, server_round, broadcast)
+        if also:
+            trainer = self._trainer(client, server_round)
+            made = {
+                name: self.algorithm.derived(name, upload, trainer, self.public) for name in also
+            }
+            upload = upload | made
+        return upload, report
+
+    @cached_property
+    def public(self) -> Tensor:
+        """The public inputs, as the model takes them: past the frozen layers where those are
+        cached."""
+        return self.model.stem(self.data.public.x) if self.model.after_stem else self.data.public.x
+
+    def _train(
+        self, client: str, server_round: int, broadcast: Parts
+    ) -> tuple[Parts, dict[str, Any]]:
         store = ClientStore(self.stores, client)
-        personal, account = store.load(PERSONAL), self._account(client)
+        personal, account = store.load_before(PERSONAL, server_round), self._account(client)
+        if account is not None and (answer := self._answered(store, server_round, broadcast)):
+            return answer
         released = store.load_json(RELEASED)
         if account is not None:  # before anything is released, so that a crash can only over-count
             fresh = {LABELS: not personal, EXAMPLES: EXAMPLES not in released}
@@ -93,7 +117,9 @@ class ClientHost:
         working = self.algorithm.train(working, trainer)
         upload = self.algorithm.upload(working)
         self._check(upload)
-        store.save(PERSONAL, self.algorithm.keep(working))
+        if (most := self.config.strategy.max_update_norm) is not None:
+            upload = clipped(upload, broadcast, most)
+        store.save_round(PERSONAL, server_round, self.algorithm.keep(working))
         # Without examples nothing was trained: the loss is unknown, and the weight is 0.
         loss = sum(trainer.losses.values()) / len(trainer.losses) if trainer.losses else None
         privacy = self.config.privacy
@@ -115,7 +141,50 @@ class ClientHost:
             n: trainer.noise[n] for n in upload if n in trainer.noise and upload[n] is working[n]
         }
         report = {"examples": released.get(EXAMPLES, 1), "loss": loss, "noise": noise}
-        return upload, report | self.spending(client)
+        report |= self.spending(client)
+        self._keep_answer(store, server_round, broadcast, upload, report)
+        return upload, report
+
+    def _answered(
+        self, store: ClientStore, server_round: int, broadcast: Parts
+    ) -> tuple[Parts, dict[str, Any]] | None:
+        """What was answered to the same message before: asked twice, by a server that was
+        restarted or a message that came twice, a private client releases nothing new."""
+        kept = store.load_json(ANSWER)
+        if kept.get("to") != [self.run, server_round, broadcast.digest()]:
+            return None
+        try:
+            upload = store.load(ANSWER)
+        except DAMAGED:
+            return None  # it trains again, and pays for it
+        return (upload, dict(kept["report"])) if upload.digest() == kept["upload"] else None
+
+    def _keep_answer(
+        self,
+        store: ClientStore,
+        server_round: int,
+        broadcast: Parts,
+        upload: Parts,
+        report: dict[str, Any],
+    ) -> None:
+        store.save(ANSWER, upload)
+        to = [self.run, server_round, broadcast.digest()]
+        store.save_json(ANSWER, {"to": to, "upload": upload.digest(), "report": report})
+
+    def hold(self, client: str, server_round: int, upload: Parts) -> None:
+        """Keep an upload until its weight is known."""
+        ClientStore(self.stores, client).save_round(HELD, server_round, upload)
+
+    def held(self, client: str, server_round: int) -> Parts:
+        """The upload kept in a round.
+
+        Raises:
+            ClientError: there is none.
+        """
+        found = ClientStore(self.stores, client).load_round(HELD, server_round)
+        if not found:
+            raise ClientError(f"seal: no update of round {server_round} is kept here")
+        return found
 
     def spending(self, client: str) -> dict[str, float]:
         """What one client has spent so far: epsilon at its delta, and the noise it adds."""
@@ -137,7 +206,8 @@ class ClientHost:
     def evaluate(self, client: str, server_round: int, broadcast: Parts) -> ClientResult:
         """Score every model that this client has on its validation and test examples."""
         store, trainer = ClientStore(self.stores, client), self._trainer(client, server_round)
-        working = self.algorithm.receive(broadcast, store.load(PERSONAL))
+        personal = store.load_before(PERSONAL, server_round + 1)
+        working = self.algorithm.receive(broadcast, personal)
         working = self.algorithm.tune(working, trainer)
         result = self._score(trainer, working, store.load(BASELINE))
         filling = self.algorithm.filled("personal")
@@ -174,23 +244,23 @@ class ClientHost:
         # The baseline predicts with the plain model, whatever the method's forward pass is.
         plain = self._trainer(trainer.client, trainer.server_round, self.local)
 
-        def count(examples: Examples) -> Counts:
-            predictions: dict[str, Tensor] = {}
+        def count(examples: Examples, *, detail: bool = False) -> Counts:
+            logits: dict[str, Tensor] = {}
             for mode in ("personal", "global"):
-                logits = self.algorithm.predict(mode, working, examples.x, trainer)
-                if logits is not None:
-                    predictions[mode] = logits.argmax(dim=1)
+                scores = self.algorithm.predict(mode, working, examples.x, trainer)
+                if scores is not None:
+                    logits[mode] = scores
             if baseline:
-                logits = self.local.predict("personal", baseline, examples.x, plain)
-                assert logits is not None
-                predictions["local"] = logits.argmax(dim=1)
-            return Counts.of(examples.y, predictions)
+                scores = self.local.predict("personal", baseline, examples.x, plain)
+                assert scores is not None
+                logits["local"] = scores
+            return Counts.of_logits(examples.y, logits, detail=detail)
 
         return ClientResult(
             client=trainer.client,
             train=len(split.train),
             val=count(split.val),
-            test=count(split.test),
+            test=count(split.test, detail=True),
             outside=count(self._others(trainer.client)),
         )
 
@@ -226,9 +296,9 @@ class ClientHost:
             return None
         if client not in self._accounts:
             data, ledgers = self.data.client(client), self.ledgers
-            store, run = ClientStore(self.stores, client), self.stores.parent.name
+            store = ClientStore(self.stores, client)
             self._accounts[client] = Account(
-                self.config, self.algorithm, client, data, ledgers, store, run
+                self.config, self.algorithm, client, data, ledgers, store, self.run
             )
         return self._accounts[client]
 

@@ -6,9 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from clients.base import LocalAlgorithm, algorithms, two_branches
+from clients.trainer import Trainer
 from fedpers.config import setting
+from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
+
+LOGITS_SCALE = 4.0  # as in strategies/perada.py
 
 
 @dataclass
@@ -39,3 +45,8 @@ class PerAda(LocalAlgorithm):
         """The personal branch, then the shared one."""
         params = self.params
         return two_branches(self, params.lam, epochs=params.personal_epochs, lr=params.personal_lr)
+
+    def derived(self, name: str, upload: Parts, trainer: Trainer, public: Tensor) -> Part:
+        """The logits on the public examples, to be averaged, divided by 4 to keep them small."""
+        logits = trainer.outputs(self.branch(()), self.receive(upload, Parts()), public).logits
+        return Part.of({"logits": logits / LOGITS_SCALE})

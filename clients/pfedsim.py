@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms
 from clients.trainer import Trainer
-from fedpers.parts import Parts
+from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 
 
@@ -35,3 +39,19 @@ class PFedSim(LocalAlgorithm):
     def filled(self, mode: str) -> dict[str, str]:
         """Personal: the model last trained here. Global: as received."""
         return self.branch(self.keeps if mode == "personal" else ())
+
+    def derived(self, name: str, upload: Parts, trainer: Trainer, public: Tensor) -> Part:
+        """The head's rows, each of length 1: the inner product of two clients' is the sum of the
+        cosines, over all classes."""
+        rows = F.normalize(upload["head"]["head.weight"].float(), dim=1)
+        return Part.of({"rows": rows})
+
+
+def weights_of(cosines: Sequence[float]) -> list[float]:
+    """-ln(1 - s) of mean cosines s within 0..0.9999, each rounded to 0.01 of their sum: what
+    the server may know of the heads."""
+    weights = [-math.log(1 - min(max(s, 0.0), CLOSEST)) for s in cosines]
+    return [round(weight / sum(weights), 2) for weight in weights]
+
+
+CLOSEST = 0.9999  # as in strategies/pfedsim.py

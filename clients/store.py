@@ -1,8 +1,14 @@
-"""What a client keeps on its own disk between rounds, and never sends."""
+"""What a client keeps on its own disk between rounds, and never sends.
+
+Parts that change from round to round are kept by round, the last two of them: a round that is run
+again, as its server was restarted, starts where it started before, and a file that a crash or a
+bad disk has damaged costs one round, not the client's model.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -10,7 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from safetensors import SafetensorError
+
 from fedpers.parts import Parts
+
+log = logging.getLogger("fedpers")
+
+DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 
 
 class ClientStore:
@@ -37,6 +49,37 @@ class ClientStore:
     def save(self, name: str, parts: Parts) -> None:
         """Save parts as ``name``, readable by this user only."""
         self._write(f"{name}.safetensors", lambda path: parts.save(path))
+
+    def load_before(self, name: str, server_round: int) -> Parts:
+        """The parts saved as ``name`` in the last round before ``server_round``; none if there are
+        none. A damaged file is named in the log and the one before it taken."""
+        for found, path in self._rounds_of(name):
+            if found < server_round:
+                try:
+                    return Parts.load(path)
+                except DAMAGED as error:
+                    log.warning("%s is damaged (%s): an earlier one is taken", path, error)
+        return Parts()
+
+    def load_round(self, name: str, server_round: int) -> Parts:
+        """The parts saved as ``name`` in just this round; none if there are none."""
+        return self.load(f"{name}-{server_round}")
+
+    def save_round(self, name: str, server_round: int, parts: Parts) -> None:
+        """Save parts as ``name`` of a round, and forget all but the last round before it."""
+        self._write(f"{name}-{server_round}.safetensors", lambda path: parts.save(path))
+        before = [path for found, path in self._rounds_of(name) if found < server_round]
+        for path in before[1:]:
+            path.unlink(missing_ok=True)
+
+    def _rounds_of(self, name: str) -> list[tuple[int, Path]]:
+        """The files of ``name`` by round, the last first."""
+        found = []
+        for path in self.folder.glob(f"{name}-*.safetensors"):
+            tail = path.stem.removeprefix(f"{name}-")
+            if tail.isdecimal():
+                found.append((int(tail), path))
+        return sorted(found, reverse=True)
 
     def load_json(self, name: str) -> dict[str, Any]:
         """The values saved as ``name``; empty if there are none yet."""

@@ -101,9 +101,9 @@ class Trainer:
         if phase.released and self.account is not None:
             return self._descend_privately(phase, working, reference, share)
         anchors = self._anchors(phase, working)
-        optimizer = self._optimizer(phase, parameters, share)
+        optimizer = self.optimizer(phase, parameters, share)
         total, count = 0.0, 0
-        for batch in self._batches(phase):
+        for batch in self.batches(phase):
             outputs = self.algorithm.forward(model, x[batch], training=True)
             seen = None if reference is None else Outputs(*(r[batch] for r in reference))
             loss = phase.loss(outputs, y[batch], seen).mean()
@@ -130,7 +130,7 @@ class Trainer:
             seen = None if reference is None else Outputs(*(r[batch] for r in reference))
             return phase.loss(outputs, self.examples.y[batch], seen)
 
-        optimizer = self._optimizer(phase, parameters, share, privacy.lr)
+        optimizer = self.optimizer(phase, parameters, share, privacy.lr)
         release = self.account.take_phase()
         spread = noise_in_update(
             optimizer, release, privacy.max_grad_norm, release.rate * len(self.examples)
@@ -204,7 +204,8 @@ class Trainer:
                 parameter.requires_grad_(slot in slots)
         return self.model.trainable(slots)
 
-    def _batches(self, phase: Phase) -> Iterator[Tensor]:
+    def batches(self, phase: Phase) -> Iterator[Tensor]:
+        """The indices of the examples in each batch of a phase, in its order."""
         generator = torch_generator(
             self.config.seed, "batches", self.server_round, self.client, phase.name
         )
@@ -217,13 +218,14 @@ class Trainer:
         )
         return islice(batches, phase.steps)
 
-    def _optimizer(
+    def optimizer(
         self,
         phase: Phase,
-        parameters: list[torch.nn.Parameter],
+        parameters: Sequence[torch.nn.Parameter],
         share: float,
         private_lr: float | None = None,
     ) -> torch.optim.Optimizer:
+        """The optimiser of a phase, over ``parameters`` that hold ``share`` of what is trained."""
         training = self.config.training
         lr = private_lr or phase.lr or training.lr
         if phase.decays:

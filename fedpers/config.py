@@ -146,11 +146,20 @@ class Strategy:
     """The method: a registered name or ``package.module:Class``, and its own parameters.
 
     ``fraction`` of the clients takes part in each round, never fewer than ``min_clients``.
+
+    Against clients that lie: the change that a client sends is clipped to ``max_update_norm`` over
+    all parts, and the server leaves out whoever sends a longer one. ``combine``: the shared parts
+    are the ``mean`` of the updates, or without weights their coordinate-wise ``median``, their mean
+    ``trimmed`` by the share ``trim`` on each side, or the mean of those that ``krum`` takes where
+    that share may lie (see ``fedpers.robust``).
     """
 
     name: str = "ditto"
     fraction: float = setting(1.0, above=0, most=1)
     min_clients: int = setting(1, least=1)
+    max_update_norm: float | None = setting(None, above=0)
+    combine: str = setting("mean", choices=("mean", "median", "trimmed", "krum"))
+    trim: float = setting(0.2, least=0, below=0.5)
     params: dict[str, Any] = field(default_factory=dict)
 
 
@@ -203,11 +212,20 @@ class Privacy:
 
 @dataclass
 class Encryption:
-    """Encrypted aggregation."""
+    """Encrypted aggregation.
+
+    ``scheme``: ``bfv`` (quantised, exact sums, fewest bytes) or ``ckks``; ``auto`` picks. ``keys``:
+    the folder with ``client.key`` on the nodes and ``server.context`` on the server, as made by
+    ``fedpers keys new``; null: the nodes of a simulation make a key for the run. ``range``: values
+    beyond -range..range are clipped to it. ``honest``: of a cohort, the share of clients that is
+    trusted to add its part of the noise, where the server cannot (``privacy.unit: client``).
+    """
 
     enabled: bool = False
-    scheme: str = setting("ckks", choices=("ckks", "bfv", "auto"))
+    scheme: str = setting("auto", choices=("auto", "ckks", "bfv"))
     keys: str | None = None
+    range: float = setting(8.0, above=0, most=1e6)
+    honest: float = setting(0.5, above=0, most=1)
 
 
 @dataclass

@@ -6,6 +6,7 @@ that combining, encrypting and sending work on vectors while a model reads tenso
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+FORMAT = "1"  # of the files
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -156,19 +158,39 @@ class Parts(Mapping[str, Part]):
         return None
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file: a vector a part, the layouts as JSON in its metadata."""
+        """Write a safetensors file: a vector a part; layouts and a SHA-256 in its metadata."""
         layouts = {name: layout.to_json() for name, layout in self.layouts.items()}
         vectors = {name: part.vector.contiguous() for name, part in self.items()}
-        save_file(vectors, path, {"layouts": json.dumps(layouts)})
+        metadata = {"format": FORMAT, "layouts": json.dumps(layouts), "sha256": self.digest()}
+        save_file(vectors, path, metadata)
 
     @classmethod
     def load(cls, path: Path) -> Parts:
-        """Read what ``save`` wrote, bit for bit."""
+        """Read what ``save`` wrote, bit for bit.
+
+        Raises:
+            ValueError: it is of another format, or was changed since.
+            SafetensorError, OSError, KeyError: it is no such file.
+        """
         with safe_open(path, framework="pt") as file:
-            layouts = json.loads(file.metadata()["layouts"])
-            return cls(
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"format: got {metadata.get('format')}, takes {FORMAT}")
+            layouts = json.loads(metadata["layouts"])
+            parts = cls(
                 {n: Part(Layout.from_json(x), file.get_tensor(n)) for n, x in layouts.items()}
             )
+        if parts.digest() != metadata["sha256"]:
+            raise ValueError("its content is not what was saved (SHA-256 differs)")
+        return parts
+
+    def digest(self) -> str:
+        """SHA-256 over names, layouts and values."""
+        digest = hashlib.sha256()
+        for name, part in self.items():
+            digest.update(json.dumps([name, part.layout.to_json()]).encode())
+            digest.update(part.vector.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 def stack(updates: Sequence[Parts], name: str) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Parts to and from Flower records: lossless, dtype-preserving, without pickle.
 
-A message carries the parts of several clients as one matrix a part, [clients, size].
+A message carries the parts of several clients as one matrix a part, [clients, size]; sealed parts
+as one array of bytes a client.
 """
 
 from __future__ import annotations
@@ -12,28 +13,59 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedpers.encryption.sealed_parts import SealedParts
 from fedpers.errors import ClientError
 from fedpers.parts import Layout, Part, Parts
 
+Row = Parts | SealedParts
+STYPE = "fedpers.sealed.v1"
 
-def pack(rows: Sequence[Parts], body: Mapping[str, Any]) -> RecordDict:
+
+def pack(rows: Sequence[Row], body: Mapping[str, Any]) -> RecordDict:
     """A message's content: ``rows`` (K parts of one layout) and a JSON-able ``body``.
 
     Raises:
         ValueError: the rows have different parts or shapes.
     """
+    if any(isinstance(row, SealedParts) for row in rows):
+        return _pack_sealed(rows, body)
     layouts = rows[0].layouts if rows else {}
     if any(row.layouts != layouts for row in rows):
         raise ValueError("rows: got parts of several layouts, takes one layout a message")
     header = {name: layout.to_json() for name, layout in layouts.items()}
-    arrays = ArrayRecord({name: _to_array([row[name] for row in rows]) for name in layouts})
+    plain = [row for row in rows if isinstance(row, Parts)]
+    arrays = ArrayRecord({name: _to_array([row[name] for row in plain]) for name in layouts})
     config = ConfigRecord(
         {"layouts": json.dumps(header), "rows": len(rows), "body": json.dumps(body)}
     )
     return RecordDict({"parts": arrays, "message": config})
 
 
-def unpack(content: RecordDict) -> tuple[list[Parts], dict[str, Any]]:
+def _pack_sealed(rows: Sequence[Row], body: Mapping[str, Any]) -> RecordDict:
+    arrays = {}
+    for k, row in enumerate(rows):
+        if not isinstance(row, SealedParts):
+            raise ValueError("rows: got plain parts beside sealed ones, takes one kind a message")
+        data = row.to_bytes()
+        arrays[str(k)] = Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
+    config = ConfigRecord({"sealed": len(rows), "body": json.dumps(body)})
+    return RecordDict({"parts": ArrayRecord(arrays), "message": config})
+
+
+def _unpack_sealed(arrays: ArrayRecord, count: int) -> list[Row]:
+    rows: list[Row] = []
+    for k in range(count):
+        array = arrays[str(k)]
+        if array.stype != STYPE:
+            raise ValueError(f"array {k}: got {array.stype}, takes {STYPE}")
+        try:
+            rows.append(SealedParts.from_bytes(array.data))
+        except ClientError as error:  # costs its sender, not the others in the message
+            rows.append(SealedParts({}, (), (), broken=str(error)))
+    return rows
+
+
+def unpack(content: RecordDict) -> tuple[list[Row], dict[str, Any]]:
     """What ``pack`` packed.
 
     Raises:
@@ -42,6 +74,10 @@ def unpack(content: RecordDict) -> tuple[list[Parts], dict[str, Any]]:
     try:
         config = content.config_records["message"]
         arrays = content.array_records["parts"]
+        if "sealed" in config:
+            return _unpack_sealed(arrays, int(str(config["sealed"]))), json.loads(
+                str(config["body"])
+            )
         layouts = {
             name: Layout.from_json(layout)
             for name, layout in json.loads(str(config["layouts"])).items()
@@ -54,7 +90,7 @@ def unpack(content: RecordDict) -> tuple[list[Parts], dict[str, Any]]:
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ClientError(f"message: cannot be read ({type(error).__name__}: {error})") from error
-    rows = [
+    rows: list[Row] = [
         Parts({name: Part(layouts[name], matrix[k]) for name, matrix in matrices.items()})
         for k in range(count)
     ]

@@ -239,7 +239,7 @@ def _confidences(host: ClientHost) -> dict[str, tuple[Tensor, Tensor]]:
     for client in host.data.clients:
         split, personal = (
             host.examples.client(client),
-            ClientStore(host.stores, client).load(PERSONAL),
+            ClientStore(host.stores, client).load_before(PERSONAL, config.rounds + 1),
         )
         trainer = Trainer(
             config, host.model, algorithm, split.train, server_round=config.rounds, client=client

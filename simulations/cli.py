@@ -56,6 +56,10 @@ def run(
         Backend,
         typer.Option(help="ray: Flower's simulation. serial: one process, for debugging."),
     ] = Backend.RAY,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="The folder of a run to go on with, under the same settings."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's log too.")] = False,
 ) -> None:
     """Run the experiment described by CONFIG, a YAML file such as configs/digits.yaml.
@@ -76,11 +80,11 @@ def run(
         if backend is Backend.RAY:
             check_ray(settings)
         check(settings)
-        folder = Path(settings.output) / new_run_id(settings)
+        folder = resume.resolve() if resume else Path(settings.output) / new_run_id(settings)
         if backend is Backend.SERIAL:
-            run_serial(settings, folder)
+            run_serial(settings, folder, resume=resume is not None)
         else:
-            launch(settings, folder, verbose=verbose)
+            launch(settings, folder, resume=resume is not None, verbose=verbose)
         _show(folder)
 
 
@@ -134,6 +138,42 @@ def compare(
 
 
 @app.command()
+def attack(
+    config: Annotated[Path, typer.Argument(help="A YAML file, as configs/digits.yaml.")],
+    strategies: Annotated[
+        str, typer.Option(help="Names, separated by commas; parameters as in ditto:mu=0.1.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    attack: Annotated[
+        str, typer.Option(help="label-flip, sign-flip or backdoor; several with commas.")
+    ] = "backdoor",
+    share: Annotated[float, typer.Option(help="Of the clients that are malicious.")] = 0.2,
+    combine: Annotated[
+        str, typer.Option(help="mean, median, trimmed or krum; several with commas.")
+    ] = "mean",
+    target: Annotated[int, typer.Option(help="The class that a backdoor aims at.")] = 0,
+    boost: Annotated[float, typer.Option(help="Multiplies a backdoor's change.")] = 1.0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 1,
+) -> None:
+    """Have a share of the clients attack, and print what that does to the honest ones' models.
+
+    Accuracy of personal and global models, what the attack costs, and how often a backdoor's
+    trigger works; each method also runs without an attack.
+    """
+    with _errors(), _signals():
+        from simulations import attack as attacking
+
+        sys.path.append(os.getcwd())
+        attacks = [attacking.Attack(k, share, target, boost) for k in attack.split(",")]
+        plan = attacking.plan_of(strategies, combine, seeds)
+        outcomes = {}
+        for cell, kind, outcome in attacking.run_attacks(config, overrides or [], plan, attacks):
+            outcomes[cell, kind] = outcome
+            typer.echo(f"{cell.name}  {kind}", err=True)
+        typer.echo(attacking.table(outcomes))
+
+
+@app.command()
 def audit(
     config: Annotated[Path, typer.Argument(help="A YAML file, or the folder of a run.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
@@ -163,6 +203,18 @@ def audit(
             typer.echo(line)
         if attacks.refuted(found):
             raise RunError("audit: the guarantee does not hold: epsilon is above what is claimed")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+) -> None:
+    """Write report.html of a finished RUN anew from its files, and print its table."""
+    with _errors():
+        from fedpers.evaluation import write_html
+
+        write_html(folder)
+        _show(folder)
 
 
 def _show(folder: Path) -> None:

@@ -57,6 +57,7 @@ def launch(
     config: Config,
     run_folder: Path,
     *,
+    resume: bool = False,
     serverapp: str = SERVERAPP,
     clientapp: str = CLIENTAPP,
     verbose: bool = False,
@@ -67,6 +68,7 @@ def launch(
     Args:
         config: the settings, with absolute paths.
         run_folder: the run's own folder, absolute. After a failure it holds Flower's log.
+        resume: go on with the run that is in it.
         serverapp: ``package.module:app`` of the ServerApp.
         clientapp: the same of the ClientApp.
         verbose: show Flower's log too, not just what fedpers says.
@@ -83,7 +85,7 @@ def launch(
             space.path("app"),
             serverapp=serverapp,
             clientapp=clientapp,
-            run_config={"config": str(settings), "run-dir": str(run_folder), **NOT_SET},
+            run_config=run_config(settings, run_folder, resume),
             events=events,
             search=Path.cwd(),
         )
@@ -95,7 +97,12 @@ def launch(
             raise RunError(f"{error}; {_keep_log(space, run_folder)}") from None
 
 
-NOT_SET = dict.fromkeys(("overrides", "strategy", "rounds", "clients", "epsilon", "seed"), "")
+def run_config(settings: Path, run_folder: Path, resume: bool) -> dict[str, str]:
+    """What the ServerApp is told: all settings in a file, and the run's folder."""
+    names = ("overrides", "strategy", "rounds", "clients", "epsilon", "seed")
+    not_set = dict.fromkeys(names, "")
+    where = {"run-dir": str(run_folder), "resume": str(run_folder) if resume else ""}
+    return {"config": str(settings), **where, **not_set}
 
 
 @contextmanager

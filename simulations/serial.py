@@ -24,7 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedpers.config import Config
 from simulations.bundle import load_app
-from simulations.launcher import CLIENTAPP, NOT_SET, SERVERAPP
+from simulations.launcher import CLIENTAPP, SERVERAPP, run_config
 
 log = logging.getLogger("fedpers")
 
@@ -125,6 +125,7 @@ def run_serial(
     config: Config,
     run_folder: Path,
     *,
+    resume: bool = False,
     serverapp: str = SERVERAPP,
     clientapp: str = CLIENTAPP,
     show: Callable[[str], None] = print,
@@ -134,6 +135,7 @@ def run_serial(
     Args:
         config: the settings, with absolute paths.
         run_folder: the run's own folder, absolute.
+        resume: go on with the run that is in it.
         serverapp: ``package.module:app`` of the ServerApp.
         clientapp: the same of the ClientApp.
         show: called with each line to show.
@@ -154,7 +156,7 @@ def run_serial(
             node_id=_SERVER,
             node_config={},
             state=RecordDict(),
-            run_config={**NOT_SET, "config": str(settings), "run-dir": str(run_folder)},
+            run_config=dict(run_config(settings, run_folder, resume)),
         )
         with _shown(show):
             server(grid, context)

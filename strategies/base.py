@@ -16,20 +16,25 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedpers.config import Config, NoParams, params_of
 from fedpers.data import FederatedData
+from fedpers.encryption.sealed_parts import Group, SealedParts
 from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, gated
 from fedpers.evaluation.metrics import accuracy_summary
 from fedpers.models import PersonalModel
 from fedpers.models.lora import product_error
 from fedpers.parts import Parts, combine
-from fedpers.records import pack
+from fedpers.records import Row, pack
 from fedpers.registry import Registry
+from fedpers.robust import combine_robustly, too_long
 from fedpers.seeding import seed_for
+from strategies.checkpoint import State, members
 from strategies.client_level import ClientLevel
 from strategies.exchange import Answers, collect, reports_of, results_of, spending_of, unusable
 from strategies.mixing import Mixing
+from strategies.protection import check_combine
 from strategies.roster import Roster
 from strategies.rounds import RunFiles, run_rounds
+from strategies.sealing import Sealing, check_encryption, plain
 from strategies.signal import SignalToNoise
 
 __all__ = ["Mixing", "PersonalizedStrategy", "find_strategy", "strategies"]
@@ -53,12 +58,17 @@ class PersonalizedStrategy(Strategy):
         algorithm: the client side, by name or dotted path. Default: the strategy's own name.
         shares: the slots of the model that the server keeps, mixes and sends.
         weights: of the default mixing: by number of ``examples``, or ``equal``.
+        mixes_rows: its mixing has rows for single clients, for which ciphertexts have to be made
+            in another way.
+        encrypted_form: what ``reads_updates`` names is had from ciphertexts in another way.
     """
 
     Params: ClassVar[type] = NoParams
     algorithm: ClassVar[str | None] = None
     shares: ClassVar[tuple[str, ...]] = ("body", "head")
     weights: str = "examples"
+    mixes_rows: ClassVar[bool] = False
+    encrypted_form: ClassVar[bool] = False
 
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         """Bind the method to a run.
@@ -71,8 +81,10 @@ class PersonalizedStrategy(Strategy):
         self.params: Any = self.check(config, data)
         self.config, self.model, self.public = config, model, data.public
         self.extend(model)
-        self.parts = Parts({slot: model.read(slot) for slot in self.shares})
-        self.rows: dict[str, Parts] = {}
+        self.parts: Row = Parts({slot: model.read(slot) for slot in self.shares})
+        self.layouts = dict(self.parts.layouts)
+        self.rows: dict[str, Row] = {}
+        self.sent: dict[str, Row] = {}  # to each client that was asked to train
         self.roster = Roster()
         self.answers = Answers()
         self.results: list[ClientResult] = []
@@ -82,6 +94,7 @@ class PersonalizedStrategy(Strategy):
         self._product_error_known = False
         unit = config.privacy.unit if config.privacy.enabled else None
         self.client_level = ClientLevel(config) if unit == "client" else None
+        self.sealing = Sealing(self) if config.encryption.enabled and self.shares else None
         self.signal = SignalToNoise()
         self.run_folder, self.last_round = "", 0
         self._asked: dict[int, list[str]] = {}
@@ -95,9 +108,6 @@ class PersonalizedStrategy(Strategy):
         Raises:
             ConfigError: naming the setting.
         """
-        if config.encryption.enabled:
-            cure = "encrypted aggregation is not built yet"
-            raise ConfigError("encryption.enabled", True, "false", cure)
         # What the server does not take may be the client side's, which refuses what is unknown.
         given = config.strategy.params
         params = params_of(cls.Params, {n: given[n] for n in cls.param_names() if n in given})
@@ -109,6 +119,10 @@ class PersonalizedStrategy(Strategy):
             if cls.mixing is not PersonalizedStrategy.mixing:
                 cure = "it has a mixing of its own; set privacy.unit=example"
                 raise ConfigError("strategy.name", name, takes, cure)
+        own_mixing = cls.mixing is not PersonalizedStrategy.mixing
+        check_combine(config, cls.reads_updates(params), own_mixing)
+        if config.encryption.enabled:
+            check_encryption(config, cls.reads_updates(params), cls.encrypted_form)
         return params
 
     @classmethod
@@ -125,6 +139,15 @@ class PersonalizedStrategy(Strategy):
         """The names in ``strategy.params`` that this side of the method takes."""
         return sorted(field.name for field in fields(cls.Params))
 
+    @property
+    def equal_weights(self) -> bool:
+        """Whether all updates weigh the same, whatever the reports will say."""
+        if type(self).mixing is not PersonalizedStrategy.mixing:
+            return False
+        privacy = self.config.privacy
+        uniform = privacy.enabled and (privacy.unit == "client" or privacy.weights == "uniform")
+        return self.weights == "equal" or uniform
+
     # -- what a method may override -----------------------------------------------------------
 
     def extend(self, model: PersonalModel) -> None:
@@ -132,7 +155,7 @@ class PersonalizedStrategy(Strategy):
 
     def select(self, server_round: int, clients: Sequence[str]) -> list[str]:
         """Who takes part. Default: a seeded uniform sample of ``strategy.fraction``."""
-        if self.client_level is not None:
+        if self.client_level is not None and self.sealing is None:
             return self.client_level.cohort(server_round, clients)
         settings = self.config.strategy
         share = ceil(settings.fraction * len(clients) - 1e-9)  # 0.07 * 100 is 7.00...01
@@ -141,11 +164,11 @@ class PersonalizedStrategy(Strategy):
         chosen = set(rng.sample(list(clients), min(count, len(clients))))
         return [client for client in clients if client in chosen]
 
-    def broadcast(self, server_round: int, client: str) -> Parts:
+    def broadcast(self, server_round: int, client: str) -> Row:
         """What a client receives. Default: its own row if there is one, else the global parts."""
         return self.rows.get(client, self.parts)
 
-    def broadcast_to_evaluate(self, server_round: int, client: str) -> Parts:
+    def broadcast_to_evaluate(self, server_round: int, client: str) -> Row:
         """What a client receives to be evaluated. Default: what it would receive to train."""
         return self.broadcast(server_round + 1, client)
 
@@ -160,6 +183,37 @@ class PersonalizedStrategy(Strategy):
 
     def refine(self, server_round: int) -> None:
         """A server step in the clear after combining. Default: none."""
+
+    def sealed_groups(self) -> list[Group]:
+        """Under encryption, which parts clients seal together. Default: all that is shared."""
+        return [Group(self.shares)]
+
+    def sealed_size(self, name: str) -> int:
+        """Scalars in a part that clients seal."""
+        return self.layouts[name].size
+
+    def state(self) -> State:
+        """What the next round needs to know of those before it: parts by name, JSON-able values.
+
+        A method that remembers more adds it here and in ``load_state``.
+        """
+        groups: dict[str, Row] = {"parts": self.parts, "signal": self.signal.moved}
+        groups |= {f"row {client}": parts for client, parts in self.rows.items()}
+        values: dict[str, Any] = {
+            "spent": sorted(self.spent),
+            "spending": self.spending,
+            "noise": self.signal.variance,
+            "last_round": self.last_round,
+        }
+        return groups, values
+
+    def load_state(self, state: State) -> None:
+        """Go on from what ``state`` returned."""
+        groups, values = state
+        self.parts, self.signal.moved = groups["parts"], plain(groups["signal"])
+        self.rows = members(groups, "row")
+        self.spent, self.spending = set(values["spent"]), values["spending"]
+        self.signal.variance, self.last_round = values["noise"], values["last_round"]
 
     # -- one round ----------------------------------------------------------------------------
 
@@ -192,17 +246,17 @@ class PersonalizedStrategy(Strategy):
             for client in set(self._asked[node]) & set(spent):
                 self.spent.add(client)
                 self.spending.update(spending_of(client, spent[client]))
-        for client, reason in unusable(answers, self._asked, reports, self.refused).items():
-            answers.failures[client] = reason
-            answers.rows.pop(client, None)
+        later = self.sealing is not None and not self.sealing.at_once
+        judge = None if later or not self.shares else self.refused
+        self._leave_out(unusable(answers, self._asked, reports, judge))
         # In the roster's order, so that sums do not depend on who answered first.
-        cohort = [client for client in self.roster.clients if client in answers.rows]
-        for client, reason in answers.failures.items():
-            log.warning("round %d: client %s left out: %s", server_round, client, reason)
+        trained = set(reports) - set(answers.failures)
+        cohort = [client for client in self.roster.clients if client in trained]
         asked = {client for clients in self._asked.values() for client in clients}
         if not cohort and asked and asked <= self.spent:  # the others, if any, go on
             return None, MetricRecord({"answered": 0})
-        if not cohort and (asked or self.client_level is None):  # a cohort drawn may be empty
+        drawn = self.client_level is not None and not asked  # a cohort drawn may be empty
+        if not cohort and not drawn:
             first = next(iter(answers.failures.items()), ("none", "nobody was selected"))
             raise RunError(
                 f"round {server_round}: no client is left; client {first[0]}: {first[1]}"
@@ -211,42 +265,77 @@ class PersonalizedStrategy(Strategy):
         for client, report in in_order.items():
             self.spending.update(spending_of(client, report))
         if self.shares:
-            self._mix(server_round, in_order, {c: answers.rows[c] for c in cohort})
+            self._mix(server_round, in_order)
+        for client, reason in answers.failures.items():
+            log.warning("round %d: client %s left out: %s", server_round, client, reason)
         self.refine(server_round)
         losses = [r["loss"] for r in in_order.values() if r.get("loss") is not None]
         loss = {"loss": sum(losses) / len(losses)} if losses else {}
         return None, MetricRecord({"answered": len(cohort), **loss})
 
-    def _mix(
-        self, server_round: int, reports: Mapping[str, Mapping[str, Any]], updates: dict[str, Parts]
-    ) -> None:
+    def _leave_out(self, reasons: Mapping[str, str]) -> None:
+        for client, reason in reasons.items():
+            self.answers.failures[client] = reason
+            self.answers.rows.pop(client, None)
+
+    def _mix(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> None:
+        rows = self.answers.rows
+        if self.sealing is not None:
+            if not self.sealing.at_once:
+                mixing = self.sealing.collect(server_round, reports)
+                judged = {c: self.refused(c, update) for c, update in rows.items()}
+                self._leave_out({c: reason for c, reason in judged.items() if reason})
+            else:
+                mixing = self.mixing(server_round, reports)
+            if self.client_level is not None and not self.client_level.enough(self._asked, rows):
+                log.warning("round %d: too few shares of the noise came: no update", server_round)
+                return
+            self.combine(mixing, {client: rows[client] for client in reports if client in rows})
+            return
+        updates = {client: plain(rows[client]) for client in reports}
+        sent = plain(self.parts)
         if self.client_level is not None:
             population = len(self.roster.clients)
-            self.parts = self.client_level.mixed(server_round, self.parts, updates, population)
-            self.answers.rows.clear()  # the noised value is the only one kept
+            self.parts = self.client_level.mixed(server_round, sent, updates, population)
+            rows.clear()  # the noised value is the only one kept
             return
-        mixing, sent = self.mixing(server_round, reports), self.parts
-        common = not self.rows  # all received the same parts
+        mixing = self.mixing(server_round, reports)
+        # All received the same parts, and the weights are those of a mean.
+        common = not self.rows and self.config.strategy.combine == "mean"
         self.combine(mixing, updates)
         if common and mixing.recipients[0] is None:
             noises = [r["noise"] for r in reports.values() if isinstance(r.get("noise"), Mapping)]
             if len(noises) == len(updates):
-                self.signal.note(server_round, sent, self.parts, mixing.weights[0], noises)
+                weights, mean = mixing.weights[0], plain(self.parts)
+                self.signal.note(server_round, sent, mean, weights, noises)
 
-    def refused(self, update: Parts) -> str | None:
-        """Why an update cannot be mixed with others; None if it can."""
-        if update.layouts != {name: part.layout for name, part in self.parts.items()}:
-            return f"update: got {update}, takes parts {sorted(self.parts)} as sent"
+    def refused(self, client: str, update: Row) -> str | None:
+        """Why a client's update cannot be mixed with others; None if it can."""
+        if self.sealing is not None:
+            return self.sealing.refused(update)
+        if isinstance(update, SealedParts) or update.layouts != self.layouts:
+            return f"update: got {update}, takes parts {sorted(self.layouts)} as sent"
         if (broken := update.first_not_finite()) is not None:
             return f"update: part {broken!r} is not finite"
-        if self.client_level is not None:
-            return self.client_level.too_far(self.parts, update)
-        return None
+        sent, most = plain(self.sent[client]), self.config.strategy.max_update_norm
+        if self.client_level is not None and (far := self.client_level.too_far(sent, update)):
+            return far
+        return None if most is None else too_long(sent, update, most)
 
-    def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
-        """Y = W X: rows for single clients into ``rows``, the row for None into ``parts``."""
-        self._log_product_error(mixing, list(updates.values()))
-        mixed = combine(mixing.weights, list(updates.values()))
+    def combine(self, mixing: Mixing, updates: Mapping[str, Row]) -> None:
+        """Y = W X: rows for single clients into ``rows``, the row for None into ``parts``; or, by
+        ``strategy.combine``, parts that do not hang on W."""
+        if self.sealing is not None:
+            sums, failures = self.sealing.combine(mixing, updates)
+            self._leave_out(failures)
+            mixed: Sequence[Row] = sums
+        else:
+            settings, given = self.config.strategy, [plain(update) for update in updates.values()]
+            if settings.combine != "mean":
+                self.parts = combine_robustly(settings.combine, given, settings.trim)
+                return
+            self._log_product_error(mixing, given)
+            mixed = combine(mixing.weights, given)
         for recipient, parts in zip(mixing.recipients, mixed, strict=True):
             if recipient is None:
                 self.parts = parts
@@ -299,7 +388,7 @@ class PersonalizedStrategy(Strategy):
 
     def summary(self) -> None:
         """Log what is about to run."""
-        size = ", ".join(f"{name} {part.layout.size:,}" for name, part in self.parts.items())
+        size = ", ".join(f"{name} {layout.size:,}" for name, layout in self.layouts.items())
         name = strategies.name_of(type(self))
         log.info(
             "%s: %d clients; shared scalars: %s", name, len(self.roster.clients), size or "none"
@@ -344,6 +433,7 @@ class PersonalizedStrategy(Strategy):
             "algorithm": self.client_side(),
             "server_params": self.param_names(),
             "run_folder": self.run_folder,
+            **({} if self.sealing is None else {"sealing": self.sealing.header()}),
         }
 
     def messages(
@@ -357,11 +447,13 @@ class PersonalizedStrategy(Strategy):
         self._asked = self.roster.by_node(clients)
         made, header = [], self.header()
         for node, hosted in self._asked.items():
-            rows: list[Parts] = []
+            rows: list[Row] = []
             row_of: dict[str, int] = {}
             place: dict[int, int] = {}
             for client in hosted:
                 parts = broadcast(server_round, client)
+                if kind == "train":
+                    self.sent[client] = parts
                 if id(parts) not in place:
                     place[id(parts)] = len(rows)
                     rows.append(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from fedpers.errors import ConfigError
 from fedpers.parts import Part, Parts
 from fedpers.privacy import Budget, BudgetSpent, Ledger, Release
 from fedpers.privacy.accounting import default_delta, tight_epsilon_of
+from fedpers.robust import change, too_long
 from fedpers.seeding import seed_for, torch_generator
-
-SLACK = 1 + 1e-3  # of a norm that has been through float32
 
 
 class ClientLevel:
@@ -28,12 +28,17 @@ class ClientLevel:
     at most. All else that is sent on is made of such releases. The server, which sees the updates,
     is trusted; N is taken to be public.
 
+    Under encryption the server, which is not trusted then, sees sums of updates to which the
+    clients have added their shares of the noise, enough of them in any ``encryption.honest`` of the
+    cohort. It knows who takes part, so that nothing is gained by sampling: q is 1 in the account.
+
     Args:
         config: the run's settings.
     """
 
     def __init__(self, config: Config) -> None:
-        self.config, self.rate = config, config.strategy.fraction
+        self.config, self.shares = config, config.encryption.enabled
+        self.rate = 1.0 if self.shares else config.strategy.fraction
         self.budget: Budget | None = None
 
     def open(self, clients: int, ledgers: Path) -> None:
@@ -71,6 +76,14 @@ class ClientLevel:
         rng = random.Random(seed) if known else secrets.SystemRandom()
         return [client for client in clients if rng.random() < self.rate]
 
+    def honest(self, cohort: int) -> int:
+        """How many of a cohort have to add their share of the noise."""
+        return max(1, ceil(self.config.encryption.honest * cohort))
+
+    def enough(self, asked: Mapping[int, Sequence[str]], came: Mapping[str, Any]) -> bool:
+        """Whether so many shares of the noise came that they add up to all of it."""
+        return len(came) >= self.honest(sum(len(clients) for clients in asked.values()))
+
     def charge(self) -> None:
         """Charge one round, before it is released."""
         assert self.budget is not None
@@ -78,8 +91,7 @@ class ClientLevel:
 
     def too_far(self, sent: Parts, update: Parts) -> str | None:
         """Why an update may not be added, if its change is longer than the clipping norm."""
-        length, most = _norm(_change(sent, update)), self.config.privacy.max_grad_norm
-        return None if length <= SLACK * most else f"update: norm {length:.4g}, takes <= {most:g}"
+        return too_long(sent, update, self.config.privacy.max_grad_norm)
 
     def mixed(
         self, server_round: int, sent: Parts, updates: Mapping[str, Parts], clients: int
@@ -97,8 +109,8 @@ class ClientLevel:
         mixed: dict[str, Part] = {}
         scales = {}
         for client, update in updates.items():  # exactly C at most, whatever rounding did
-            length = _norm(_change(sent, update))
-            scales[client] = min(1.0, privacy.max_grad_norm / max(length, 1e-30))
+            length = max(change(sent, update), 1e-30)
+            scales[client] = min(1.0, privacy.max_grad_norm / length)
         for name, part in sent.items():
             total = torch.zeros(part.layout.size)
             for client, update in updates.items():
@@ -116,12 +128,3 @@ class ClientLevel:
         if self.config.privacy.accountant == "prv":
             epsilon = tight_epsilon_of(self.budget.ledger.releases, self.delta)
         return {"epsilon": epsilon, "delta": self.delta, "sigma": self.sigma}
-
-
-def _change(sent: Parts, update: Parts) -> Parts:
-    return Parts({n: p.like(p.vector.float() - sent[n].vector.float()) for n, p in update.items()})
-
-
-def _norm(parts: Parts) -> float:
-    squares = [float(part.vector.double().square().sum()) for part in parts.values()]
-    return float(sum(squares) ** 0.5)

@@ -13,8 +13,7 @@ from flwr.serverapp import Grid
 from fedpers.errors import ClientError, RunError
 from fedpers.evaluation import ClientResult
 from fedpers.evaluation.counts import MOST
-from fedpers.parts import Parts
-from fedpers.records import unpack
+from fedpers.records import Row, unpack
 
 FIRST_WAIT, LONGEST_WAIT = 0.002, 0.2  # seconds between two looks for answers
 NO_ANSWER = 1000  # an error code of ours, beyond Flower's
@@ -55,13 +54,23 @@ class Answers:
         failures: for each client without a result, the reason.
         seconds: the longest work time of any node.
         nbytes: bytes of the parts received.
+        encrypt, decrypt: the longest time that any node encrypted and decrypted.
     """
 
-    rows: dict[str, Parts] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
     bodies: dict[int, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     nbytes: int = 0
+    encrypt: float = 0.0
+    decrypt: float = 0.0
+
+    def add(self, other: Answers) -> None:
+        """Add the bytes and times of a second batch of messages of the same round."""
+        self.nbytes += other.nbytes
+        self.seconds += other.seconds
+        self.encrypt += other.encrypt
+        self.decrypt += other.decrypt
 
 
 def collect(replies: Iterable[Message], asked: Mapping[int, Sequence[str]]) -> Answers:
@@ -82,10 +91,11 @@ def collect(replies: Iterable[Message], asked: Mapping[int, Sequence[str]]) -> A
         node = reply.metadata.src_node_id
         clients = asked.get(node, ())
         try:
-            rows, body = _open(reply)
+            rows, body = read_reply(reply)
             failed = {str(c): str(why) for c, why in dict(body.get("failures", {})).items()}
             done = [client for client in clients if client not in failed]
             seconds = float(body.get("seconds", 0.0))
+            encrypt, decrypt = (float(body.get(name, 0.0)) for name in ("encrypt", "decrypt"))
             if rows and len(rows) != len(done):
                 raise ClientError(f"node sent {len(rows)} results for {len(done)} clients")
         except (ClientError, AttributeError, TypeError, ValueError) as error:
@@ -95,6 +105,8 @@ def collect(replies: Iterable[Message], asked: Mapping[int, Sequence[str]]) -> A
         answers.failures.update({client: failed[client] for client in clients if client in failed})
         answers.rows.update(zip(done, rows, strict=False))  # no rows: none were asked for
         answers.seconds = max(answers.seconds, seconds)
+        answers.encrypt = max(answers.encrypt, encrypt)
+        answers.decrypt = max(answers.decrypt, decrypt)
         answers.nbytes += sum(row.nbytes for row in rows)
     return answers
 
@@ -143,21 +155,21 @@ def unusable(
     answers: Answers,
     asked: Mapping[int, Sequence[str]],
     reports: Mapping[str, Mapping[str, Any]],
-    refused: Callable[[Parts], str | None],
+    refused: Callable[[str, Row], str | None] | None,
 ) -> dict[str, str]:
     """Why clients' updates cannot be used, of those that have not failed already.
 
     Args:
-        refused: says of an update why it cannot be mixed with others.
+        refused: says of a client's update why it cannot be mixed with others.
     """
     reasons = {}
     for client in (c for clients in asked.values() for c in clients):
         update = answers.rows.get(client)
         if client in answers.failures:
             continue
-        if client not in reports or update is None:
+        if client not in reports or (update is None and refused is not None):
             reasons[client] = "the node sent no update for it, or no report that can be read"
-        elif (reason := refused(update)) is not None:
+        elif refused and update is not None and (reason := refused(client, update)) is not None:
             reasons[client] = reason
     return reasons
 
@@ -177,7 +189,13 @@ def spending_of(client: str, report: Any) -> dict[str, Mapping[str, float]]:
     return {}
 
 
-def _open(reply: Message) -> tuple[list[Parts], dict[str, Any]]:
+def read_reply(reply: Message) -> tuple[list[Row], dict[str, Any]]:
+    """Rows and body of a reply.
+
+    Raises:
+        ClientError: the node failed, did not answer, or sent what cannot be read.
+        RunError: the simulation itself broke down.
+    """
     if not reply.has_error():
         return unpack(reply.content)
     if reply.error.code == NO_ANSWER:

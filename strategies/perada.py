@@ -14,15 +14,19 @@ from torch import Tensor
 
 from fedpers.config import Config, setting
 from fedpers.data import FederatedData
+from fedpers.encryption.sealed_parts import Group, SealedParts
 from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts
+from fedpers.records import Row
 from fedpers.seeding import torch_generator
 from strategies.base import PersonalizedStrategy, strategies
 from strategies.mixing import Mixing
+from strategies.sealing import plain
 
 log = logging.getLogger("fedpers")
 
+LOGITS, LOGITS_SCALE = "logits", 4.0  # sent divided by it, to lie within encryption.range
 CHUNK = 1024  # public examples in one forward pass
 
 
@@ -55,6 +59,7 @@ class PerAda(PersonalizedStrategy):
     """
 
     Params = PerAdaParams
+    encrypted_form = True
 
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         super().__init__(config, model, data)
@@ -80,24 +85,48 @@ class PerAda(PersonalizedStrategy):
             "every client's logits, set strategy.params.distill=false" if params.distill else None
         )
 
-    def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
+    def sealed_groups(self) -> list[Group]:
+        """Model and, to distil from, logits on the public examples."""
+        logits = [Group((LOGITS,))] if self.params.distill else []
+        return [*super().sealed_groups(), *logits]
+
+    def sealed_size(self, name: str) -> int:
+        """As the base; of logits [public, classes]."""
+        if name == LOGITS:
+            return len(self.public) * self.model.num_classes
+        return super().sealed_size(name)
+
+    def combine(self, mixing: Mixing, updates: Mapping[str, Row]) -> None:
         """The mean; the single updates are the teachers of the distillation."""
         super().combine(mixing, updates)
         self.teachers = list(updates.values())
 
     def refine(self, server_round: int) -> None:
-        """Distil the ensemble into the mean; keep the result if it is nearer to the ensemble."""
+        """Distil the ensemble into the mean; keep the result if it is nearer to the ensemble.
+
+        Under encryption a node opens two means for the server, of the models and of their logits on
+        the public examples, and no single client's: the server learns the global model and what
+        the ensemble makes of public data.
+        """
         params = self.params
-        if not params.distill or server_round > params.kd_rounds:
+        if not params.distill:
             return
-        total = torch.zeros(len(self.public), self.model.num_classes)
-        for teacher in self.teachers:
-            total += self._logits(teacher)
-        self._teacher = F.log_softmax(total / len(self.teachers), dim=1)
+        if isinstance(self.parts, SealedParts):
+            opened = self.sealing.opened(self.parts) if self.sealing else Parts()
+            self.parts = opened.only(self.shares)
+            mean = LOGITS_SCALE * opened[LOGITS]["logits"]
+        if server_round > params.kd_rounds:
+            return
+        if self.sealing is None:
+            total = torch.zeros(len(self.public), self.model.num_classes)
+            for teacher in self.teachers:
+                total += self._logits(plain(teacher))
+            mean = total / len(self.teachers)
+        self._teacher = F.log_softmax(mean, dim=1)
         generator = torch_generator(self.config.seed, "distillation", server_round)
         order = torch.randperm(len(self.public), generator=generator)
         held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
-        before = self._divergence(self._logits(self.parts), held_out)
+        before = self._divergence(self._logits(plain(self.parts)), held_out)
         parameters = self.model.trainable(self.shares)
         for parameter in parameters:
             parameter.requires_grad_(True)

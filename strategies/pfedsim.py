@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -12,14 +13,20 @@ from torch import Tensor
 
 from fedpers.config import Config, setting
 from fedpers.data import FederatedData
+from fedpers.encryption.sealed_parts import Group, SealedParts, with_groups
+from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
-from fedpers.parts import Parts, combine
+from fedpers.parts import Part, Parts, combine
+from fedpers.records import Row
 from strategies.base import strategies
+from strategies.checkpoint import State, members
 from strategies.fedavg import FedAvg
 from strategies.mixing import Mixing
+from strategies.sealing import Sealing, plain
 
 log = logging.getLogger("fedpers")
 
+UNIT = "unit"  # a head's rows, each of length 1
 CLOSEST = 0.9999  # a client's similarity to itself, and the most that any pair gets
 
 
@@ -51,14 +58,25 @@ class PFedSim(FedAvg):
     """
 
     Params = PFedSimParams
+    mixes_rows = True
+    encrypted_form = True
 
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         super().__init__(config, model, data)
-        self.models: dict[str, Parts] = {}
+        self.models: dict[str, Row] = {}
         self.sent_heads: dict[str, Tensor] = {}
         self.moves: dict[str, Tensor] = {}
         self.variances: dict[str, float] = {}
         self.similarity: Tensor | None = None
+
+    @classmethod
+    def check(cls, config: Config, data: FederatedData) -> Any:
+        """As the base; under encryption heads are compared as they are sent."""
+        params = super().check(config, data)
+        if config.encryption.enabled and params.signal != "weights":
+            takes = "weights with encryption, where nobody knows a mean head to take off"
+            raise ConfigError("strategy.params.signal", params.signal, takes)
+        return params
 
     @classmethod
     def reads_updates(cls, params: PFedSimParams) -> str | None:
@@ -70,13 +88,24 @@ class PFedSim(FedAvg):
         """rho T, rounded down."""
         return int(self.params.rho * self.config.rounds + 1e-9)  # 0.57 * 100 is 56.99...
 
-    def broadcast(self, server_round: int, client: str) -> Parts:
+    def sealed_groups(self) -> list[Group]:
+        """Body and head apart, as only bodies are mixed by row, and the head to be compared."""
+        return [Group(("body",)), Group(("head",)), Group((UNIT,), unit=True)]
+
+    def sealed_size(self, name: str) -> int:
+        """As the base; of the head's rows [classes, d]."""
+        if name == UNIT:
+            return prod(dict(self.layouts["head"].shapes)["head.weight"])
+        return super().sealed_size(name)
+
+    def broadcast(self, server_round: int, client: str) -> Row:
         """First the global parts; then the client's own: its mixture of bodies, and its head."""
         parts = super().broadcast(server_round, client)
-        self.sent_heads[client] = parts["head"]["head.weight"]
+        if isinstance(parts, Parts):
+            self.sent_heads[client] = parts["head"]["head.weight"]
         return parts
 
-    def broadcast_to_evaluate(self, server_round: int, client: str) -> Parts:
+    def broadcast_to_evaluate(self, server_round: int, client: str) -> Row:
         """The mean model: a client's personal one is the one that it has trained itself."""
         return self.parts
 
@@ -92,34 +121,68 @@ class PFedSim(FedAvg):
                 self.variances[client] = (before if adds_up else 0.0) + spread**2
         return super().mixing(server_round, reports)
 
-    def combine(self, mixing: Mixing, updates: Mapping[str, Parts]) -> None:
+    def combine(self, mixing: Mixing, updates: Mapping[str, Row]) -> None:
         """The mean of all, and every client's last model."""
         super().combine(mixing, updates)
-        self.models.update(updates)
+        self.models.update({c: u for c, u in updates.items() if c not in self.answers.failures})
         for client, update in updates.items():
-            self.moves[client] = update["head"]["head.weight"] - self.sent_heads[client]
+            if isinstance(update, Parts):
+                self.moves[client] = update["head"]["head.weight"] - self.sent_heads[client]
 
     def refine(self, server_round: int) -> None:
         """Once the generalisation is over: for every client known a mixture of bodies, and the
-        head that it sent last."""
+        head that it sent last.
+
+        Under encryption, nodes open the inner products of their own clients' heads with the others'
+        and return the weights, rounded to 0.01: the server learns those, and no head.
+        """
         if server_round < self.generalisation_rounds:
             return
         clients = list(self.models)
-        self.similarity = similarities(self._signal(clients), self._noise(clients))
+        if self.sealing is not None:
+            self._refine_sealed(self.sealing)
+            return
+        models = {client: plain(model) for client, model in self.models.items()}
+        self.similarity = similarities(self._signal(models), self._noise(clients))
         weights = mixing_weights(self.similarity)
-        bodies = combine(weights, [self.models[client].only(["body"]) for client in clients])
+        bodies = combine(weights, [model.only(["body"]) for model in models.values()])
         self.rows = {
-            client: body | self.models[client].only(["head"])
+            client: body | models[client].only(["head"])
             for client, body in zip(clients, bodies, strict=True)
         }
         own = float(weights.diagonal().mean())
         log.debug("round %d: mean weight of a client's own body %.2f", server_round, own)
 
-    def _signal(self, clients: list[str]) -> Tensor:
+    def _refine_sealed(self, sealing: Sealing) -> None:
+        models = {c: m for c, m in self.models.items() if isinstance(m, SealedParts)}
+        rows = sealing.similar({c: model.of([UNIT]) for c, model in models.items()})
+        weights = torch.tensor(list(rows.values()))
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        bodies = sealing.rows(weights, list(models.values()), ["body"])
+        for client, body in zip(rows, bodies, strict=True):
+            self.rows[client] = with_groups(body, models[client].of(["head"]))
+
+    def state(self) -> State:
+        """Every client's last model, and what the similarities are made of."""
+        groups, values = super().state()
+        groups |= {f"model {client}": parts for client, parts in self.models.items()}
+        groups |= {f"move {c}": Parts({"head": Part.of({"w": m})}) for c, m in self.moves.items()}
+        return groups, {**values, "variances": self.variances}
+
+    def load_state(self, state: State) -> None:
+        """Go on from what ``state`` returned."""
+        super().load_state(state)
+        groups, values = state
+        self.models = members(groups, "model")
+        moves = members(groups, "move")
+        self.moves = {client: plain(parts)["head"]["w"] for client, parts in moves.items()}
+        self.variances = values["variances"]
+
+    def _signal(self, models: Mapping[str, Parts]) -> Tensor:
         """What is compared: [clients, classes, d]."""
-        heads = torch.stack([self.models[client]["head"]["head.weight"] for client in clients])
         if self.params.signal == "delta":
-            return torch.stack([self.moves[client] for client in clients])
+            return torch.stack([self.moves[client] for client in models])
+        heads = torch.stack([model["head"]["head.weight"] for model in models.values()])
         if self.params.signal == "centred":
             return heads - heads.mean(dim=0)
         return heads

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -27,6 +28,8 @@ class Roster:
         self.held_out: set[str] = set()
         self.scored: str | None = None
         self.refusal: str | None = None
+        self.keys: dict[int, Mapping[str, Any]] = {}
+        self.key_id: str | None = None
         self._refused: set[int] = set()
 
     @property
@@ -98,6 +101,13 @@ class Roster:
                 log.error("node %s refused: client %s is hosted by another node", node, twice[0])
                 self._refused.add(node)
                 continue
+            key = body.get("key")
+            if isinstance(key, Mapping):
+                if self.key_id is not None and key.get("id") != self.key_id:
+                    log.error("node %s refused: key %s, not %s", node, key.get("id"), self.key_id)
+                    self._refused.add(node)
+                    continue
+                self.keys[node] = key
             self.hosts[node] = claimed
             self.held_out |= {str(client) for client in body.get("held_out", ())} & set(claimed)
             self.scored = str(body["scored"])

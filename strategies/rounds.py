@@ -15,9 +15,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fedpers.config import Config
+from fedpers.errors import ConfigError
 from fedpers.evaluation import ClientResult, RunFolder, build_report, choose, new_run_id
 from fedpers.evaluation.report import privacy_figures
 from fedpers.records import pack
+from strategies.checkpoint import load_checkpoint, save_checkpoint
 from strategies.exchange import Answers, collect, send_and_receive
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedpers")
 
+CHECKPOINT = "checkpoint"
 NEWCOMER_BATCHES = (0, 1, 5, 20)  # cold start: how many local batches a newcomer trains on
 
 Evaluator = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -48,11 +51,17 @@ def run_rounds(
     timeout = config.round_timeout
     enquiry = pack([], strategy.header())
     strategy.roster.wait(grid, enquiry, least=config.strategy.min_clients, timeout=timeout)
+    if strategy.sealing is not None:
+        strategy.sealing.open(grid, strategy.roster.keys)
     if strategy.client_level is not None:
         state = Path(config.state) if config.state else files.folder.path / "state"
         strategy.client_level.open(len(strategy.roster.clients), state / "ledgers")
     strategy.summary()
-    for server_round in range(1, config.rounds + 1):
+    first = files.restore(strategy) + 1 if files.resumed else 1
+    if first > config.rounds:
+        takes = f"more than the {first - 1} that the run has had"
+        raise ConfigError("rounds", config.rounds, takes, "set rounds to go on")
+    for server_round in range(first, config.rounds + 1):
         started = time.perf_counter()
         messages = list(strategy.configure_train(server_round, arrays, settings, grid))
         replies = send_and_receive(grid, messages, timeout)
@@ -77,6 +86,7 @@ def run_rounds(
         if evaluate_fn is not None and (own := evaluate_fn(server_round, to_arrays(strategy))):
             result.evaluate_metrics_serverapp[server_round] = own
         files.round_over(server_round, strategy.answers, dict(metrics), dict(scores or {}))
+        save_checkpoint(files.folder.path / CHECKPOINT, server_round, strategy.state())
         if last:
             break
         strategy.roster.refresh(grid, enquiry, timeout)
@@ -85,6 +95,8 @@ def run_rounds(
         scored = files.evaluations.get(report["selected_round"], [])
         export_adapters(strategy, grid, report, scored)
     result.arrays = to_arrays(strategy)
+    if strategy.sealing is not None:
+        strategy.sealing.forget()
     return result
 
 
@@ -170,15 +182,37 @@ def _each_node(
 class RunFiles:
     """Times and bytes of a run, and the files of its folder."""
 
-    def __init__(self, config: Config, path: Path | None = None) -> None:
-        """Open a run's folder at ``path``, or a fresh one under ``output``."""
-        self.config, self.began = config, time.perf_counter()
-        self.folder = RunFolder(path or Path(config.output).absolute() / new_run_id(config), config)
+    def __init__(self, config: Config, path: Path | None = None, *, resume: bool = False) -> None:
+        """Open a run's folder at ``path``, or a fresh one under ``output``.
+
+        Args:
+            resume: go on with the run that is in ``path``.
+        """
+        self.config, self.began, self.resumed = config, time.perf_counter(), resume
+        path = path or Path(config.output).absolute() / new_run_id(config)
+        self.folder = RunFolder(path, config, resume=resume)
         self.evaluations: dict[int, list[ClientResult]] = {}
         self.rounds: list[dict[str, Any]] = []
-        self.seconds = {"train": 0.0, "combine": 0.0, "evaluate": 0.0}
+        self.seconds = dict.fromkeys(("train", "combine", "encrypt", "decrypt", "evaluate"), 0.0)
         self.client_rounds = 0
         self._line: dict[str, Any] = {}
+
+    def restore(self, strategy: PersonalizedStrategy) -> int:
+        """Put the strategy where the last checkpoint left it, and take up the lines of the rounds
+        up to there; returns that round."""
+        done, state = load_checkpoint(self.folder.path / CHECKPOINT)
+        strategy.load_state(state)
+        lines, self.evaluations = self.folder.read(done)
+        for line in lines:
+            self._add(line)
+        log.info("resumed after round %d", done)
+        return done
+
+    def _add(self, line: dict[str, Any]) -> None:
+        self.rounds.append(line)
+        self.client_rounds += line["answered"]
+        for stage, seconds in {**line["seconds"], **line["encryption_seconds"]}.items():
+            self.seconds[stage] += seconds
 
     def trained(
         self,
@@ -201,10 +235,11 @@ class RunFiles:
             "answered": len(answers.rows),
             "failed": dict(answers.failures),
             "seconds": {"train": came - started, "combine": now - came, "evaluate": 0.0},
+            # Of the nodes' time within these.
+            "encryption_seconds": {"encrypt": answers.encrypt, "decrypt": answers.decrypt},
             "uplink_bytes": answers.nbytes,
             "downlink_bytes": down,
         }
-        self.client_rounds += len(answers.rows)
         if answers.failures:
             self.folder.log_clients(server_round, [], answers.failures)
 
@@ -226,9 +261,7 @@ class RunFiles:
     ) -> None:
         """Write the round's line to ``rounds.jsonl`` and to the log."""
         line = {**self._line, **{k: v for k, v in metrics.items() if k == "loss"}, **scores}
-        self.rounds.append(line)
-        for stage, seconds in line["seconds"].items():
-            self.seconds[stage] += seconds
+        self._add(line)
         self.folder.log_round(line)
         total = sum(line["seconds"].values())
         shown = [f"round {server_round}/{self.config.rounds}", f"{line['answered']} clients"]
@@ -276,6 +309,7 @@ class RunFiles:
             moment=strategy.roster.scored,
             newcomers=newcomers,
             privacy=privacy,
+            encryption=strategy.sealing.figures() if strategy.sealing else None,
         )
         self.folder.write_report(report)
         self.folder.close()

@@ -34,12 +34,13 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run-config names."""
     log_to_stdout()
     try:
-        config = config_of({k: str(v) for k, v in context.run_config.items()})
+        given = {k: str(v) for k, v in context.run_config.items()}
+        config, resume = config_of(given), given.get("resume", "")
         torch.set_num_threads(config.simulation.cpus_per_node)
         data = load_data(config)
         strategy = find_strategy(config)(config, build_model(config, data), data)
-        named = str(context.run_config.get("run-dir", ""))
-        files = RunFiles(config, Path(named) if named else None)
+        named = resume or given.get("run-dir", "")
+        files = RunFiles(config, Path(named) if named else None, resume=bool(resume))
         log.info("run folder: %s", files.folder.path)
         run_rounds(strategy, grid, files)
     except FedpersError as error:
@@ -51,6 +52,8 @@ def main(grid: Grid, context: Context) -> None:
 def config_of(run_config: dict[str, str]) -> Config:
     """The settings that Flower's run-config names.
 
+    With ``resume``, the folder of a run, and no ``config`` they are that run's, but for ``rounds``.
+
     Args:
         run_config: ``config`` (a YAML file, relative to the folder the process runs in or to the
             app's bundle), ``overrides`` (key=value, separated by spaces) and short keys; an empty
@@ -59,6 +62,9 @@ def config_of(run_config: dict[str, str]) -> Config:
     Raises:
         ConfigError: no such file, or a wrong setting.
     """
+    if run_config.get("resume") and not run_config.get("config"):
+        more = f"rounds={run_config['rounds']}" if run_config.get("rounds") else None
+        return load_config(Path(run_config["resume"]) / "config.yaml", [more] if more else [])
     overrides = run_config.get("overrides", "").split()
     for short, key in SHORT_KEYS.items():
         if run_config.get(short):

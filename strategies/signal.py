@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedpers.parts import Parts
+from fedpers.parts import Part, Parts
 
 log = logging.getLogger("fedpers")
 
@@ -25,8 +26,8 @@ class SignalToNoise:
     """
 
     def __init__(self) -> None:
-        self._moved: dict[str, Tensor] = {}
-        self._variance: dict[str, float] = {}
+        self.moved = Parts()
+        self.variance: dict[str, float] = {}
 
     def note(
         self,
@@ -51,8 +52,9 @@ class SignalToNoise:
                 continue
             variance = sum(float(w) ** 2 * s**2 for w, s in zip(weights, spreads, strict=True))  # type: ignore[operator]
             moved = part.vector.float() - sent[name].vector.float()
-            self._moved[name] = self._moved.get(name, torch.zeros_like(moved)) + moved
-            self._variance[name] = self._variance.get(name, 0.0) + variance
+            before = self.moved[name].vector if name in self.moved else torch.zeros_like(moved)
+            self.moved |= {name: Part(replace(part.layout, dtype=torch.float32), before + moved)}
+            self.variance[name] = self.variance.get(name, 0.0) + variance
             now = float(moved.square().sum()) / max(variance * moved.numel(), 1e-30) - 1
             found.append(f"{name} {now:.2f}")
         if found:
@@ -60,7 +62,7 @@ class SignalToNoise:
 
     def ratios(self) -> dict[str, float]:
         """By part: the power of the signal over that of the noise, over all rounds."""
-        return {n: self._excess(n) / p for n in self._moved if (p := self._power(n)) > 0}
+        return {n: self._excess(n) / p for n in self.moved if (p := self._power(n)) > 0}
 
     def notes(self) -> list[str]:
         """A line for each part in which nothing stands out of the noise, with what to change.
@@ -70,12 +72,12 @@ class SignalToNoise:
         return [
             f"the updates of {name!r} cannot be told from noise: raise privacy.epsilon, take fewer "
             "privacy.steps or rounds, train fewer parameters, or have more clients or examples"
-            for name, moved in self._moved.items()
-            if self._excess(name) < Z * self._variance[name] * (2 * moved.numel()) ** 0.5
+            for name, moved in self.moved.items()
+            if self._excess(name) < Z * self.variance[name] * (2 * moved.layout.size) ** 0.5
         ]
 
     def _power(self, name: str) -> float:
-        return self._variance[name] * self._moved[name].numel()
+        return self.variance[name] * self.moved[name].layout.size
 
     def _excess(self, name: str) -> float:
-        return float(self._moved[name].square().sum()) - self._power(name)
+        return float(self.moved[name].vector.square().sum()) - self._power(name)

@@ -2,6 +2,7 @@
 
 from fedpers.evaluation.counts import ClientResult, Counts
 from fedpers.evaluation.gate import choose, gated
+from fedpers.evaluation.html import write_html
 from fedpers.evaluation.report import build_report, report_table
 from fedpers.evaluation.run_folder import RunFolder, new_run_id
 
@@ -14,4 +15,5 @@ __all__ = [
     "gated",
     "new_run_id",
     "report_table",
+    "write_html",
 ]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from fedpers.evaluation.checks import MOST as MOST
+from fedpers.evaluation.checks import check_count, check_modes, fields
+from fedpers.evaluation.detail import Detail
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,9 +17,6 @@ if TYPE_CHECKING:
 MODES = ("personal", "global", "gated", "local")
 """Which model predicts: the client's own, the server's, the gate's mixture of both, or one
 trained on the client alone."""
-
-MOST = 2**53
-"""No count is larger; up to here floats are exact."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Counts:
         fixed: by mode except "global", right where the global model is wrong. Empty where the
             global model was not evaluated.
         broke: likewise, wrong where the global model is right.
+        detail: counts by class and by confidence of the same modes, or None where they were not
+            made. Metrics that need them leave such a client out.
 
     Raises:
         ValueError: the counts cannot come from predictions on n examples.
@@ -37,22 +40,25 @@ class Counts:
     correct: dict[str, int]
     fixed: dict[str, int]
     broke: dict[str, int]
+    detail: Detail | None = None
 
     def __post_init__(self) -> None:
-        _check_count("n", self.n, MOST)
-        _check_modes("correct", self.correct, set(MODES), subset=True)
+        check_count("n", self.n, MOST)
+        check_modes("correct", self.correct, set(MODES), subset=True)
         for mode, right in self.correct.items():
-            _check_count(f"correct.{mode}", right, self.n)
+            check_count(f"correct.{mode}", right, self.n)
         compared = set(self.correct) - {"global"} if "global" in self.correct else set()
-        _check_modes("fixed", self.fixed, compared)
-        _check_modes("broke", self.broke, compared)
+        check_modes("fixed", self.fixed, compared)
+        check_modes("broke", self.broke, compared)
         for mode in compared:
             fixed, broke, base = self.fixed[mode], self.broke[mode], self.correct["global"]
-            _check_count(f"fixed.{mode}", fixed, self.n - base)
-            _check_count(f"broke.{mode}", broke, base)
+            check_count(f"fixed.{mode}", fixed, self.n - base)
+            check_count(f"broke.{mode}", broke, base)
             if self.correct[mode] != (net := base + fixed - broke):
                 got = f"correct.{mode}: got {self.correct[mode]}"
                 raise ValueError(f"{got}, takes global + fixed - broke = {net}")
+        if self.detail is not None:
+            self.detail.check(self.n, self.correct)
 
     @classmethod
     def of(cls, labels: Tensor, predictions: Mapping[str, Tensor]) -> Counts:
@@ -75,9 +81,25 @@ class Counts:
                 broke[mode] = int((~right[mode] & base).sum())
         return cls(len(labels), {mode: int(r.sum()) for mode, r in right.items()}, fixed, broke)
 
+    @classmethod
+    def of_logits(
+        cls, labels: Tensor, logits: Mapping[str, Tensor], *, detail: bool = True
+    ) -> Counts:
+        """Count logits [n, classes], by mode, against ``labels`` [n], all on one device.
+
+        Args:
+            detail: count by class and by confidence too.
+
+        Raises:
+            ValueError: as for ``of``.
+        """
+        counts = cls.of(labels, {mode: scores.argmax(dim=1) for mode, scores in logits.items()})
+        return replace(counts, detail=Detail.of(labels, logits)) if detail else counts
+
     def to_json(self) -> dict[str, Any]:
-        """The counts as a JSON object; ``from_json`` reads it back."""
-        return asdict(self)
+        """A JSON object, without a ``detail`` that is None; ``from_json`` reads it back."""
+        counts = {"n": self.n, "correct": self.correct, "fixed": self.fixed, "broke": self.broke}
+        return counts if self.detail is None else {**counts, "detail": self.detail.to_json()}
 
     @classmethod
     def from_json(cls, data: Any) -> Counts:
@@ -86,7 +108,8 @@ class Counts:
         Raises:
             ValueError: not such an object, or counts that cannot be.
         """
-        return cls(**_fields(data, "n", "correct", "fixed", "broke"))
+        given, detail = fields(data, "n", "correct", "fixed", "broke"), data.get("detail")
+        return cls(**given, detail=None if detail is None else Detail.from_json(detail))
 
 
 @dataclass(frozen=True)
@@ -112,11 +135,17 @@ class ClientResult:
     def __post_init__(self) -> None:
         if not isinstance(self.client, str) or not self.client:
             raise ValueError(f"client: got {reprlib.repr(self.client)}, takes an id, as text")
-        _check_count("train", self.train, MOST)
+        check_count("train", self.train, MOST)
 
     def to_json(self) -> dict[str, Any]:
         """The result as a JSON object; ``from_json`` reads it back."""
-        return asdict(self)
+        return {
+            "client": self.client,
+            "train": self.train,
+            "val": self.val.to_json(),
+            "test": self.test.to_json(),
+            "outside": None if self.outside is None else self.outside.to_json(),
+        }
 
     @classmethod
     def from_json(cls, data: Any) -> ClientResult:
@@ -125,24 +154,7 @@ class ClientResult:
         Raises:
             ValueError: not such an object, or counts that cannot be.
         """
-        given = _fields(data, "client", "train", "val", "test", "outside")
+        given = fields(data, "client", "train", "val", "test", "outside")
         outside = None if given["outside"] is None else Counts.from_json(given["outside"])
         val, test = Counts.from_json(given["val"]), Counts.from_json(given["test"])
         return cls(given["client"], given["train"], val, test, outside)
-
-
-def _fields(data: Any, *names: str) -> dict[str, Any]:
-    if not isinstance(data, Mapping) or not all(name in data for name in names):
-        raise ValueError(f"got {reprlib.repr(data)}, takes an object with {', '.join(names)}")
-    return {name: data[name] for name in names}
-
-
-def _check_count(name: str, got: Any, most: int) -> None:
-    if type(got) is not int or not 0 <= got <= most:  # a bool is an int to isinstance
-        raise ValueError(f"{name}: got {reprlib.repr(got)}, takes an integer in 0..{most}")
-
-
-def _check_modes(name: str, got: Any, takes: set[str], *, subset: bool = False) -> None:
-    if not isinstance(got, Mapping) or not (set(got) <= takes if subset else set(got) == takes):
-        modes = ", ".join(sorted(takes)) or "no mode"
-        raise ValueError(f"{name}: got {reprlib.repr(got)}, takes counts by mode: {modes}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import fsum
 
 from fedpers.evaluation.counts import ClientResult, Counts
 
@@ -54,17 +55,47 @@ def gated(results: Sequence[ClientResult]) -> list[ClientResult]:
     return [_gated(result, chosen) for result in results]
 
 
+def gate_summary(results: Sequence[ClientResult]) -> dict[str, float | None]:
+    """Whom the gate serves with the personal model, and what it misses on test.
+
+    Returns:
+        ``coverage_clients``, the share of clients that deploy their personal model, and
+        ``coverage_examples``, the share of test examples at these clients; ``oracle_gap``, the
+        mean over clients of max(a_personal, a_global) - a_gated, >= 0: how far the choice from
+        validation counts is from the best choice of one model a client. All None where no
+        client has both models and test examples.
+    """
+    chosen = choose(results)
+    tested = [r for r in results if r.test.n > 0 and _comparable(r.test)]
+    if not tested:
+        return dict.fromkeys(("coverage_clients", "coverage_examples", "oracle_gap"))
+    personal = [r for r in tested if chosen[r.client] == "personal"]
+    missed = []
+    for r in tested:
+        right = r.test.correct
+        best = max(right["personal"], right["global"])
+        missed.append((best - right[chosen[r.client]]) / r.test.n)
+    return {
+        "coverage_clients": len(personal) / len(tested),
+        "coverage_examples": sum(r.test.n for r in personal) / sum(r.test.n for r in tested),
+        "oracle_gap": fsum(missed) / len(tested),
+    }
+
+
 def _gated(result: ClientResult, chosen: Mapping[str, str]) -> ClientResult:
     def add(counts: Counts | None) -> Counts | None:
         if counts is None or not _comparable(counts):
             return counts
         personal = chosen[result.client] == "personal"
-        correct = counts.correct["personal" if personal else "global"]
+        mode, detail = chosen[result.client], counts.detail
+        if detail is not None:
+            detail = replace(detail, modes={**detail.modes, "gated": detail.modes[mode]})
         return Counts(
             counts.n,
-            {**counts.correct, "gated": correct},
+            {**counts.correct, "gated": counts.correct[mode]},
             {**counts.fixed, "gated": counts.fixed["personal"] if personal else 0},
             {**counts.broke, "gated": counts.broke["personal"] if personal else 0},
+            detail,
         )
 
     val, test = add(result.val), add(result.test)

@@ -80,15 +80,42 @@ def harmed_share(
     p_i = P[Binomial(b + c, 1/2) >= b]. Over clients, the false discovery rate is held at
     ``level`` as in Benjamini and Hochberg (1995).
     """
-    scored = _scored(results, split, mode, "global")
-    if not scored:
-        return None
+    compared = len(_scored(results, split, mode, "global"))
+    return _ratio(len(harmed_clients(results, mode, split, level=level)), compared)
+
+
+def harmed_clients(
+    results: Sequence[ClientResult],
+    mode: str = "personal",
+    split: str = "test",
+    *,
+    level: float = 0.05,
+) -> list[str]:
+    """The clients that ``harmed_share`` counts, by id."""
+    judged = [(r.client, c) for r in results for c in _scored([r], split, mode, "global")]
+    if not judged:
+        return []
     from scipy.stats import binom, false_discovery_control
 
-    b = [c.broke[mode] for c in scored]
-    discordant = [c.broke[mode] + c.fixed[mode] for c in scored]
+    b = [c.broke[mode] for _, c in judged]
+    discordant = [c.broke[mode] + c.fixed[mode] for _, c in judged]
     p = binom.sf([broke - 1 for broke in b], discordant, 0.5)
-    return float((false_discovery_control(p, method="bh") <= level).mean())
+    significant = false_discovery_control(p, method="bh") <= level
+    return [client for (client, _), harmed in zip(judged, significant, strict=True) if harmed]
+
+
+def gini(results: Sequence[ClientResult], mode: str, split: str = "test") -> float | None:
+    """How unequal the clients' accuracies are: sum_ij |a_i - a_j| / (2 N sum_i a_i), in 0..1.
+
+    Gini's coefficient: 0 where all are the same. None where all are 0.
+    """
+    accuracies = sorted(c.correct[mode] / c.n for c in _scored(results, split, mode))
+    total, count = math.fsum(accuracies), len(accuracies)
+    if not total:
+        return None
+    # The double sum over sorted values: the k-th smallest counts 2k - N - 1 times, twice.
+    weighted = [(2 * k - count - 1) * a for k, a in enumerate(accuracies, start=1)]
+    return max(0.0, math.fsum(weighted) / (count * total))
 
 
 def out_of_client(results: Sequence[ClientResult]) -> dict[str, float | None]:

@@ -11,8 +11,9 @@ from rich.table import Table
 
 import fedpers
 from fedpers.config import Config
-from fedpers.evaluation import metrics
+from fedpers.evaluation import class_metrics, metrics
 from fedpers.evaluation.counts import MODES, ClientResult
+from fedpers.evaluation.gate import gate_summary
 
 PACKAGES = ("flwr", "torch", "peft", "transformers", "opacus", "tenseal", "numpy")
 COMMUNICATION = ("uplink_bytes_per_client_round", "downlink_bytes_per_client_round", "total_bytes")
@@ -39,6 +40,7 @@ def build_report(
     moment: str | None = None,
     newcomers: Mapping[int, Sequence[ClientResult]] | None = None,
     privacy: Mapping[str, Any] | None = None,
+    encryption: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The fields of ``report.json``; a figure that the run does not have is None.
 
@@ -52,6 +54,7 @@ def build_report(
         seconds: by the names in ``SECONDS``.
         moment: when in a round the method's personal model is scored.
         privacy: the figures of a private run, see ``privacy_figures``.
+        encryption: by the names in ``ENCRYPTION``, and ``enabled``.
         newcomers: the results of clients that never trained, by number of local batches.
 
     Raises:
@@ -92,9 +95,16 @@ def build_report(
             "fix_rate": metrics.fix_rate(results, "gated"),
             "harmed_share": metrics.harmed_share(results, "gated"),
         },
+        "macro_f1": {mode: class_metrics.macro_f1(results, mode) for mode in MODES},
+        "auc": {mode: class_metrics.auc(results, mode) for mode in MODES},
+        "ece": {mode: class_metrics.ece(results, mode) for mode in MODES},
+        "ece_pooled": {mode: class_metrics.ece_pooled(results, mode) for mode in MODES},
+        "collapse": {mode: class_metrics.collapse(results, mode) for mode in MODES},
+        "gini": {mode: metrics.gini(results, mode) for mode in MODES},
+        "gate": gate_summary(results),
         "cold_start": cold_start,
         "privacy": {"enabled": False, **dict.fromkeys(PRIVACY), **(privacy or {})},
-        "encryption": {"enabled": False, **dict.fromkeys(ENCRYPTION)},
+        "encryption": {"enabled": False, **dict.fromkeys(ENCRYPTION), **(encryption or {})},
         "communication": _named("communication", communication, COMMUNICATION),
         "seconds": _named("seconds", seconds, SECONDS),
         "environment": environment(),

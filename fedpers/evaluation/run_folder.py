@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from fedpers.config import Config
+from fedpers.config import Config, load_config
 from fedpers.errors import ConfigError
 from fedpers.evaluation.counts import ClientResult
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
+
+MAY_CHANGE = ("rounds", "round_timeout", "simulation", "output")  # when a run is resumed
 
 
 def new_run_id(config: Config) -> str:
@@ -61,7 +63,8 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             if resume:
-                _replace(settings, config.to_yaml())
+                _check_same(load_config(settings), config, path)
+                replace_file(settings, config.to_yaml())
             else:
                 with settings.open("x", encoding="utf-8") as file:  # two runs cannot both get it
                     file.write(config.to_yaml())
@@ -101,9 +104,25 @@ class RunFolder:
         for client, error in failures.items():
             _write_line(self._clients, {"round": round, "client": client, "error": error})
 
+    def read(self, last: int) -> tuple[list[dict[str, Any]], dict[int, list[ClientResult]]]:
+        """The lines of the rounds up to ``last``, and the evaluations by round.
+
+        Of two lines of a round, or of a round and client, the later one counts.
+        """
+        rounds = {line["round"]: line for line in read_lines(self.path / "rounds.jsonl")}
+        results: dict[int, dict[str, ClientResult]] = {}
+        for line in read_lines(self.path / "clients.jsonl"):
+            if "error" not in line and line["round"] <= last:
+                of_round = results.setdefault(line["round"], {})
+                of_round[line["client"]] = ClientResult.from_json(line)
+        lines = [rounds[number] for number in sorted(rounds) if number <= last]
+        return lines, {number: list(found.values()) for number, found in results.items()}
+
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Write ``report.json``, whole or not at all; NaN and infinities become null."""
-        _replace(self.path / "report.json", json.dumps(_finite(report), indent=2, allow_nan=False))
+        replace_file(
+            self.path / "report.json", json.dumps(_finite(report), indent=2, allow_nan=False)
+        )
 
     def close(self) -> None:
         """Close the files; may be called twice."""
@@ -125,6 +144,27 @@ class RunFolder:
         return self._tensorboard
 
 
+def _check_same(before: Config, now: Config, path: Path) -> None:
+    """Refuse settings under which a run would not go on as it began."""
+    was, given = (_flat(json.loads(config.to_json())) for config in (before, now))
+    for key in sorted(set(was) | set(given)):
+        if key.split(".")[0] not in MAY_CHANGE and was.get(key) != given.get(key):
+            takes = f"{was.get(key)!r}, with which the run in {path} began"
+            raise ConfigError(key, given.get(key), takes, "leave it out, or start a new run")
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {key: value}
+    return {k: v for n, x in value.items() for k, v in _flat(x, f"{key}.{n}".strip(".")).items()}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that holds one a line; a last line that was cut off is left out."""
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in whole]
+
+
 def _plain(name: str) -> str:
     """The last piece of a name, path or ``package.module:Class``, fit for a folder's name."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", re.split(r"[/\\:]", name)[-1]).strip("-") or "x"
@@ -141,7 +181,7 @@ def _write_line(file: TextIO, line: Mapping[str, Any]) -> None:
     file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, finds the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:

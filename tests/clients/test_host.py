@@ -87,18 +87,18 @@ def test_neither_order_nor_a_restart_changes_a_bit(
     for client in ("1", "0"):
         upload, _ = later.train(client, 2, start_of(first))
         assert same(upload, uploads[client])
-        stores = [ClientStore(node.stores, client).load("personal") for node in (first, later)]
+        stores = [ClientStore(node.stores, client).load_before("personal", 99) for node in (first, later)]
         assert same(*stores) and stores[0]
 
 
 def test_a_client_that_breaks_down_keeps_what_it_had(host: Callable[..., ClientHost]) -> None:
     node = host("ditto")
     node.train("0", 1, start_of(node))
-    before = ClientStore(node.stores, "0").load("personal")
+    before = ClientStore(node.stores, "0").load_before("personal", 99)
     wild = host("ditto", "training.lr=1e38")
     with pytest.raises(ClientError, match=r"phase 'personal branch': part 'personal.* no longer"):
         wild.train("0", 2, start_of(node))
-    assert same(ClientStore(node.stores, "0").load("personal"), before)
+    assert same(ClientStore(node.stores, "0").load_before("personal", 99), before)
 
 
 ODD = """
@@ -135,7 +135,7 @@ def test_an_upload_that_is_not_as_declared_is_the_clients_own_failure(
     with pytest.raises(ClientError, match=r"upload: got .*takes parts body, head") as error:
         node.train("0", 1, start_of(node))
     assert named in str(error.value)
-    assert ClientStore(node.stores, "0").load("personal") == Parts()
+    assert ClientStore(node.stores, "0").load_before("personal", 99) == Parts()
 
 
 def accuracy(model: PersonalModel, parts: Parts, examples: Any) -> int:
@@ -151,7 +151,7 @@ def test_scores_are_those_of_the_stored_models(host: Callable[..., ClientHost]) 
     node.train("0", 1, start)
     result = node.evaluate("0", 1, start)
     split, store = node.examples.client("0"), ClientStore(node.stores, "0")
-    kept = store.load("personal")
+    kept = store.load_before("personal", 99)
     own = Parts({slot: kept[f"personal.{slot}"] for slot in ("body", "head")})
     assert (result.client, result.train, result.val.n, result.test.n) == ("0", 12, 4, 8)
     assert result.test.correct == {
@@ -164,7 +164,7 @@ def test_scores_are_those_of_the_stored_models(host: Callable[..., ClientHost]) 
     assert result.outside is not None and result.outside.n == 10
     assert same(store.load("evaluated"), own)
     # Evaluating trains nothing that is kept.
-    assert same(store.load("personal"), kept)
+    assert same(store.load_before("personal", 99), kept)
 
 
 def test_outside_examples_are_others_and_the_same_each_time(
@@ -204,7 +204,7 @@ def test_the_local_baseline_is_local_training_under_every_method(
         }
         assert node.evaluate("1", 2, Parts(wild)).test.correct["local"] == expected
     kept = ClientStore(node.stores, "1").load("baseline")
-    trained = ClientStore(local.stores, "1").load("personal")
+    trained = ClientStore(local.stores, "1").load_before("personal", 99)
     assert same(kept, trained)
 
 
@@ -217,7 +217,7 @@ def test_the_model_of_the_reported_round_is_exported(
     for server_round in (1, 2):
         upload, _ = node.train("0", server_round, start_of(node))
         node.evaluate("0", server_round, upload)
-        kept = ClientStore(node.stores, "0").load("personal")
+        kept = ClientStore(node.stores, "0").load_before("personal", 99)
         scored.append(kept["personal.head"]["head.weight"])
     node.export("0", 1, tmp_path / "adapters", {"round": 1})
     from safetensors.torch import load_file

@@ -1,0 +1,334 @@
+"""``report.html``: a run on one page, which needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fedpers.evaluation import charts, grids
+from fedpers.evaluation.counts import MODES
+from fedpers.evaluation.html_privacy import audit_section, encryption_section, privacy_section
+from fedpers.evaluation.metrics import harmed_clients
+from fedpers.evaluation.page import (
+    ABSENT,
+    bars,
+    by_name,
+    duration,
+    esc,
+    facts,
+    figure,
+    page,
+    percent,
+    plural,
+    points,
+    section,
+    size,
+    table,
+)
+from fedpers.evaluation.run_files import RunRecord, number, read_run
+from fedpers.evaluation.run_folder import replace_file
+from fedpers.evaluation.words import named, sentences
+
+MEANINGS = {
+    "personal, global": "a client’s own model; the one that all share",
+    "local": "a model trained on the client alone, for as many epochs",
+    "gated": "of personal and global the one that validation counts speak for",
+    "mean, weighted": "over clients, each the same; over all their test examples",
+    "worst decile": "the mean of the tenth of clients that do worst",
+    "macro-F1": "the mean over a client’s classes of 2 TP / (labelled + predicted)",
+    "AUC": "how often an example of a class scores higher on it than one of another class",
+    "ECE": "how far confidence is from accuracy, over 10 bins of confidence; all clients together",
+    "breakage, fix": "of what the global model has right, the share that is lost; of what it has "
+    "wrong, the share that is gained",
+    "harmed": "clients that lose significantly: one-sided sign test, false discovery rate 5 %",
+    "most frequent answer": "the share of predictions that are of one class, the most frequent at "
+    "the client; and of its labels",
+    "oracle gap": "what the better of both models at each client would give beyond the gate",
+    "Gini": "how unequal the clients’ accuracies are: 0 is the same for all",
+}
+
+
+def write_html(run_folder: Path) -> Path:
+    """Write ``report.html`` into a run's folder, from the files there. Whole or not at all.
+
+    Returns:
+        Its path.
+
+    Raises:
+        ConfigError: not the folder of a finished run.
+        OSError: it cannot be written.
+    """
+    run = read_run(run_folder)
+    path = run_folder / "report.html"
+    replace_file(path, build_html(run))
+    return path
+
+
+def build_html(run: RunRecord) -> str:
+    """The whole document."""
+    strategy, data = run.report.get("strategy") or "a run", run.config.get("data")
+    name = data.get("name") if isinstance(data, Mapping) else None
+    title = f"{strategy} on {name}" if name else str(strategy)
+    body = [
+        _head(run, title),
+        _accuracies(run),
+        _clients(run),
+        _curves(run),
+        _labels(run),
+        _similarity(run),
+        privacy_section(run),
+        audit_section(run),
+        _costs(run),
+        encryption_section(run),
+        _settings(run),
+    ]
+    return page(f"{title}: personalisation report", "\n".join(piece for piece in body if piece))
+
+
+def _head(run: RunRecord, title: str) -> str:
+    report = run.report
+    # Without an evaluation the report counts no client.
+    trained = max((number(line, "answered") or 0 for line in run.rounds), default=0)
+    about = [
+        str(report.get("run_id") or run.path.name),
+        plural(int(run.number("clients") or trained), "client"),
+        plural(int(run.number("rounds") or 0), "round"),
+        f"seed {ABSENT if report.get('seed') is None else report.get('seed')}",
+    ]
+    first, *more = sentences(run)
+    head = f"<header><h1>{esc(title)}</h1><p class='soft'>{esc(' · '.join(about))}</p></header>"
+    told = "".join(f"<li>{esc(_together(sentence))}</li>" for sentence in more)
+    rest = f"<ul class='told'>{told}</ul>" if told else ""
+    return f"{head}\n{_tiles(run)}\n<p class='lead'>{esc(_together(first))}</p>\n{rest}"
+
+
+def _together(text: str) -> str:
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _tiles(run: RunRecord) -> str:
+    harmed, scored = run.number("harmed_share"), run.number("scored", "clients")
+    tiles = [
+        (
+            "personal accuracy",
+            run.number("accuracy", "personal", "mean"),
+            lambda v: percent(v) + " %",
+        ),
+        ("points over global", run.number("gain_over_global"), points),
+        ("points over local", run.number("gain_over_local"), points),
+        ("clients harmed", harmed, lambda v: f"{round(v * (scored or 0))} of {scored or 0:.0f}"),
+        ("epsilon spent, at most", run.number("privacy", "epsilon_max"), figure),
+    ]  # type: list[tuple[str, float | None, Callable[[float], str]]]
+    shown = "".join(
+        f"<div><dt>{esc(name)}</dt><dd>{esc(text(value))}</dd></div>"
+        for name, value, text in tiles
+        if value is not None
+    )
+    return f'<dl class="tiles">{shown}</dl>' if shown else ""
+
+
+def _accuracies(run: RunRecord) -> str:
+    modes = [mode for mode in MODES if run.number("accuracy", mode, "mean") is not None]
+    if not modes:
+        return ""
+    columns: list[tuple[str, Callable[[str], str]]] = [
+        ("mean", lambda m: percent(run.number("accuracy", m, "mean"))),
+        ("weighted", lambda m: percent(run.number("accuracy", m, "weighted"))),
+        ("worst decile", lambda m: percent(run.number("accuracy", m, "worst_decile"))),
+        ("macro-F1", lambda m: percent(run.number("macro_f1", m))),
+        ("ECE", lambda m: percent(run.number("ece_pooled", m))),
+        ("AUC", lambda m: percent(run.number("auc", m))),
+        ("min", lambda m: percent(run.number("accuracy", m, "min"))),
+        ("max", lambda m: percent(run.number("accuracy", m, "max"))),
+        ("spread (std)", lambda m: percent(run.number("accuracy", m, "std"))),
+        ("Gini", lambda m: figure(run.number("gini", m))),
+    ]
+    head = ["model", *(name for name, _ in columns)]
+    rows = [[mode, *(cell(mode) for _, cell in columns)] for mode in modes]
+    scored = run.report.get("scored")
+    moment = scored.get("moment") if isinstance(scored, Mapping) else None
+    examples = plural(int(run.number("scored", "examples") or 0), "test example")
+    clients = plural(int(run.number("scored", "clients") or 0), "client")
+    note = f"In percent, over {examples} of {clients}"
+    note += f"; the personal model is scored {moment}." if moment else "."
+    return section(
+        "Accuracy",
+        table(head, rows),
+        f'<p class="soft">{esc(note)}</p>',
+        _further(run, modes),
+        f"<details><summary>What the figures mean</summary>{facts(MEANINGS)}</details>",
+    )
+
+
+def _further(run: RunRecord, modes: list[str]) -> str:
+    """Harm, the gate and collapse, by mode; then what exists once."""
+    rows = []
+    for name, key in (
+        ("breakage", "breakage_rate"),
+        ("fix", "fix_rate"),
+        ("harmed", "harmed_share"),
+    ):
+        values = [run.number(key), run.number("gated", key)]
+        rows.append([name, percent(values[0]), ABSENT, percent(values[1]), ABSENT])
+    outside = [run.number("out_of_client", mode) for mode in ("personal", "global")]
+    rows.append(["accuracy on others’ data", *map(percent, outside), ABSENT, ABSENT])
+    answers = [run.number("collapse", mode, "share") for mode in MODES]
+    rows.append(["most frequent answer", *map(percent, answers)])
+    classes = [run.number("collapse", mode, "classes") for mode in MODES]
+    rows.append(["classes answered (number)", *(figure(value, 1) for value in classes)])
+    kept = [k for k, mode in enumerate(MODES) if mode in modes]
+    shown = [[row[0], *(row[1 + k] for k in kept)] for row in rows]
+    shown = [row for row in shown if any(cell != ABSENT for cell in row[1:])]
+    notes = []
+    labels = run.number("collapse", modes[0], "classes_labelled")
+    share = run.number("collapse", modes[0], "share_labelled")
+    if labels is not None:
+        text = f"A client’s labels are of {labels:.1f} classes on average"
+        notes.append(f"{text}, {percent(share)} % of them of the most frequent one.")
+    examples = run.number("gate", "coverage_examples")
+    if examples is not None:
+        gap = points(run.number("gate", "oracle_gap")).lstrip("+")
+        notes.append(
+            f"The gate deploys personal models for {percent(examples)} % of the test examples; the "
+            f"better of both models at each client would give {gap} points more."
+        )
+    started = run.report.get("cold_start")
+    if isinstance(started, Mapping):
+        cold = [(str(b), number(started, b, "mean")) for b in started]
+        told = [f"{percent(mean)} % after {b} batches" for b, mean in cold if mean is not None]
+        if told:
+            notes.append(f"Newcomers that never trained: {', '.join(told)}.")
+    again = table(["in %", *modes], shown) if shown else ""
+    return again + "".join(f'<p class="soft">{esc(note)}</p>' for note in notes)
+
+
+def _clients(run: RunRecord) -> str:
+    tests = {r.client: r.test for r in run.results if r.test.n}
+    pairs = (("global", "personal"), ("local", "personal"), (None, "personal"), (None, "global"))
+    for base, own in (*pairs, (None, "local")):
+        needed = {own} if base is None else {base, own}
+        having = {client: t for client, t in tests.items() if needed <= set(t.correct)}
+        if having:
+            break
+    else:
+        return ""
+    harmed = set(harmed_clients(run.results)) if base == "global" else set()
+    rows = [
+        charts.Dumbbell(
+            client=client,
+            base=None if base is None else t.correct[base] / t.n,
+            own=t.correct[own] / t.n,
+            harmed=client in harmed,
+        )
+        for client, t in having.items()
+    ]
+    change = f"from the {base} to the {own} model" if base else f"with the {own} model"
+    note = f"Test accuracy {change}, a row a client"
+    if base:
+        gains = [row.gain for row in rows]
+        up, down = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+        note += f", best gain first: {up} gain, {down} lose, {len(gains) - up - down} stay."
+    else:
+        note += ", best first."
+    if len(rows) > charts.LABELLED:
+        note += " A touch or the mouse names the client."
+    elif any(row.gain < 0 for row in rows):
+        note += " A broken line: the accuracy fell."
+    if len(rows) > charts.MOST_ROWS:
+        note += f" {charts.MOST_ROWS} of {len(rows)} clients, at equal steps."
+    if harmed:
+        note += f" Harmed: {named(sorted(harmed, key=by_name))}."
+    failed = run.failures
+    if failed:
+        count = sum(failed.values())
+        note += f" {plural(len(failed), 'client')} failed, {plural(count, 'time')} in all: "
+        note += f"{named(sorted(failed, key=by_name))}."
+    plot = charts.dumbbells(rows, base, own)
+    return section("Each client", f"<figure>{plot}<figcaption>{esc(note)}</figcaption></figure>")
+
+
+def _curves(run: RunRecord) -> str:
+    def over_rounds(name: str) -> list[tuple[int, float]]:
+        found = [(line["round"], number(line, name)) for line in run.rounds]
+        return [(server_round, value) for server_round, value in found if value is not None]
+
+    figures = []
+    scores = [(m, over_rounds(m)) for m in ("personal", "global") if over_rounds(m)]
+    if scores:
+        plot = charts.curves(scores, "Mean test accuracy by round", share=True)
+        figures.append(f"<figure><h3>Mean test accuracy</h3>{plot}</figure>")
+    loss = over_rounds("loss")
+    if loss:
+        plot = charts.curves([("loss", loss)], "Training loss by round", share=False)
+        figures.append(f"<figure><h3>Training loss</h3>{plot}</figure>")
+    return section("By round", f'<div class="pair">{"".join(figures)}</div>' if figures else "")
+
+
+def _labels(run: RunRecord) -> str:
+    found = {r.client: r.test.detail.labelled for r in run.results if r.test.n and r.test.detail}
+    if not found:
+        return ""
+    note = (
+        "Test examples by class (across) at each client (down), sorted by its most frequent class."
+    )
+    grid = grids.label_grid(list(found), list(found.values()))
+    return section(
+        "Labels of each client", f"<figure>{grid}<figcaption>{esc(note)}</figcaption></figure>"
+    )
+
+
+def _similarity(run: RunRecord) -> str:
+    given = run.report.get("similarity")
+    k = len(given) if isinstance(given, list) else 0
+    if k < 2 or not isinstance(given, list):
+        return ""
+    if not all(isinstance(row, list) and len(row) == k for row in given):
+        return ""
+    matrix = [[number({"v": value}, "v") or 0.0 for value in row] for row in given]
+    note = "How alike the clients are to the server, in its order; a client with itself is empty."
+    grid = grids.similarity_grid(matrix)
+    return section(
+        "Similarity of the clients",
+        f"<figure>{grid}<figcaption>{esc(note)}</figcaption></figure>",
+    )
+
+
+def _costs(run: RunRecord) -> str:
+    stages = ("train", "combine", "encrypt", "decrypt", "evaluate")
+    seconds = [(s, run.number("seconds", s)) for s in stages]
+    spent = [(s, value, duration(value)) for s, value in seconds if value is not None]
+    total = run.number("seconds", "total")
+    if total is not None and spent:
+        rest = max(0.0, total - sum(value for _, value, _ in spent))
+        spent.append(("the rest", rest, duration(rest)))
+    sent = [
+        (name, value, size(value))
+        for name, key in (
+            ("clients to server", "uplink_bytes"),
+            ("server to clients", "downlink_bytes"),
+        )
+        if (value := sum(number(line, key) or 0.0 for line in run.rounds))
+    ]
+    each = [
+        run.number("communication", f"{way}_bytes_per_client_round")
+        for way in ("uplink", "downlink")
+    ]
+    pieces = []
+    if spent:
+        whole = (
+            f"{duration(total)} in all, {duration(run.number('seconds', 'round_median'))} a round"
+        )
+        chart = bars(spent, "Seconds by stage")
+        pieces.append(f'<div><h3>Time</h3>{chart}<p class="soft">{esc(whole)}</p></div>')
+    if sent:
+        whole = f"A client sends {size(each[0])} a round and receives {size(each[1])}."
+        chart = bars(sent, "Bytes sent")
+        pieces.append(f'<div><h3>Bytes</h3>{chart}<p class="soft">{esc(whole)}</p></div>')
+    return section("What it took", f'<div class="pair">{"".join(pieces)}</div>' if pieces else "")
+
+
+def _settings(run: RunRecord) -> str:
+    environment = run.report.get("environment")
+    where = facts(environment) if isinstance(environment, Mapping) else ""
+    settings = f'<pre tabindex="0">{esc(run.settings)}</pre>' if run.settings else ""
+    return f"<details><summary>Settings and environment</summary>{settings}{where}</details>"

@@ -1,0 +1,137 @@
+"""Reading what a run left in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedpers.errors import ConfigError
+from fedpers.evaluation.counts import MODES, ClientResult
+
+MOST_PICTURE = 5_000_000
+MOST_NUMBER = 1e300
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The files of one run.
+
+    Attributes:
+        path: its folder.
+        report: ``report.json``.
+        rounds: the lines of ``rounds.jsonl``, one a round, in order.
+        results: from ``clients.jsonl``, the evaluation that the report takes.
+        failures: how often each client failed.
+        config: ``config.yaml``, and ``settings``, the same as text.
+        audit: ``audit.json``, or None.
+        picture: ``inversion.png``, or None.
+    """
+
+    path: Path
+    report: Mapping[str, Any]
+    rounds: list[Mapping[str, Any]]
+    results: list[ClientResult]
+    failures: dict[str, int]
+    config: Mapping[str, Any]
+    settings: str
+    audit: Mapping[str, Any] | None
+    picture: bytes | None
+
+    def number(self, *keys: str) -> float | None:
+        """A number of the report, or None where it has none."""
+        return number(self.report, *keys)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder; only ``report.json`` must be there.
+
+    Lines that cannot be read, as one that a crash cut off, are left out.
+
+    Raises:
+        ConfigError: ``folder`` is not the folder of a finished run.
+    """
+    report = _object(folder / "report.json")
+    accuracy = report.get("accuracy") if report else None
+    if report is None or not isinstance(accuracy, Mapping) or not set(MODES) <= set(accuracy):
+        raise ConfigError("RUN", str(folder), "the folder of a finished run, with report.json")
+    results: dict[str, ClientResult] = {}
+    failures: dict[str, int] = {}
+    for line in _lines(folder / "clients.jsonl"):
+        if "error" in line:
+            client = str(line.get("client"))
+            failures[client] = failures.get(client, 0) + 1
+        elif line.get("round") == report.get("selected_round"):
+            try:
+                result = ClientResult.from_json(line)
+            except ValueError:
+                continue
+            results[result.client] = result  # of two lines the later holds
+    rounds = {
+        line["round"]: line
+        for line in _lines(folder / "rounds.jsonl")
+        if type(line.get("round")) is int
+    }
+    settings = _text(folder / "config.yaml") or ""
+    try:
+        config = yaml.safe_load(settings)
+    except yaml.YAMLError:
+        config = {}
+    return RunRecord(
+        path=folder,
+        report=report,
+        rounds=[rounds[r] for r in sorted(rounds)],
+        results=list(results.values()),
+        failures=failures,
+        config=config if isinstance(config, Mapping) else {},
+        settings=settings,
+        audit=_object(folder / "audit.json"),
+        picture=_picture(folder / "inversion.png"),
+    )
+
+
+def number(data: Any, *keys: str) -> float | None:
+    """The finite number at a path of keys, or None where there is none."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    if isinstance(data, bool) or not isinstance(data, int | float):
+        return None
+    return float(data) if abs(data) < MOST_NUMBER else None  # NaN is not below it
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(_text(path) or "null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in (_text(path) or "").split("\n"):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def _picture(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes() if path.stat().st_size <= MOST_PICTURE else b""
+    except OSError:
+        return None
+    return data if data.startswith(PNG) else None

@@ -1,0 +1,100 @@
+"""What the server knows after a round, in one file, so that a run can go on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from fedpers.encryption.sealed_parts import SealedParts
+from fedpers.errors import ClientError, ConfigError
+from fedpers.parts import Part, Parts
+from fedpers.records import Row
+
+log = logging.getLogger("fedpers")
+
+State = tuple[dict[str, Row], dict[str, Any]]
+"""Parts by name, and JSON-able values."""
+
+KEPT = 2  # checkpoints; the one before the last stands in for a damaged one
+VALUES = "values"
+
+
+def members(groups: Mapping[str, Row], kind: str) -> dict[str, Row]:
+    """Of groups called "kind client", each client's."""
+    start = f"{kind} "
+    return {n.removeprefix(start): parts for n, parts in groups.items() if n.startswith(start)}
+
+
+def save_checkpoint(folder: Path, server_round: int, state: State) -> None:
+    """Write the state after a round, whole or not at all, and forget all but the one before it."""
+    folder.mkdir(exist_ok=True)
+    groups, values = state
+    in_the_clear = {name: row for name, row in groups.items() if isinstance(row, Parts)}
+    sealed = {name: row for name, row in groups.items() if isinstance(row, SealedParts)}
+    flat = {
+        f"{len(name)}:{name}{part}": p
+        for name, parts in in_the_clear.items()
+        for part, p in parts.items()
+    }
+    path = folder / f"round-{server_round:06d}"
+    temporary = folder / f".{path.name}.tmp"
+    temporary.mkdir(exist_ok=True)
+    Parts(flat).save(temporary / "parts.safetensors")
+    for k, row in enumerate(sealed.values()):
+        (temporary / f"{k}.sealed").write_bytes(row.to_bytes())
+    names = {"groups": list(in_the_clear), "sealed": list(sealed)}
+    text = json.dumps({**names, VALUES: values})
+    (temporary / "state.json").write_text(text, encoding="utf-8")
+    for file in temporary.iterdir():
+        _flush(file)
+    _flush(temporary)
+    if path.exists():  # the round was run again
+        _remove(path)
+    os.replace(temporary, path)
+    _flush(folder)
+    for old in sorted(folder.glob("round-*"))[:-KEPT]:
+        _remove(old)
+
+
+def load_checkpoint(folder: Path) -> tuple[int, State]:
+    """The last intact checkpoint: the round it was made after, and the state.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for path in sorted(folder.glob("round-*"), reverse=True):
+        try:
+            kept = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            flat = Parts.load(path / "parts.safetensors")
+            groups: dict[str, dict[str, Part]] = {name: {} for name in kept["groups"]}
+            for label, part in flat.items():
+                length, _, rest = label.partition(":")
+                groups[rest[: int(length)]][rest[int(length) :]] = part
+            state: dict[str, Row] = {name: Parts(parts) for name, parts in groups.items()}
+            for k, name in enumerate(kept["sealed"]):
+                state[name] = SealedParts.from_bytes((path / f"{k}.sealed").read_bytes())
+            return int(path.name.removeprefix("round-")), (state, kept[VALUES])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, ClientError) as error:
+            log.warning("%s is damaged (%s): an earlier one is taken", path, error)
+    takes = "a run that has completed a round"
+    raise ConfigError("resume", str(folder.parent), takes, "start it anew")
+
+
+def _remove(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,34 @@
+"""Where combinations other than the mean are refused: before the run, each in one line."""
+
+from __future__ import annotations
+
+from fedpers.config import Config
+from fedpers.errors import ConfigError
+
+
+def check_combine(config: Config, reads: str | None, own_mixing: bool) -> None:
+    """Refuse a robust ``strategy.combine`` where it cannot be used, or would protect nobody.
+
+    Args:
+        reads: what the method's server reads of single clients' updates, None for nothing: it
+            would take that from liars too.
+        own_mixing: the method has weights or rows of its own, which robust rules do not use.
+
+    Raises:
+        ConfigError: naming the reason and the cure.
+    """
+    rule, cure = config.strategy.combine, "set strategy.combine=mean"
+    if rule == "mean":
+        return
+    if config.encryption.enabled:
+        takes = "mean with encryption: a server that cannot read updates cannot sort them"
+        raise ConfigError("strategy.combine", rule, takes, f"{cure} or encryption.enabled=false")
+    if config.privacy.enabled and config.privacy.unit == "client":
+        takes = "mean with privacy.unit=client, whose noise covers a sum of clipped updates only"
+        raise ConfigError("strategy.combine", rule, takes, f"{cure} or privacy.unit=example")
+    if reads is not None:
+        takes = f"mean for a method whose server reads {reads}"
+        raise ConfigError("strategy.combine", rule, takes, f"or {cure}")
+    if own_mixing:
+        takes = "mean for a method with a mixing of its own"
+        raise ConfigError("strategy.combine", rule, takes, cure)

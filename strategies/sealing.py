@@ -1,0 +1,332 @@
+"""The server's side of encrypted aggregation: it mixes what it cannot read."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedpers.config import Config
+from fedpers.encryption.sealed_parts import Group, SealedParts
+from fedpers.errors import ClientError, ConfigError, FedpersError, RunError
+from fedpers.parts import Parts
+from fedpers.records import Row, pack
+from strategies.exchange import collect, read_reply, send_and_receive
+from strategies.mixing import Mixing
+
+if TYPE_CHECKING:
+    from fedpers.encryption import ServerCipher
+    from strategies.base import PersonalizedStrategy
+
+log = logging.getLogger("fedpers")
+
+SERVER_FILE = "server.context"
+
+
+class Sealing:
+    """Y = W X on ciphertexts, for the strategy that it belongs to.
+
+    One common row whose weights are all the same is a sum of what came with the training. Other
+    weights are known only after the reports: clients then keep their update until they are told its
+    weight, and seal the product, so that the server adds here, too. Rows for single clients are
+    mixed by the server, from updates sealed for that (three primes).
+
+    Args:
+        strategy: whose updates these are.
+    """
+
+    def __init__(self, strategy: PersonalizedStrategy) -> None:
+        self.strategy, self.config = strategy, strategy.config
+        self.cipher: ServerCipher | None = None
+        self.grid: Grid | None = None
+        self.bytes_per_parameter = 0.0
+        self._weights: dict[str, float] = {}  # by which updates were multiplied before the sealing
+
+    @property
+    def groups(self) -> list[Group]:
+        """What clients seal together."""
+        return self.strategy.sealed_groups()
+
+    @property
+    def at_once(self) -> bool:
+        """Whether updates are sealed with the training, as their weights need not be known."""
+        return self.strategy.mixes_rows or self.strategy.equal_weights
+
+    def header(self) -> dict[str, Any]:
+        """What clients are told with every message."""
+        groups = [group.to_json() for group in self.groups]
+        noise, level = {}, self.strategy.client_level
+        if level is not None and level.budget is not None:
+            cohort = ceil(self.config.strategy.fraction * len(self.strategy.roster.clients))
+            noise = {"noise": {"sigma": level.sigma, "honest": level.honest(cohort)}}
+        return {
+            **noise,
+            "groups": groups,
+            "mixes_rows": self.strategy.mixes_rows,
+            "seal_at_once": self.at_once,
+            "population": len(self.strategy.roster.clients),
+        }
+
+    def open(self, grid: Grid, keys: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take up the cipher that the nodes' key belongs to.
+
+        Args:
+            grid: to reach them.
+            keys: what each node said of its key: ``id``, and ``context`` for a throw-away one.
+
+        Raises:
+            FedpersError: nodes with several keys, or not the key of our context.
+            ConfigError: parameters without room for so many clients.
+        """
+        from fedpers.encryption import load_server, server_from
+
+        self.grid = grid
+        if self.config.encryption.keys is not None:
+            self.cipher = load_server(Path(self.config.encryption.keys) / SERVER_FILE)
+        else:
+            context = next((str(k["context"]) for k in keys.values() if k.get("context")), None)
+            if context is None:
+                cure = "make keys: fedpers keys new --out DIR"
+                raise ConfigError("encryption.keys", None, f"a folder with {SERVER_FILE}", cure)
+            self.cipher = server_from(base64.b64decode(context, validate=True))
+        for node, key in keys.items():
+            if key.get("id") != self.cipher.key_id:
+                raise FedpersError(
+                    f"node {node} has key {key.get('id')}, takes {self.cipher.key_id}; "
+                    "give all nodes the same client.key"
+                )
+        self.cipher.parameters.check(max(1, len(self.strategy.roster.clients)))
+        self.strategy.roster.key_id = self.cipher.key_id
+        parameters = self.cipher.parameters
+        log.info(
+            "encryption: %s, key %s, %d bits of security",
+            parameters.scheme,
+            self.cipher.key_id,
+            parameters.security,
+        )
+
+    def refused(self, update: Row) -> str | None:
+        """Why an update cannot be mixed with others; None if, as far as one can see, it can."""
+        assert self.cipher is not None
+        if not isinstance(update, SealedParts):
+            return "update: got plain parts, takes sealed ones"
+        try:
+            found = update.sealed
+            if list(update.groups) != self.groups:
+                return f"update: got groups {update.groups}, takes {self.groups}"
+            for group, one in zip(update.groups, found, strict=True):
+                size = sum(self.strategy.sealed_size(name) for name in group.names)
+                if one.size != size:
+                    return f"update: got {one.size} values in {group.names}, takes {size}"
+                if one.range != self.config.encryption.range and not group.unit:
+                    takes = self.config.encryption.range
+                    return f"update: got range {one.range:g}, takes {takes:g}"
+                one.expect(self.cipher.parameters, self.cipher.key_id, FRESH[group.unit])
+        except ClientError as error:
+            return f"update: {error}"
+        return None
+
+    def collect(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
+        """Tell the clients their weights, and have them seal what they kept.
+
+        The updates that came are then in the strategy's ``answers.rows``, and who failed in
+        ``answers.failures``.
+        """
+        strategy = self.strategy
+        mixing = strategy.mixing(server_round, reports)
+        if list(mixing.recipients) != [None]:
+            cure = "set mixes_rows = True in the strategy"
+            raise RunError(f"mixing: got rows for {mixing.recipients[:3]}, takes one; {cure}")
+        scaled = (mixing.weights[0] / mixing.weights[0].max()).tolist()
+        self._weights = {c: w for c, w in zip(reports, scaled, strict=True) if w > 0}
+        asked, header = strategy.roster.by_node(self._weights), strategy.header()
+        messages = []
+        for node, hosted in asked.items():
+            own = {client: self._weights[client] for client in hosted}
+            body = {**header, "round": server_round, "clients": hosted, "weights": own}
+            content = pack([], body)
+            messages.append(Message(content, dst_node_id=node, message_type="train.seal"))
+        came = collect(self._send(messages), asked)
+        strategy.answers.rows.update(came.rows)
+        strategy.answers.failures.update(came.failures)
+        strategy.answers.add(came)
+        return mixing
+
+    def combine(
+        self, mixing: Mixing, updates: Mapping[str, Row]
+    ) -> tuple[list[SealedParts], dict[str, str]]:
+        """The mixtures, a row each, and why some updates had to be left out.
+
+        A ciphertext that turns out to be malformed while it is added costs its client alone.
+        """
+        columns, failures = list(updates), dict[str, str]()
+        good = {c: update for c, update in updates.items() if isinstance(update, SealedParts)}
+        if self.at_once and not self.strategy.mixes_rows:
+            # Equal, except that clients without examples have nothing to add.
+            weighs = dict(zip(columns, mixing.weights[0].tolist(), strict=True))
+            self._weights = {client: 1.0 for client in columns if weighs[client] > 0}
+            good = {client: update for client, update in good.items() if weighs[client] > 0}
+        while good:
+            try:
+                if self.strategy.mixes_rows:
+                    return self._mixed(mixing, columns, good), failures
+                return [self.total(good)], failures
+            except ClientError:
+                wrong = self._malformed(good)
+                if not wrong:
+                    raise
+                failures |= wrong
+                good = {c: u for c, u in good.items() if c not in wrong}
+        raise RunError(f"no update can be added: {next(iter(failures.items()), 'nobody sent one')}")
+
+    def total(self, updates: Mapping[str, SealedParts]) -> SealedParts:
+        """The sum of all groups but the unit vectors, to be divided by the sum of the weights."""
+        assert self.cipher is not None
+        first = next(iter(updates.values()))
+        blobs = []
+        for index in (k for k, group in enumerate(first.groups) if not group.unit):
+            added = self.cipher.add(update.sealed[index] for update in updates.values())
+            blobs.append(added.to_bytes())
+        divisor = sum(self._weights[client] for client in updates)
+        groups = tuple(group for group in first.groups if not group.unit)
+        layouts = {name: first.layouts[name] for group in groups for name in group.names}
+        self._note_bytes(first)
+        return SealedParts(layouts, groups, tuple(blobs), divisor)
+
+    def _note_bytes(self, update: SealedParts) -> None:
+        sizes = [self.strategy.sealed_size(n) for group in update.groups for n in group.names]
+        self.bytes_per_parameter = update.nbytes / sum(sizes)
+
+    def rows(
+        self, weights: torch.Tensor, updates: Sequence[SealedParts], names: Sequence[str]
+    ) -> list[SealedParts]:
+        """Mixtures of the groups ``names`` with weights [R, K], for methods that mix rows."""
+        assert self.cipher is not None
+        kept = [update.of(names) for update in updates]
+        mixed: list[list[bytes]] = [[] for _ in weights]
+        for index in range(len(kept[0].groups)):
+            found = self.cipher.mix(weights, [update.sealed[index] for update in kept])
+            for row, one in zip(mixed, found, strict=True):
+                row.append(one.to_bytes())
+        return [SealedParts(kept[0].layouts, kept[0].groups, tuple(row)) for row in mixed]
+
+    def _mixed(
+        self, mixing: Mixing, columns: list[str], good: Mapping[str, SealedParts]
+    ) -> list[SealedParts]:
+        weights = mixing.weights[:, [columns.index(client) for client in good]]
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        first = next(iter(good.values()))
+        self._note_bytes(first)
+        names = [n for group in first.groups if not group.unit for n in group.names]
+        return self.rows(weights, list(good.values()), names)
+
+    def _malformed(self, updates: Mapping[str, SealedParts]) -> dict[str, str]:
+        assert self.cipher is not None
+        wrong = {}
+        for client, update in updates.items():
+            try:
+                for group, one in zip(update.groups, update.sealed, strict=True):
+                    if not group.unit:
+                        self.cipher.add([one])
+            except ClientError as error:
+                wrong[client] = f"update: {error}"
+        return wrong
+
+    def opened(self, sealed: SealedParts) -> Parts:
+        """Have one node open a mean that the server needs in the clear; the next is asked if it
+        fails.
+
+        Raises:
+            RunError: none could.
+        """
+        reason, header = "there is no node", {**self.strategy.header(), "clients": []}
+        for node in self.strategy.roster.hosts:
+            message = Message(pack([sealed], header), dst_node_id=node, message_type="query.open")
+            try:
+                (reply,) = self._send([message])
+                ((parts,), _) = read_reply(reply)
+                return plain(parts)
+            except (ClientError, ValueError) as error:
+                reason = str(error)
+        raise RunError(f"no node could open a mean: {reason}")
+
+    def similar(self, units: Mapping[str, SealedParts]) -> dict[str, list[float]]:
+        """For each client its weights of all clients in ``units``, in order, rounded: its own node
+        opens the inner products of its unit vector with the others'.
+
+        A client whose node does not answer gets no row.
+        """
+        assert self.cipher is not None
+        clients = list(units)
+        products = self.cipher.inner_products([unit.sealed[0] for unit in units.values()])
+        pairs = {p: k for k, p in enumerate(combinations(range(len(clients)), 2))}
+        asked, header = self.strategy.roster.by_node(clients), self.strategy.header()
+        messages = []
+        for node, hosted in asked.items():
+            blobs, own = [], [clients.index(client) for client in hosted]
+            for i in own:
+                others = [(min(i, j), max(i, j)) for j in range(len(clients)) if j != i]
+                blobs += [products[pairs[pair]].to_bytes() for pair in others]
+            row = SealedParts({}, tuple(Group((), True) for _ in blobs), tuple(blobs))
+            body = {**header, "clients": hosted, "places": own, "of": len(clients)}
+            content = pack([row], body)
+            messages.append(Message(content, dst_node_id=node, message_type="query.similarity"))
+        found: dict[str, list[float]] = {}
+        for node, body in collect(self._send(messages), asked).bodies.items():
+            rows = body.get("rows", {})
+            found |= {c: [float(w) for w in rows[c]] for c in asked[node] if c in rows}
+        return {c: row for c, row in found.items() if len(row) == len(clients) and sum(row) > 0}
+
+    def forget(self) -> None:
+        """Have the nodes throw away a key that was made for this run."""
+        if self.config.encryption.keys is None:
+            header = {**self.strategy.header(), "clients": []}
+            nodes = self.strategy.roster.hosts
+            messages = [
+                Message(pack([], header), dst_node_id=node, message_type="query.forget")
+                for node in nodes
+            ]
+            collect(self._send(messages), {node: [str(node)] for node in nodes})
+
+    def _send(self, messages: list[Message]) -> list[Message]:
+        assert self.grid is not None
+        return send_and_receive(self.grid, messages, self.config.round_timeout)
+
+    def figures(self) -> dict[str, Any]:
+        """The report's figures on encryption."""
+        assert self.cipher is not None
+        return {
+            "enabled": True,
+            "scheme": self.cipher.parameters.scheme,
+            "bytes_per_parameter": self.bytes_per_parameter,
+            "security_bits": self.cipher.parameters.security,
+            "key_id": self.cipher.key_id,
+        }
+
+
+FRESH = {False: ("vector",), True: ("head",)}
+
+
+def plain(parts: Row) -> Parts:
+    """Parts that are known to be in the clear."""
+    assert isinstance(parts, Parts)
+    return parts
+
+
+def check_encryption(config: Config, reads: str | None, encrypted_form: bool) -> None:
+    """Refuse a method that the server could not run on ciphertexts.
+
+    Raises:
+        ConfigError: naming what it reads.
+    """
+    if reads is not None and not encrypted_form:
+        takes = f"a method whose server only mixes; this one reads {reads}"
+        raise ConfigError("strategy.name", config.strategy.name, takes)

@@ -1,0 +1,133 @@
+"""A run whose server was killed goes on as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedpers.parts import Parts
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    *("rounds=6", "data.clients=5", "model.pretrain.epochs=2", "evaluation.every=2"),
+    *("evaluation.local_baseline=false", "evaluation.outside=20", "evaluation.adapters=false"),
+]
+PRIVATE = [
+    *("privacy.enabled=true", "privacy.deterministic_for_tests=true"),
+    *("privacy.lr=0.5", "privacy.weights=counts"),
+]
+CASES = {
+    "ditto": [],
+    "pfedsim": ["strategy.name=pfedsim", "strategy.params.rho=0.4"],
+    "private": [*PRIVATE, "strategy.name=perada", "strategy.params.distill=false"],
+    "population": [*PRIVATE, "privacy.unit=client", "strategy.name=fedper"],
+}
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """``start("out", "rounds=3")``: the command line in a process of its own."""
+    started = []
+
+    def start(output: str, *settings: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "simulations.cli", "run", "configs/digits.yaml"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "FEDPERS_CACHE": str(tmp_path / "cache")}
+        process = subprocess.Popen(
+            [*command, "--backend", "serial", *SMALL, f"output={tmp_path / output}", *settings],
+            cwd=ROOT,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def run_folder(output: Path) -> Path:
+    (folder,) = output.iterdir()
+    return folder
+
+
+def left(folder: Path) -> dict[str, str]:
+    """What must be the same: the clients' stores, the ledgers, the last checkpoint."""
+    paths = [*folder.glob("state/**/*"), *folder.glob("checkpoint/round-000006/*")]
+    found = {str(path.relative_to(folder)): path for path in paths if path.is_file()}
+    # Names of the run are in these two, and they say nothing more.
+    return {k: content(p) for k, p in found.items() if p.name not in RUN_NAMED}
+
+
+def content(path: Path) -> str:
+    if path.suffix == ".safetensors":  # its metadata are in no fixed order
+        return Parts.load(path).digest()
+    return path.read_text()
+
+
+RUN_NAMED = ("account.json", "answer.json")
+
+
+def scores(folder: Path) -> dict[tuple[int, str], object]:
+    lines = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+    return {(line["round"], line["client"]): line["test"] for line in lines}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "private" else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
+def test_a_killed_run_goes_on_bit_for_bit(start: Start, tmp_path: Path, name: str) -> None:
+    whole = start("whole", *CASES[name])
+    assert whole.wait() == 0, whole.communicate()[0]
+    killed = start("killed", *CASES[name])
+    assert killed.stdout is not None
+    for line in killed.stdout:  # the line is printed before the round's checkpoint is written
+        if line.startswith("round 4/6"):
+            break
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    folder = run_folder(tmp_path / "killed")
+    assert not (folder / "report.json").exists()
+    resumed = start("killed", *CASES[name], "--resume", str(folder))
+    output = resumed.communicate()[0]
+    assert resumed.returncode == 0 and "resumed after round" in output, output
+    reference = run_folder(tmp_path / "whole")
+    assert left(folder) == left(reference)
+    assert scores(folder) == scores(reference)
+    reports = [json.loads((f / "report.json").read_text()) for f in (folder, reference)]
+    for figure in ("accuracy", "gain_over_global", "privacy", "communication"):
+        assert reports[0][figure] == reports[1][figure]
+
+
+def test_what_cannot_be_resumed_is_one_line(start: Start, tmp_path: Path) -> None:
+    nothing = start("out", "--resume", str(tmp_path))
+    output = nothing.communicate()[0]
+    assert nothing.returncode == 2
+    assert "takes the folder of a run to resume" in output.splitlines()[-1]
+    first = start("out", "rounds=1")
+    assert first.wait() == 0
+    folder = run_folder(tmp_path / "out")
+    other = start("out", "rounds=2", "training.lr=0.5", "--resume", str(folder))
+    output = other.communicate()[0]
+    assert other.returncode == 2
+    assert output.splitlines()[-1].startswith("error: training.lr: got 0.5, takes 0.3, with which")
+    over = start("out", "rounds=1", "--resume", str(folder))
+    assert "takes more than the 1 that the run has had" in over.communicate()[0]
+    assert over.returncode == 2
+    more = start("out", "rounds=2", "--resume", str(folder))
+    assert more.wait() == 0
+    rounds = [json.loads(x)["round"] for x in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert rounds == [1, 2]
