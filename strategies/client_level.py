@@ -14,8 +14,8 @@ import torch
 from fedpers.config import Config
 from fedpers.errors import ConfigError
 from fedpers.parts import Part, Parts
-from fedpers.privacy import Budget, BudgetSpent, Ledger, Release
-from fedpers.privacy.accounting import default_delta, tight_epsilon_of
+from fedpers.privacy import Budget, BudgetSpent, Ledger, Release, epsilon_of
+from fedpers.privacy.accounting import LARGEST_NOISE, default_delta, tight_epsilon_of
 from fedpers.robust import change, too_long
 from fedpers.seeding import seed_for, torch_generator
 
@@ -50,7 +50,8 @@ class ClientLevel:
             ledgers: the folder of the ledger.
 
         Raises:
-            ConfigError: delta protects nobody among so many clients, or nothing is left.
+            ConfigError: delta protects nobody among so many clients, epsilon is so small that no
+                noise is shown to be enough, or nothing is left.
             ClientError: the ledger cannot be read.
         """
         privacy = self.config.privacy
@@ -63,6 +64,10 @@ class ClientLevel:
         try:
             self.sigma = self.budget.noise_multiplier(self.rate, self.config.rounds)
         except BudgetSpent:
+            if not self.budget.spent:
+                least = epsilon_of([Release(LARGEST_NOISE, 1.0, 1)], self.delta)
+                takes = f"a number > {least:.2g}, the least that is shown at delta {self.delta:.1g}"
+                raise ConfigError("privacy.epsilon", privacy.epsilon, takes) from None
             takes = f"more than the {self.budget.spent:.3g} that earlier runs have spent"
             cure = "or another state folder, if its clients are others"
             raise ConfigError("privacy.epsilon", privacy.epsilon, takes, cure) from None

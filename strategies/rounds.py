@@ -6,6 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,14 @@ from flwr.serverapp.strategy import Result
 
 from fedpers.config import Config
 from fedpers.errors import ConfigError
-from fedpers.evaluation import ClientResult, RunFolder, build_report, choose, new_run_id
+from fedpers.evaluation import (
+    ClientResult,
+    RunFolder,
+    build_report,
+    choose,
+    new_run_id,
+    write_html,
+)
 from fedpers.evaluation.report import privacy_figures
 from fedpers.records import pack
 from strategies.checkpoint import load_checkpoint, save_checkpoint
@@ -144,7 +152,9 @@ def export_adapters(
         client: {
             "run_id": report["run_id"],
             "round": server_round,
-            "test": results[client].test.to_json() if client in results else None,
+            "test": replace(results[client].test, detail=None).to_json()
+            if client in results
+            else None,
             "gate": chosen.get(client),
             "epsilon": strategy.spending.get(client, {}).get("epsilon"),
         }
@@ -313,4 +323,8 @@ class RunFiles:
         )
         self.folder.write_report(report)
         self.folder.close()
+        try:
+            write_html(self.folder.path)
+        except Exception as error:  # a picture of the run must not cost the run
+            log.warning("report.html: %s", error)
         return report

@@ -15,7 +15,8 @@ import pytest
 from fedpers.config import Config
 from fedpers.errors import ConfigError, FedpersError, RunError
 from simulations import guard
-from simulations.launcher import _environment, _Lines, launch, parse_status
+from simulations.flower import Lines, environment, parse_status
+from simulations.launcher import launch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -62,7 +63,7 @@ def test_status_is_read_from_flowers_answer() -> None:
 
 
 def test_lines_are_whole_and_come_once(tmp_path: Path) -> None:
-    lines = _Lines(tmp_path / "log")
+    lines = Lines(tmp_path / "log")
     assert lines.new() == []
     with (tmp_path / "log").open("wb", buffering=0) as file:
         file.write(b"one\ntw")
@@ -79,13 +80,13 @@ def test_the_environment_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FEDPERS_DATA", "data")
     for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
-    env = _environment(tmp_path / "space", "mark")
+    env = environment(tmp_path / "space", "mark")
     assert env["PYTHONPATH"].split(os.pathsep)[:2] == [str(tmp_path / "here"), "/there"]
     assert env["FEDPERS_DATA"] == str(tmp_path / "data")
     assert env["FLWR_HOME"].startswith(str(tmp_path / "space"))
     assert env["RAY_TMPDIR"] == str(tmp_path / "space")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert "RAY_TMPDIR" not in _environment(tmp_path, "mark")
+    assert "RAY_TMPDIR" not in environment(tmp_path, "mark")
 
 
 def test_a_server_app_that_raises_fails_the_run(

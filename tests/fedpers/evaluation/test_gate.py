@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpers.evaluation import ClientResult, Counts
-from fedpers.evaluation.gate import choose, gated, sign_test
+from fedpers.evaluation.gate import choose, gate_summary, gated, sign_test
 
 
 def counts(n: int, right: int, fixed: int, broke: int) -> Counts:
@@ -60,3 +60,21 @@ def test_the_choice_does_not_depend_on_test_counts(pairs: list[tuple[int, int]])
     results = [client(str(k), *pair) for k, pair in enumerate(pairs)]
     others = [ClientResult(r.client, r.train, r.val, counts(50, 0, 50, 0)) for r in results]
     assert choose(results) == choose(others)
+
+
+def test_summary_by_hand() -> None:
+    # The population takes the personal models; "harmed" overrides and takes the global one.
+    # On test personal has 31 of 50 right and global 30, but at "late" 20 and 30.
+    crowd = [client(str(k), 5, 0) for k in range(8)]
+    late = ClientResult("late", 100, counts(40, 20, 5, 0), counts(50, 30, 0, 10))
+    untested = ClientResult("untested", 100, counts(40, 20, 5, 0), counts(0, 0, 0, 0))
+    got = gate_summary([*crowd, client("harmed", 0, 7), late, untested])
+    assert got["coverage_clients"] == pytest.approx(9 / 10)
+    assert got["coverage_examples"] == pytest.approx(450 / 500)
+    # harmed misses 31 - 30 of 50, late 30 - 20 of 50
+    assert got["oracle_gap"] == pytest.approx((1 / 50 + 10 / 50) / 10)
+
+
+def test_summary_without_both_models_is_none() -> None:
+    only = ClientResult("a", 3, Counts(2, {"personal": 1}, {}, {}), Counts(2, {"local": 1}, {}, {}))
+    assert set(gate_summary([only]).values()) == {None} == set(gate_summary([]).values())

@@ -106,6 +106,7 @@ def test_harmed_share_by_hand() -> None:
         client("e", 0, 0, 0, 0),
     ]
     assert metrics.harmed_share(results) == 0.5
+    assert metrics.harmed_clients(results) == ["a", "b"]
 
 
 def test_harmed_share_is_corrected_for_many_clients() -> None:

@@ -44,9 +44,15 @@ def test_fields_and_figures() -> None:
         *("run_id", "strategy", "seed", "rounds", "clients", "selected_round", "scored"),
         *("accuracy", "gain_over_global", "gain_over_local", "breakage_rate", "fix_rate"),
         *("harmed_share", "out_of_client", "gated", "cold_start", "privacy", "encryption"),
+        *("macro_f1", "auc", "ece", "ece_pooled", "collapse", "gini", "gate"),
         *("communication", "seconds"),
         "environment",
     }
+    # These were counted without detail.
+    assert got["macro_f1"] == dict.fromkeys(("personal", "global", "gated", "local"))
+    # Without a global model on validation the gate falls back to it: 5 of 10 right, not 7.
+    gate = {"coverage_clients": 0, "coverage_examples": 0, "oracle_gap": pytest.approx(0.2)}
+    assert got["gate"] == gate
     assert (got["run_id"], got["strategy"], got["seed"]) == ("r", "ditto", 0)
     assert (got["rounds"], got["clients"], got["selected_round"]) == (20, 2, 15)
     assert got["scored"] == {
