@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow check clean
+.PHONY: setup demo devices test test-slow check clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/fedpers run configs/digits.yaml
+
+devices: setup
+	$(BIN)/fedpers devices demo
 
 test: setup
 	$(BIN)/pytest

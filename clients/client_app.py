@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.device import Device
 from clients.host import ClientHost, deal, host_of
 from clients.pfedsim import weights_of
+from fedpers.data import Task
 from fedpers.encryption.sealed_parts import SealedParts
 from fedpers.errors import FedpersError
 from fedpers.parts import Parts
 from fedpers.privacy import BudgetSpent
-from fedpers.records import Row, pack, unpack
+from fedpers.records import Row, in_the_clear, pack, unpack
 
 app = ClientApp()
 SPENT = f"{BudgetSpent.__name__}:"
@@ -31,9 +32,15 @@ def roster(message: Message, context: Context) -> Message:
     The first message of a run: a node that cannot run the method as configured says so in one
     line, before anything was trained.
     """
-    _, body = unpack(message.content)
+    rows, body = unpack(message.content)
     try:
-        host = _host(body)
+        device = Device.of(context.node_config)
+        if device is not None and body["base"] is not None:
+            for row in rows:  # the second time it is asked
+                device.keep_base(in_the_clear(row))
+            if not device.base(body["base"]):
+                return _reply(message, [], {"needs": "base"})
+        host = _host(body, context)
     except FedpersError as error:
         return _reply(message, [], {"refused": str(error)})
     except Exception as error:  # a plug-in's mistake: asking again would not mend it
@@ -48,7 +55,10 @@ def roster(message: Message, context: Context) -> Message:
     nodes = int(context.node_config.get("num-partitions", 1))
     node = int(context.node_config.get("partition-id", 0))
     everyone = [*host.data.clients, *host.data.held_out]
-    clients = deal({client: host.data.size(client) for client in everyone}, nodes)[node]
+    if host.device is not None:
+        nodes, clients = 1, everyone
+    else:
+        clients = deal({client: host.data.size(client) for client in everyone}, nodes)[node]
     answer = {
         "clients": clients,
         "held_out": [client for client in clients if client in host.data.held_out],
@@ -65,7 +75,7 @@ def train(message: Message, context: Context) -> Message:
 
     Under encryption the uploads are sealed; or kept, where their weights are not known yet.
     """
-    rows, body = _opened(message)
+    rows, body = _opened(message, context)
     uploads: list[Row] = []
     reports: dict[str, dict[str, Any]] = {}
     sealing, server_round = body.get("sealing"), body["round"]
@@ -85,8 +95,8 @@ def train(message: Message, context: Context) -> Message:
                 host.hold(client, server_round, upload)
         reports[client] = report
 
-    failures, seconds = _each(body, one)
-    host = _host(body)
+    failures, seconds = _each(body, context, one)
+    host = _host(body, context)
     spent = {c: host.spending(c) for c, reason in failures.items() if reason.startswith(SPENT)}
     times = {"seconds": seconds, **host.sealer.take_seconds()}
     answer = {"reports": reports, "failures": failures, "spent": spent, **times}
@@ -104,15 +114,15 @@ def seal(message: Message, context: Context) -> Message:
         where = {"client": client, "server_round": body["round"]}
         uploads.append(host.sealer.sealed(upload, body["sealing"], weight=weight, **where))
 
-    failures, seconds = _each(body, one)
-    times = {"seconds": seconds, **_host(body).sealer.take_seconds()}
+    failures, seconds = _each(body, context, one)
+    times = {"seconds": seconds, **_host(body, context).sealer.take_seconds()}
     return _reply(message, uploads, {"failures": failures, **times})
 
 
 @app.query("open")
 def open_means(message: Message, context: Context) -> Message:
     """Open means that the server needs in the clear, as the method's strategy says."""
-    rows, _ = _opened(message)
+    rows, _ = _opened(message, context)
     return _reply(message, list(rows), {})
 
 
@@ -122,7 +132,7 @@ def similarity(message: Message, context: Context) -> Message:
     products as they are would tell about the key, and more about heads than is needed."""
     (row,), body = unpack(message.content)
     assert isinstance(row, SealedParts)
-    host, weights = _host(body), {}
+    host, weights = _host(body, context), {}
     others = body["of"] - 1
     products = host.sealer.cipher.open_products(row.sealed)
     for k, (client, place) in enumerate(zip(body["clients"], body["places"], strict=True)):
@@ -136,7 +146,7 @@ def similarity(message: Message, context: Context) -> Message:
 def forget(message: Message, context: Context) -> Message:
     """Throw away the key that was made for the run."""
     _, body = unpack(message.content)
-    _host(body).sealer.forget()
+    _host(body, context).sealer.forget()
     return _reply(message, [], {})
 
 
@@ -144,23 +154,23 @@ def forget(message: Message, context: Context) -> Message:
 def train_baseline(message: Message, context: Context) -> Message:
     """Train the local-only baseline of the clients named. Nothing of it leaves them."""
     _, body = unpack(message.content)
-    failures, seconds = _each(body, lambda host, client: host.train_baseline(client))
+    failures, seconds = _each(body, context, lambda host, client: host.train_baseline(client))
     return _reply(message, [], {"failures": failures, "seconds": seconds})
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the clients named: counts of right and wrong answers, no example."""
-    rows, body = _opened(message)
+    rows, body = _opened(message, context)
     results: list[dict[str, Any]] = []
-    held_back = _host(body).holds_back
+    held_back = _host(body, context).holds_back
 
     def one(host: ClientHost, client: str) -> None:
         result = host.evaluate(client, body["round"], rows[body["rows"][client]])
         if not held_back:
             results.append(result.to_json())
 
-    failures, seconds = _each(body, one)
+    failures, seconds = _each(body, context, one)
     answer = {"results": results, "held_back": held_back, "failures": failures, "seconds": seconds}
     return _reply(message, [], answer)
 
@@ -168,9 +178,9 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.evaluate("newcomers")
 def evaluate_newcomers(message: Message, context: Context) -> Message:
     """Evaluate clients that never trained, after so many local batches each."""
-    rows, body = _opened(message)
+    rows, body = _opened(message, context)
     results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
-    held_back = _host(body).holds_back
+    held_back = _host(body, context).holds_back
 
     def one(host: ClientHost, client: str) -> None:
         if held_back:
@@ -179,7 +189,7 @@ def evaluate_newcomers(message: Message, context: Context) -> Message:
             row = rows[body["rows"][client]]
             found.append(host.newcomer(client, body["round"], row, batches).to_json())
 
-    failures, seconds = _each(body, one)
+    failures, seconds = _each(body, context, one)
     answer = {"results": results, "failures": failures, "seconds": seconds}
     return _reply(message, [], answer)
 
@@ -188,27 +198,27 @@ def evaluate_newcomers(message: Message, context: Context) -> Message:
 def export(message: Message, context: Context) -> Message:
     """Save the clients' evaluated models as PEFT folders, on this machine."""
     _, body = unpack(message.content)
-    folder = Path(body["run_folder"]) / "adapters"
 
     def one(host: ClientHost, client: str) -> None:
+        folder = host.stores.parent / "adapters"
         host.export(client, body["round"], folder, body["manifests"][client])
 
-    failures, seconds = _each(body, one)
+    failures, seconds = _each(body, context, one)
     return _reply(message, [], {"failures": failures, "seconds": seconds})
 
 
-def _opened(message: Message) -> tuple[list[Parts], dict[str, Any]]:
+def _opened(message: Message, context: Context) -> tuple[list[Parts], dict[str, Any]]:
     """The rows of a message in the clear, and its body."""
     rows, body = unpack(message.content)
-    sealer = _host(body).sealer
+    sealer = _host(body, context).sealer
     return [sealer.opened(row) for row in rows], body
 
 
 def _each(
-    body: dict[str, Any], work: Callable[[ClientHost, str], None]
+    body: dict[str, Any], context: Context, work: Callable[[ClientHost, str], None]
 ) -> tuple[dict[str, str], float]:
     """Do ``work`` for every client named. One that fails costs itself, not its host's others."""
-    started, failures, host = time.perf_counter(), {}, _host(body)
+    started, failures, host = time.perf_counter(), {}, _host(body, context)
     for client in body["clients"]:
         try:
             work(host, client)
@@ -222,9 +232,15 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _host(body: dict[str, Any]) -> ClientHost:
+def _host(body: dict[str, Any], context: Context) -> ClientHost:
     return host_of(
-        body["settings"], body["algorithm"], tuple(body["server_params"]), body["run_folder"]
+        body["settings"],
+        body["algorithm"],
+        tuple(body["server_params"]),
+        body["run_folder"],
+        Device.of(context.node_config),
+        body["base"],
+        Task(body["task"][0], tuple(body["task"][1]), body["task"][2]),
     )
 
 

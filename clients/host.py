@@ -14,13 +14,14 @@ from torch import Tensor
 from clients.account import EXAMPLES, LABELS, Account, check_client
 from clients.base import LocalAlgorithm, check_private, find_algorithm
 from clients.clipping import clipped
+from clients.device import Device
 from clients.features import FeatureCache
 from clients.local import Local
 from clients.sealing import Sealer
 from clients.store import DAMAGED, ClientStore
 from clients.trainer import Trainer, fill
 from fedpers.config import Config, config_from_json
-from fedpers.data import Examples, FederatedData, load_data
+from fedpers.data import Examples, FederatedData, Task, device_data, load_data
 from fedpers.errors import ClientError
 from fedpers.evaluation import ClientResult, Counts
 from fedpers.models import build_model, save_adapter
@@ -33,11 +34,26 @@ RELEASED, ANSWER, HELD = "released", "answer", "held"
 
 @lru_cache(maxsize=1)
 def host_of(
-    settings: str, algorithm: str, server_params: tuple[str, ...], run_folder: str
+    settings: str,
+    algorithm: str,
+    server_params: tuple[str, ...],
+    run_folder: str,
+    device: Device | None = None,
+    base: str | None = None,
+    task: Task | None = None,
 ) -> ClientHost:
-    """This process's host for a run. Model and data load once per process and configuration."""
+    """This process's host for a run. Model and data load once per process and configuration.
+
+    Args:
+        run_folder: the server's; a device keeps its own under its ``state``.
+        base: what a device needs of the model besides the settings, by digest.
+        task: what the server's data make.
+    """
+    config = config_from_json(settings)
     stores = Path(run_folder) / "state"
-    return ClientHost(config_from_json(settings), algorithm, server_params, stores)
+    if device is not None:
+        stores = device.state / "runs" / Path(run_folder).name / "state"
+    return ClientHost(config, algorithm, server_params, stores, device, base, task)
 
 
 class ClientHost:
@@ -48,27 +64,48 @@ class ClientHost:
         algorithm: name of the method's client side.
         server_params: names in ``strategy.params`` that the method's server side takes.
         stores: the folder of the clients' stores.
+        device: where the node is one; it hosts one client, and its ledger outlives runs.
+        base: see ``host_of``.
+        task: see ``host_of``.
     """
 
     def __init__(
-        self, config: Config, algorithm: str, server_params: Sequence[str], stores: Path
+        self,
+        config: Config,
+        algorithm: str,
+        server_params: Sequence[str],
+        stores: Path,
+        device: Device | None = None,
+        base: str | None = None,
+        task: Task | None = None,
     ) -> None:
         torch.set_num_threads(config.simulation.cpus_per_node)
         found, params = find_algorithm(algorithm, config, server_params)
         self.config, self.stores, self.run = config, stores, stores.parent.name
-        self.ledgers = (Path(config.state) if config.state else stores) / "ledgers"
-        self.data: FederatedData = load_data(config)
-        self.model = build_model(config, self.data)
+        self.device = device
+        if device is None:
+            self.ledgers = (Path(config.state) if config.state else stores) / "ledgers"
+            self.data: FederatedData = load_data(config)
+            self.model = build_model(config, self.data)
+        else:
+            self.ledgers = device.state / "ledgers"
+            self.data = device_data(config, device.client, device.data, task)
+            self.model = build_model(config, self.data, device.base(base) if base else None)
         self.local = Local(config, self.model, Local.Params())
         self.algorithm = found(config, self.model, params)
         self.examples = FeatureCache(self.data, self.model) if config.model.cache else self.data
-        self.sealer = Sealer(config, str(stores), len(self.data.clients))
+        keys = device.keys if device else None
+        self.sealer = Sealer(config, str(stores), len(self.data.clients), keys)
         self._outside: dict[str, Examples] = {}
         self._accounts: dict[str, Account] = {}
         if config.privacy.enabled and config.privacy.unit == "example":
             check_private(algorithm, self.algorithm)
             for client in self.data.clients:
                 check_client(config, client, self.data.size(client))
+
+    def store(self, client: str) -> ClientStore:
+        """What one client keeps; a device's is on its disk when a call returns."""
+        return ClientStore(self.stores, client, durable=self.device is not None)
 
     @property
     def holds_back(self) -> bool:
@@ -104,7 +141,7 @@ class ClientHost:
     def _train(
         self, client: str, server_round: int, broadcast: Parts
     ) -> tuple[Parts, dict[str, Any]]:
-        store = ClientStore(self.stores, client)
+        store = self.store(client)
         personal, account = store.load_before(PERSONAL, server_round), self._account(client)
         if account is not None and (answer := self._answered(store, server_round, broadcast)):
             return answer
@@ -173,7 +210,7 @@ class ClientHost:
 
     def hold(self, client: str, server_round: int, upload: Parts) -> None:
         """Keep an upload until its weight is known."""
-        ClientStore(self.stores, client).save_round(HELD, server_round, upload)
+        self.store(client).save_round(HELD, server_round, upload)
 
     def held(self, client: str, server_round: int) -> Parts:
         """The upload kept in a round.
@@ -181,7 +218,7 @@ class ClientHost:
         Raises:
             ClientError: there is none.
         """
-        found = ClientStore(self.stores, client).load_round(HELD, server_round)
+        found = self.store(client).load_round(HELD, server_round)
         if not found:
             raise ClientError(f"seal: no update of round {server_round} is kept here")
         return found
@@ -196,7 +233,7 @@ class ClientHost:
 
     def train_baseline(self, client: str) -> None:
         """Train the local-only model: as many epochs as the run, on its data alone."""
-        local, store = self.local, ClientStore(self.stores, client)
+        local, store = self.local, self.store(client)
         working = local.receive(Parts(), Parts())
         for server_round in range(1, self.config.rounds + 1):
             trainer = self._trainer(client, server_round, self.local)
@@ -205,7 +242,7 @@ class ClientHost:
 
     def evaluate(self, client: str, server_round: int, broadcast: Parts) -> ClientResult:
         """Score every model that this client has on its validation and test examples."""
-        store, trainer = ClientStore(self.stores, client), self._trainer(client, server_round)
+        store, trainer = self.store(client), self._trainer(client, server_round)
         personal = store.load_before(PERSONAL, server_round + 1)
         working = self.algorithm.receive(broadcast, personal)
         working = self.algorithm.tune(working, trainer)
@@ -231,7 +268,7 @@ class ClientHost:
         self, client: str, server_round: int, folder: Path, manifest: Mapping[str, Any]
     ) -> None:
         """Save the personal model scored in ``server_round`` as a PEFT folder on this machine."""
-        store = ClientStore(self.stores, client)
+        store = self.store(client)
         fill(
             self.model, {s: s for s in self.model.slots}, store.load(self._evaluated(server_round))
         )
@@ -296,9 +333,10 @@ class ClientHost:
             return None
         if client not in self._accounts:
             data, ledgers = self.data.client(client), self.ledgers
-            store = ClientStore(self.stores, client)
+            store = self.store(client)
+            owner = self.device.client if self.device else None
             self._accounts[client] = Account(
-                self.config, self.algorithm, client, data, ledgers, store, self.run
+                self.config, self.algorithm, client, data, ledgers, store, self.run, owner
             )
         return self._accounts[client]
 

@@ -41,7 +41,11 @@ def setting(
 
 @dataclass
 class Columns:
-    """Which columns of a table hold what (``csv``, ``parquet``, ``folder`` and ``hub`` sources)."""
+    """Which columns of a table hold what (``csv``, ``parquet``, ``folder`` and ``hub`` sources).
+
+    ``classes``: how many there are, where the data need not hold all of them (devices); labels are
+    then 0..classes-1.
+    """
 
     features: list[str] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
@@ -49,6 +53,7 @@ class Columns:
     label: str = "label"
     client: str | None = None
     group: str | None = None
+    classes: int | None = setting(None, least=2)
 
 
 @dataclass

@@ -21,6 +21,17 @@ Row = Parts | SealedParts
 STYPE = "fedpers.sealed.v1"
 
 
+def in_the_clear(row: Row) -> Parts:
+    """A row that has to be plain parts.
+
+    Raises:
+        ClientError: it is sealed.
+    """
+    if not isinstance(row, Parts):
+        raise ClientError("message: got sealed parts, takes plain ones")
+    return row
+
+
 def pack(rows: Sequence[Row], body: Mapping[str, Any]) -> RecordDict:
     """A message's content: ``rows`` (K parts of one layout) and a JSON-able ``body``.
 

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,7 +218,13 @@ def flwr(space: Space, *arguments: str) -> dict[str, Any]:
     return dict(answer)
 
 
-def popen(space: Space, command: Sequence[str], output: IO[bytes] | int) -> subprocess.Popen[bytes]:
+def popen(
+    space: Space,
+    command: Sequence[str],
+    output: IO[bytes] | int,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start one of Flower's programs in a space; ``env`` is added to the space's environment."""
     name, *arguments = command
     program = shutil.which(name, path=space.env["PATH"])
     if program is None:
@@ -228,7 +234,7 @@ def popen(space: Space, command: Sequence[str], output: IO[bytes] | int) -> subp
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env=space.env,
+        env={**space.env, **(env or {})},
         # Empty: what lies in the working folder would hide installed packages in Ray's workers.
         cwd=space.path("cwd"),
         # A Ctrl-C is for the launcher, which then ends them all.

@@ -21,6 +21,7 @@ from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, gated
 from fedpers.evaluation.metrics import accuracy_summary
 from fedpers.models import PersonalModel
+from fedpers.models.base_state import made_from_public_data, read_base
 from fedpers.models.lora import product_error
 from fedpers.parts import Parts, combine
 from fedpers.records import Row, pack
@@ -97,6 +98,10 @@ class PersonalizedStrategy(Strategy):
         self.sealing = Sealing(self) if config.encryption.enabled and self.shares else None
         self.signal = SignalToNoise()
         self.run_folder, self.last_round = "", 0
+        # Frozen, and made of public data, which devices do not have.
+        self.base = read_base(model) if made_from_public_data(config) else None
+        self.base_digest = self.base.digest() if self.base else None
+        self.task = data.task
         self._asked: dict[int, list[str]] = {}
 
     @classmethod
@@ -433,6 +438,8 @@ class PersonalizedStrategy(Strategy):
             "algorithm": self.client_side(),
             "server_params": self.param_names(),
             "run_folder": self.run_folder,
+            "base": self.base_digest,
+            "task": [self.task.kind, list(self.task.input_shape), self.task.num_classes],
             **({} if self.sealing is None else {"sealing": self.sealing.header()}),
         }
 

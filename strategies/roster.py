@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpers.errors import FedpersError, RunError
-from strategies.exchange import collect, send_and_receive
+from strategies.exchange import Answers, collect, send_and_receive
 
 log = logging.getLogger("fedpers")
 
@@ -24,6 +24,7 @@ class Roster:
     """
 
     def __init__(self) -> None:
+        self.base: RecordDict | None = None  # the enquiry, with what devices need of the model
         self.hosts: dict[int, list[str]] = {}
         self.held_out: set[str] = set()
         self.scored: str | None = None
@@ -83,12 +84,19 @@ class Roster:
         for node in set(self.hosts) - present:
             log.warning("node %s left with clients %s", node, ", ".join(self.hosts.pop(node)))
         new = sorted(present - set(self.hosts) - self._refused)
-        messages = [Message(content, dst_node_id=n, message_type="query.roster") for n in new]
-        answers = collect(send_and_receive(grid, messages, timeout), {n: [str(n)] for n in new})
+        answers = self._ask(grid, new, content, timeout)
+        lacking = [node for node, body in answers.bodies.items() if "needs" in body]
+        if lacking and self.base is not None:
+            again = self._ask(grid, lacking, self.base, timeout)
+            answers.bodies |= again.bodies
+            answers.failures |= again.failures
         for name, reason in answers.failures.items():
             log.warning("node %s does not say whom it hosts: %s", name, reason)
         expected = 1
         for node, body in answers.bodies.items():
+            if "needs" in body:
+                log.error("node %s lacks %s, and did not take it", node, body["needs"])
+                continue
             if "refused" in body:
                 self.refusal = self.refusal or str(body["refused"])
                 log.error("node %s cannot run this: %s", node, body["refused"])
@@ -113,6 +121,12 @@ class Roster:
             self.scored = str(body["scored"])
             expected = max(expected, int(body["nodes"]))
         return expected
+
+    def _ask(
+        self, grid: Grid, nodes: Sequence[int], content: RecordDict, timeout: float
+    ) -> Answers:
+        messages = [Message(content, dst_node_id=n, message_type="query.roster") for n in nodes]
+        return collect(send_and_receive(grid, messages, timeout), {n: [str(n)] for n in nodes})
 
     def _all(self) -> list[str]:
         return sorted((c for hosted in self.hosts.values() for c in hosted), key=natural_order)

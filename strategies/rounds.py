@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -25,8 +26,9 @@ from fedpers.evaluation import (
     new_run_id,
     write_html,
 )
-from fedpers.evaluation.report import privacy_figures
-from fedpers.records import pack
+from fedpers.evaluation.report import privacy_figures, select_round
+from fedpers.parts import Parts
+from fedpers.records import Row, pack
 from strategies.checkpoint import load_checkpoint, save_checkpoint
 from strategies.exchange import Answers, collect, send_and_receive
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedpers")
 
 CHECKPOINT = "checkpoint"
+GLOBAL = "global.safetensors"
 NEWCOMER_BATCHES = (0, 1, 5, 20)  # cold start: how many local batches a newcomer trains on
 
 Evaluator = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -58,6 +61,8 @@ def run_rounds(
     strategy.run_folder = str(files.folder.path)
     timeout = config.round_timeout
     enquiry = pack([], strategy.header())
+    if strategy.base is not None:
+        strategy.roster.base = pack([strategy.base], strategy.header())
     strategy.roster.wait(grid, enquiry, least=config.strategy.min_clients, timeout=timeout)
     if strategy.sealing is not None:
         strategy.sealing.open(grid, strategy.roster.keys)
@@ -89,11 +94,14 @@ def run_rounds(
             replies = send_and_receive(grid, messages, timeout)
             scores = strategy.aggregate_evaluate(server_round, replies)
             files.evaluated(server_round, strategy.results, strategy.unscored, started)
+            files.keep_global(server_round, strategy.parts)
             if scores is not None:
                 result.evaluate_metrics_clientapp[server_round] = scores
         if evaluate_fn is not None and (own := evaluate_fn(server_round, to_arrays(strategy))):
             result.evaluate_metrics_serverapp[server_round] = own
-        files.round_over(server_round, strategy.answers, dict(metrics), dict(scores or {}))
+        spent = [account["epsilon"] for account in spending(strategy).values()]
+        figures = {**(scores or {}), **({"epsilon": max(spent)} if spent else {})}
+        files.round_over(server_round, strategy.answers, dict(metrics), figures)
         save_checkpoint(files.folder.path / CHECKPOINT, server_round, strategy.state())
         if last:
             break
@@ -162,6 +170,13 @@ def export_adapters(
     }
     body = {"manifests": manifests}
     _each_node(strategy, grid, "query.export", server_round, list(manifests), body)
+
+
+def spending(strategy: PersonalizedStrategy) -> Mapping[str, Mapping[str, Any]]:
+    """What was spent so far of each privacy budget: the clients', or the one for all of them."""
+    if strategy.client_level is not None:
+        return {"population": strategy.client_level.spending()}
+    return strategy.spending
 
 
 def to_arrays(strategy: PersonalizedStrategy) -> ArrayRecord:
@@ -266,6 +281,21 @@ class RunFiles:
         self.evaluations[server_round] = list(results)
         self.folder.log_clients(server_round, results, failures)
 
+    def keep_global(self, server_round: int, parts: Row) -> None:
+        """Save the global parts, if the report would take this evaluation as things stand.
+
+        A method without any has no file, nor has a server that can read none (encryption).
+        """
+        wanted = "last" if self.config.privacy.enabled else self.config.evaluation.select
+        taken, _ = select_round(self.evaluations, wanted)
+        if not isinstance(parts, Parts) or not parts or taken not in (None, server_round):
+            return
+        temporary = self.folder.path / f".{GLOBAL}.tmp"
+        parts.save(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder.path / GLOBAL)
+
     def round_over(
         self, server_round: int, answers: Answers, metrics: dict[str, Any], scores: dict[str, Any]
     ) -> None:
@@ -294,11 +324,9 @@ class RunFiles:
         down = sum(line["downlink_bytes"] for line in self.rounds)
         each, privacy = max(self.client_rounds, 1), None
         if self.config.privacy.enabled:
-            spending = strategy.spending
-            if strategy.client_level is not None:  # one account, for all
-                spending = {"population": strategy.client_level.spending()}
             signal = strategy.signal
-            privacy = privacy_figures(self.config, spending, signal.ratios(), signal.notes())
+            spent = spending(strategy)
+            privacy = privacy_figures(self.config, spent, signal.ratios(), signal.notes())
             log.info("privacy: epsilon %.2f at most", privacy["epsilon_max"])
             for note in privacy["notes"]:
                 log.warning("privacy: %s", note)

@@ -3,6 +3,7 @@
 ``load_data`` is the one door.
 """
 
+from fedpers.data.device import device_data
 from fedpers.data.examples import ClientData, Examples, Table, Task
 from fedpers.data.federated import FederatedData, load_data
 from fedpers.data.sources import SOURCES, load_table
@@ -16,6 +17,7 @@ __all__ = [
     "Split",
     "Table",
     "Task",
+    "device_data",
     "load_data",
     "load_table",
 ]

@@ -38,7 +38,9 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(f"{path}: cannot be read ({reason}); takes {takes}") from None
 
 
-def read_npz(path: Path, client: str = "client", group: str = "group") -> Table:
+def read_npz(
+    path: Path, client: str = "client", group: str = "group", classes: int | None = None
+) -> Table:
     """A table from the arrays ``x`` and ``y``, and ``client`` and ``group`` where there are any.
 
     Raises:
@@ -53,13 +55,13 @@ def read_npz(path: Path, client: str = "client", group: str = "group") -> Table:
         if name in arrays and (arrays[name].ndim == 0 or len(arrays[name]) != n):
             shape = arrays[name].shape
             raise DataError(f"{path}: {name}: got shape {shape}, takes one row for each of {n} y")
-    y = to_labels(arrays["y"], f"{path}: y")
+    y = to_labels(arrays["y"], f"{path}: y", classes)
     kind, x = to_inputs(arrays["x"], f"{path}: x")
     names = {
         key: to_names(arrays[array], f"{path}: {array}") if array in arrays else None
         for key, array in (("client", client), ("group", group))
     }
-    return Table(kind, Examples(x, y), names["client"], names["group"])
+    return Table(kind, Examples(x, y), names["client"], names["group"], classes)
 
 
 def to_inputs(x: NDArray[Any], where: str) -> tuple[str, torch.Tensor]:
@@ -96,8 +98,13 @@ def to_inputs(x: NDArray[Any], where: str) -> tuple[str, torch.Tensor]:
     return KINDS[x.ndim], inputs
 
 
-def to_labels(values: Sequence[Any] | NDArray[Any], where: str) -> torch.Tensor:
+def to_labels(
+    values: Sequence[Any] | NDArray[Any], where: str, among: int | None = None
+) -> torch.Tensor:
     """Classes [n] int64: integers (or booleans) as they are, text by its place when sorted.
+
+    Args:
+        among: how many classes there are; not all need be there, and they are integers.
 
     Raises:
         DataError: not one class an example, missing, negative, with gaps, or all the same.
@@ -106,6 +113,11 @@ def to_labels(values: Sequence[Any] | NDArray[Any], where: str) -> torch.Tensor:
     if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "biuU":
         got = f"{labels.dtype} of shape {labels.shape}"
         raise DataError(f"{where}: got {got}, takes one class an example, an integer or text")
+    if among is not None:
+        if labels.dtype.kind not in "biu" or labels.min() < 0 or labels.max() >= among:
+            got = f"{labels.dtype} such as {labels[0]}"
+            raise DataError(f"{where}: got {got}, takes integers in 0..{among - 1}")
+        return torch.from_numpy(labels.astype(np.int64))
     classes, numbers = np.unique(labels, return_inverse=True)
     if labels.dtype.kind in "biu" and not np.array_equal(classes, np.arange(len(classes))):
         got = ", ".join(str(c) for c in classes[:8]) + (", ..." if len(classes) > 8 else "")

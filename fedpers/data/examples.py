@@ -62,12 +62,14 @@ class Table:
         examples: all of them, in the source's order.
         client: [n] text, whose each example is by nature, or None.
         group: [n] text, which examples belong together (a recording, a text), or None.
+        classes: C, where not every class need be there; None for as many as there are.
     """
 
     kind: str
     examples: Examples
     client: NDArray[np.str_] | None = None
     group: NDArray[np.str_] | None = None
+    classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -76,4 +78,4 @@ class Table:
     def task(self) -> Task:
         """The task that these examples make."""
         x, y = self.examples.x, self.examples.y
-        return Task(self.kind, tuple(x.shape[1:]), int(y.max()) + 1)
+        return Task(self.kind, tuple(x.shape[1:]), self.classes or int(y.max()) + 1)

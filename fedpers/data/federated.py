@@ -82,6 +82,9 @@ class FederatedData:
 def load_data(config: Config) -> FederatedData:
     """The examples of ``config.data``, dealt to clients and split, seeded by ``config.seed``.
 
+    Under the partition ``devices`` they are the server's, all public: the clients' are on the
+    devices.
+
     Raises:
         ConfigError: a setting that the source or another setting does not allow.
         DataError: data that cannot be read or used.
@@ -91,6 +94,8 @@ def load_data(config: Config) -> FederatedData:
     check_shift(config, table.task)
     if config.data.split == "group":
         group_names(table)
+    if config.data.partition.name == "devices":  # all of the server's data are public
+        return FederatedData(table, np.arange(len(table)), {}, config)
     if config.data.partition.name == "file":
         public, splits = _own_partition(table, config)
     else:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     *("dirichlet", "pathological", "shard", "iid", "linear", "square", "exponential"),
-    *("natural", "file"),
+    *("natural", "file", "devices"),
 )
 # flwr-datasets draws 11 times from Dirichlet before it gives up; we ask it this often.
 ATTEMPTS = 20

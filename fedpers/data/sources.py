@@ -23,6 +23,12 @@ SOURCES: Registry[Source] = Registry(
     "source", key="data.name", package="fedpers.data", group="fedpers.sources"
 )
 FOLDER = "FEDPERS_DATA"
+CONVABUSE = Columns(
+    text=["prev_agent", "prev_user", "agent", "user"],
+    label="abusive",
+    client="annotator_id",
+    group="text_id",
+)
 
 
 def load_table(config: Config) -> Table:
@@ -51,7 +57,8 @@ def digits(config: Config) -> Table:
 def npz(config: Config) -> Table:
     """Arrays ``x`` and ``y`` of ``data.path``; clients and groups by ``data.columns``."""
     columns, path = config.data.columns, _path(config)
-    table = read_npz(path, columns.client or "client", columns.group or "group")
+    names = columns.client or "client", columns.group or "group"
+    table = read_npz(path, *names, columns.classes)
     for key, found in (("client", table.client), ("group", table.group)):
         if found is None and (name := getattr(columns, key)):
             raise ConfigError(f"data.columns.{key}", name, f"the name of an array in {path}")
@@ -109,13 +116,7 @@ def convabuse(config: Config) -> Table:
     Cercas Curry, Abercrombie and Rieser, EMNLP 2021. Several annotators judge each text: split
     by ``group``, never at random.
     """
-    columns = Columns(
-        text=["prev_agent", "prev_user", "agent", "user"],
-        label="abusive",
-        client="annotator_id",
-        group="text_id",
-    )
-    return csv_table(_only_local("convabuse.csv"), columns, config.model.name)
+    return csv_table(_only_local("convabuse.csv"), CONVABUSE, config.model.name)
 
 
 def _path(config: Config) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedpers.data.examples import Examples, Table
 from fedpers.errors import ConfigError, DataError
 
 Cells = Iterable[Any]
+Read = Callable[[Sequence[str]], dict[str, Cells]]
 
 
 def check_columns(columns: Columns) -> None:
@@ -38,17 +39,37 @@ def csv_table(path: Path, columns: Columns, model: str) -> Table:
         ConfigError: a column is not there.
         DataError: the file cannot be read, or a cell cannot be used.
     """
+    known, read = _csv(path, columns)
+    return _table(known, read, columns, model, path)
+
+
+def csv_inputs(path: Path, columns: Columns, model: str) -> tuple[str, torch.Tensor]:
+    """The kind of task and the inputs in a csv file, which needs no labels.
+
+    Raises:
+        ConfigError: a column is not there.
+        DataError: the file cannot be read, or a cell cannot be used.
+    """
+    known, read = _csv(path, columns)
+    return _inputs(read(_known(known, _input_columns(columns), path)), columns, model, path)
+
+
+def _csv(path: Path, columns: Columns) -> tuple[list[str], Read]:
+    """The names of a csv file's columns, and how to read some of them."""
     import pandas as pd
 
-    def read(names: Sequence[str]) -> dict[str, Cells]:
-        # Names stay text ("07" is not "7"), and the word "null" in a text is a word.
-        texts = [*columns.text, columns.image, columns.client, columns.group]
-        as_text: Any = {name: str for name in texts if name}
-        frame = pd.read_csv(path, usecols=list(names), dtype=as_text, keep_default_na=False)
-        return {name: frame[name].tolist() for name in names}
+    # Names stay text ("07" is not "7"), and the word "null" in a text is a word.
+    texts = [*columns.text, columns.image, columns.client, columns.group]
+    as_text: Any = {name: str for name in texts if name}
 
-    known = _reading(path, lambda: list(pd.read_csv(path, nrows=0).columns))
-    return _table(known, lambda names: _reading(path, lambda: read(names)), columns, model, path)
+    def frame(names: Sequence[str]) -> Any:
+        return pd.read_csv(path, usecols=list(names), dtype=as_text, keep_default_na=False)
+
+    def read(names: Sequence[str]) -> dict[str, Cells]:
+        found = _reading(path, lambda: frame(names))
+        return {name: found[name].tolist() for name in names}
+
+    return _reading(path, lambda: list(pd.read_csv(path, nrows=0).columns)), read
 
 
 def parquet_table(path: Path, columns: Columns, model: str) -> Table:
@@ -90,45 +111,61 @@ def dataset_table(dataset: Any, columns: Columns, model: str, where: Path | str)
 
 
 def _table(
-    known: Sequence[str],
-    read: Callable[[Sequence[str]], dict[str, Cells]],
-    columns: Columns,
-    model: str,
-    where: Path | str,
+    known: Sequence[str], read: Read, columns: Columns, model: str, where: Path | str
 ) -> Table:
     """Read the columns asked for and turn them into tensors and names."""
-    check_columns(columns)
     asked = {
-        "features": columns.features,
-        "text": columns.text,
-        "image": [columns.image] if columns.image else [],
+        **_input_columns(columns),
         "label": [columns.label],
         "client": [columns.client] if columns.client else [],
         "group": [columns.group] if columns.group else [],
     }
-    for key, names in asked.items():
-        for name in names:
-            if name not in known:
-                shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-                raise ConfigError(f"data.columns.{key}", name, f"a column of {where}: {shown}")
-    cells = read(list(dict.fromkeys(name for names in asked.values() for name in names)))
+    cells = read(_known(known, asked, where))
 
     def column(name: str) -> tuple[list[Any], str]:
         here, values = f"{where}: {name}", list(cells[name])
         _check_complete(values, here)
         return values, here
 
-    y = to_labels(*column(columns.label))
+    y = to_labels(*column(columns.label), columns.classes)
     client = to_names(*column(columns.client)) if columns.client else None
     group = to_names(*column(columns.group)) if columns.group else None
+    kind, x = _inputs(cells, columns, model, where)
+    return Table(kind, Examples(x, y), client, group, columns.classes)
+
+
+def _input_columns(columns: Columns) -> dict[str, list[str]]:
+    check_columns(columns)
+    image = [columns.image] if columns.image else []
+    return {"features": columns.features, "text": columns.text, "image": image}
+
+
+def _known(
+    known: Sequence[str], asked: Mapping[str, Sequence[str]], where: Path | str
+) -> list[str]:
+    """The columns asked for, once each.
+
+    Raises:
+        ConfigError: one is not there.
+    """
+    for key, names in asked.items():
+        for name in names:
+            if name not in known:
+                shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+                raise ConfigError(f"data.columns.{key}", name, f"a column of {where}: {shown}")
+    return list(dict.fromkeys(name for names in asked.values() for name in names))
+
+
+def _inputs(
+    cells: Mapping[str, Cells], columns: Columns, model: str, where: Path | str
+) -> tuple[str, torch.Tensor]:
+    """The kind of task and the inputs, [n, ...]."""
     if columns.text:
-        kind, x = "text", _tokens([cells[name] for name in columns.text], model)
-    elif columns.image:
-        kind, x = _images(cells[columns.image], where)
-    else:
-        numbers = [_numbers(cells[name]) for name in columns.features]
-        kind, x = to_inputs(np.stack(numbers, axis=1), f"{where}: features")
-    return Table(kind, Examples(x, y), client, group)
+        return "text", _tokens([cells[name] for name in columns.text], model)
+    if columns.image:
+        return _images(cells[columns.image], where)
+    numbers = [_numbers(cells[name]) for name in columns.features]
+    return to_inputs(np.stack(numbers, axis=1), f"{where}: features")
 
 
 def _check_complete(values: list[Any], where: str) -> None:

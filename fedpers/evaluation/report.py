@@ -132,7 +132,7 @@ def privacy_figures(
         notes.append("the server is trusted: it sees single updates, and adds the noise")
     if config.evaluation.diagnostics:
         notes.append("losses and counts were sent without noise: figures for simulation only")
-    if config.state is None:
+    if config.state is None and config.data.partition.name != "devices":
         notes.append("the ledgers are the run's own: another run on the same data starts anew")
     if settings.deterministic_for_tests:
         notes.append("the noise was drawn from the run's seed: nobody is protected")

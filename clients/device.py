@@ -1,0 +1,64 @@
+"""A device: one client with its own file, its own folder and, under encryption, its own key file.
+
+What makes a node a device is ``client-id`` in its node config; else it hosts clients of a
+simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clients.store import ClientStore
+from fedpers.errors import ConfigError
+from fedpers.parts import Parts
+
+NAMES = ("client-id", "data", "state", "keys")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What ``--node-config`` says of a device.
+
+    Attributes:
+        client: the client's id.
+        data: its file.
+        state: its folder, for all that has to survive a restart.
+        keys: the folder with ``client.key``; None without encryption.
+    """
+
+    client: str
+    data: Path
+    state: Path
+    keys: Path | None = None
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, Any]) -> Device | None:
+        """The device that a node config describes; None for a node of a simulation.
+
+        Raises:
+            ConfigError: a part of the description is missing.
+        """
+        given = {name: str(node_config[name]) for name in NAMES if node_config.get(name)}
+        if "client-id" not in given:
+            return None
+        for name in ("data", "state"):
+            if name not in given:
+                takes = f'--node-config \'client-id="..." {name}="..."\''
+                raise ConfigError(f"{name} (node config)", None, takes)
+        keys = Path(given["keys"]) if "keys" in given else None
+        return cls(given["client-id"], Path(given["data"]), Path(given["state"]), keys)
+
+    def base(self, digest: str) -> Parts:
+        """The frozen part of a model that the server has sent before; nothing if it has not."""
+        found = self._bases().load(digest)
+        return found if found and found.digest() == digest else Parts()
+
+    def keep_base(self, base: Parts) -> None:
+        """Keep what the server sent."""
+        self._bases().save(base.digest(), base)
+
+    def _bases(self) -> ClientStore:
+        return ClientStore(self.state, "base", durable=True)

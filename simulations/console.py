@@ -1,0 +1,63 @@
+"""What all commands share: errors in one line, signals, the table of a run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from fedpers.errors import FedpersError, RunError
+
+STOPPED = 130
+
+
+def show(folder: Path) -> None:
+    """Print the table of a finished run, and where its files are."""
+    import json
+
+    from rich.console import Console
+
+    from fedpers.evaluation import report_table
+
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    # Wide enough for the table where the output goes into a file.
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(report_table(report))
+    console.print(f"files: {folder}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Errors that a user can act on become one line and an exit code, without a traceback."""
+    try:
+        yield
+    except FedpersError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1 if isinstance(error, RunError) else 2) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(STOPPED) from None
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal stop a run as Ctrl-C does. A second signal waits in vain
+    for the first one's cleaning up, which takes seconds."""
+    signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for sign in signs:
+            signal.signal(sign, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {sign: signal.signal(sign, stop) for sign in signs}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
