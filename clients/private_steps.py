@@ -68,7 +68,7 @@ def private_steps(
     total, count = 0.0, 0
     try:
         for _ in range(release.steps):
-            pieces = list(_poisson(examples, release.rate, chunk, generator))
+            pieces = list(poisson(examples, release.rate, chunk, generator))
             for k, piece in enumerate(pieces):
                 if len(piece):
                     found = losses(piece)
@@ -125,9 +125,7 @@ def noise_generator(deterministic: bool, seed: int, *path: int | str) -> torch.G
     return torch.Generator().manual_seed(chosen)
 
 
-def _poisson(
-    examples: int, rate: float, chunk: int, generator: torch.Generator
-) -> Iterator[Tensor]:
+def poisson(examples: int, rate: float, chunk: int, generator: torch.Generator) -> Iterator[Tensor]:
     """A Poisson sample in pieces that fit into memory; one empty piece if nothing was drawn."""
     if rate < 1:
         drawn = (torch.rand(examples, generator=generator) < rate).nonzero().view(-1)

@@ -37,6 +37,7 @@ from simulations.audited import Replaced, audited, start_over
 from simulations.checks import absolute_paths, check
 from simulations.compare import Cell, cells
 from strategies.base import PersonalizedStrategy, find_strategy
+from strategies.sealing import plain
 
 NONE, KINDS = "none", ("label-flip", "sign-flip", "backdoor")
 MODES = ("personal", "global")
@@ -194,7 +195,7 @@ def _round(
     """Everybody trains; what malicious clients send is their own; the server combines."""
     updates, reports, reasons = {}, {}, []
     for client in strategy.select(server_round, host.data.clients):
-        received = strategy.broadcast(server_round, client)
+        received = plain(strategy.broadcast(server_round, client))
         strategy.sent[client] = received
         upload, report = host.train(client, server_round, received)
         if client in malicious:
@@ -214,7 +215,7 @@ def _score(
     host: ClientHost, strategy: PersonalizedStrategy, clients: Sequence[str]
 ) -> list[ClientResult]:
     last = host.config.rounds
-    return [host.evaluate(c, last, strategy.broadcast_to_evaluate(last, c)) for c in clients]
+    return [host.evaluate(c, last, plain(strategy.broadcast_to_evaluate(last, c))) for c in clients]
 
 
 # -- several methods, attacks and seeds ------------------------------------------------------

@@ -33,6 +33,7 @@ COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
     "breakage": lambda r: r["breakage_rate"],
     "harmed": lambda r: r["harmed_share"],
     "harmed, gated": lambda r: r["gated"]["harmed_share"],
+    "macro-F1": lambda r: _of(r.get("macro_f1"), "personal"),
     "outside": lambda r: r["out_of_client"]["personal"],
 }
 """What the table shows of a report; fractions, printed in percent."""
@@ -161,15 +162,28 @@ def table(reports: Mapping[Cell, Mapping[str, Any]], against: str | None = None)
     if against is not None:
         names.append(f"mean, less {against}")
     lines = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    rows = rows_of(reports)
+    for (method, setting), by_seed in rows.items():
+        cells = shown(by_seed)
+        if against is not None:
+            cells.append(_difference(by_seed, rows.get((against, setting), {})))
+        lines.append(f"| {' '.join(filter(None, [method, setting]))} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rows_of(
+    reports: Mapping[Cell, Mapping[str, Any]],
+) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
+    """The reports by method and setting, then by seed."""
     rows: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for cell, report in reports.items():
         rows.setdefault((cell.method, cell.setting), {})[cell.seed] = report
-    for (method, setting), by_seed in rows.items():
-        shown = [_spread([read(r) for r in by_seed.values()]) for read in COLUMNS.values()]
-        if against is not None:
-            shown.append(_difference(by_seed, rows.get((against, setting), {})))
-        lines.append(f"| {' '.join(filter(None, [method, setting]))} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    return rows
+
+
+def shown(by_seed: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """The figures of a row, as text: mean and standard deviation over seeds, in percent."""
+    return [_spread([read(r) for r in by_seed.values()]) for read in COLUMNS.values()]
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -204,4 +218,4 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def _of(summary: Mapping[str, float] | None, name: str) -> float | None:
-    return None if summary is None else summary[name]
+    return None if summary is None else summary.get(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -29,6 +29,42 @@ def show(folder: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(report_table(report))
     console.print(f"files: {folder}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar with the time left on standard error, or a line a step where that is no terminal.
+
+    The function yielded is called with what has just been done.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    done = 0
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        bar = shown.add_task("runs", total=total, last="")
+
+        def advance(text: str) -> None:
+            nonlocal done
+            done += 1
+            shown.update(bar, advance=1, last=text)
+            if not console.is_terminal:
+                typer.echo(f"{done}/{total}  {text}", err=True)
+
+        yield advance
 
 
 @contextmanager

@@ -57,6 +57,11 @@ svg text { font-size: 12px; fill: var(--soft); }
 .grid { stroke: var(--line); stroke-width: 1; }
 .clients { display: grid; grid-template-columns: minmax(2.2rem, max-content) 1fr max-content;
   gap: 0 .9rem; font-size: .8125rem; }
+.compared { display: grid; grid-template-columns: minmax(3rem, max-content) 1fr max-content;
+  gap: 0 .9rem; font-size: .875rem; max-width: 48rem; }
+.compared ol { list-style: none; margin: 0; }
+.compared li { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; max-width: 14rem;
+  font-variant-numeric: tabular-nums; }
 .clients.dense { grid-template-columns: 1fr; padding: 0 14px; }
 .clients ol { list-style: none; margin: 0; padding: 26px 0 0; }
 .clients li { height: 22px; line-height: 22px; white-space: nowrap; overflow: hidden;
@@ -87,7 +92,7 @@ dl.facts dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
 details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 pre { background: var(--panel); padding: .75rem; overflow-x: auto; font-size: .8125rem;
   border-radius: .5rem; }
-@media (max-width: 32rem) { .clients li { max-width: 4.2rem; } th, td { padding: .3rem .45rem; }
+@media (max-width: 32rem) { .clients li { max-width: 4.2rem; } .compared li { max-width: 7rem; } th, td { padding: .3rem .45rem; }
   th:first-child { max-width: 8.5rem; } .cells th:first-child { max-width: 5rem; } }
 @media print { details { display: none; } }
 """

@@ -1,0 +1,132 @@
+"""``compare.html``: several methods on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from fedpers.evaluation.page import esc, page, percent, section, table
+from simulations.compare import COLUMNS, Cell, paired_interval, rows_of, shown
+
+WIDE, ROW = 100.0, 30  # of the chart: percent of the page, pixels a row
+
+
+def compare_html(
+    title: str, reports: Mapping[Cell, Mapping[str, Any]], against: str | None, command: str
+) -> str:
+    """The whole document: a table, mean accuracies with the seeds' own, and paired differences.
+
+    Args:
+        title: what was compared.
+        reports: the runs.
+        against: the method that differences are taken to, if any.
+        command: what printed it.
+    """
+    rows = rows_of(reports)
+    names = [" ".join(filter(None, key)) for key in rows]
+    accuracies = {
+        name: [v for r in found.values() if (v := COLUMNS["mean"](r)) is not None]
+        for name, found in zip(names, rows.values(), strict=True)
+    }
+    pieces = [
+        f"<header><h1>{esc(title)}</h1><p class='soft'>{esc(_about(reports))}</p></header>",
+        section(
+            "Accuracy of the personal models",
+            "<p>Mean over clients, on their own test examples. Large dot: mean over seeds; small ones: "
+            "the seeds. Best first.</p>",
+            _dots({k: v for k, v in accuracies.items() if v}, as_points=False),
+        ),
+    ]
+    if against is not None:
+        differences = {
+            name: found
+            for (method, setting), name in zip(rows, names, strict=True)
+            if method != against and (found := _paired(rows, method, setting, against))
+        }
+        pieces.append(
+            section(
+                f"Less {against}, seed by seed",
+                "<p>Percentage points, with the 95 % interval of the mean (Student’s t). Where it "
+                "crosses zero, the seeds do not tell the methods apart.</p>",
+                _dots(differences, as_points=True) if differences else "",
+            )
+        )
+    lines = [[name, *shown(found)] for name, found in zip(names, rows.values(), strict=True)]
+    pieces.append(section("All figures, in percent", table(["method", *COLUMNS], lines)))
+    pieces.append(section("How it was made", f"<pre>{esc(command)}</pre>"))
+    return page(title, "\n".join(pieces))
+
+
+def _about(reports: Mapping[Cell, Mapping[str, Any]]) -> str:
+    seeds = sorted({cell.seed for cell in reports})
+    clients = sorted({report["clients"] for report in reports.values()})
+    return f"{len(reports)} runs · seeds {', '.join(map(str, seeds))} · {clients[-1]} clients"
+
+
+def _paired(
+    rows: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]],
+    method: str,
+    setting: str,
+    against: str,
+) -> list[float]:
+    ours, theirs = rows[method, setting], rows.get((against, setting), {})
+    read = COLUMNS["mean"]
+    pairs = [(read(ours[seed]), read(theirs[seed])) for seed in ours if seed in theirs]
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def _dots(values: Mapping[str, Sequence[float]], *, as_points: bool) -> str:
+    """A row a method: its values as small dots, their mean as a large one, with an interval where
+    they are differences."""
+    ordered = sorted(values, key=lambda name: -mean(values[name]))
+    spans = {name: _span(values[name], as_points) for name in ordered}
+    ends = [end for name in ordered for end in (*spans[name], *values[name])]
+    ends += [0.0] if as_points else []
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    room = 0.05 * ((high - low) or 0.1)
+    low, high = low - room, high + room
+
+    def x(value: float) -> str:
+        return f"{WIDE * (value - low) / (high - low):.2f}%"
+
+    labels, texts, marks = [], [], []
+    for k, name in enumerate(ordered):
+        y, centre = ROW * k + ROW / 2, mean(values[name])
+        text = f"{100 * centre:+.1f}" if as_points else percent(centre)
+        labels.append(f'<li title="{esc(name)}">{esc(name)}</li>')
+        texts.append(f"<li>{esc(text.replace('-', '−'))}</li>")
+        a, b = spans[name]
+        marks.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
+        if b > a:
+            marks.append(
+                f'<line x1="{x(a)}" x2="{x(b)}" y1="{y}" y2="{y}" '
+                'stroke="var(--personal)" stroke-width="3"/>'
+            )
+        for value in values[name]:
+            marks.append(f'<circle cx="{x(value)}" cy="{y}" r="3" fill="var(--soft)"/>')
+        marks.append(f'<circle cx="{x(centre)}" cy="{y}" r="6" fill="var(--personal)"/>')
+    if as_points:
+        marks.append(
+            f'<line x1="{x(0)}" x2="{x(0)}" y1="0" y2="100%" stroke="var(--ink)" '
+            'stroke-dasharray="4 3"/>'
+        )
+    height = ROW * len(ordered)
+    said = "; ".join(f"{name} {100 * mean(values[name]):.1f}" for name in ordered)
+    style = f"padding:0;line-height:{ROW}px"
+    item = f"height:{ROW}px;line-height:{ROW}px"
+    lists = ["".join(part).replace("<li", f'<li style="{item}"') for part in (labels, texts)]
+    return (
+        '<figure><div class="compared">'
+        f'<ol style="{style}">{lists[0]}</ol>'
+        f'<svg role="img" aria-label="{esc(said)}" width="100%" height="{height}">'
+        f"{''.join(marks)}</svg>"
+        f'<ol style="{style}">{lists[1]}</ol></div></figure>'
+    )
+
+
+def _span(values: Sequence[float], as_points: bool) -> tuple[float, float]:
+    centre, width = paired_interval(values)
+    if not as_points or width != width:
+        return centre, centre
+    return centre - width, centre + width
