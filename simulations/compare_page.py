@@ -24,7 +24,7 @@ def compare_html(
         command: what printed it.
     """
     rows = rows_of(reports)
-    names = [" ".join(filter(None, key)) for key in rows]
+    names = _names(list(rows))
     accuracies = {
         name: [v for r in found.values() if (v := COLUMNS["mean"](r)) is not None]
         for name, found in zip(names, rows.values(), strict=True)
@@ -33,8 +33,8 @@ def compare_html(
         f"<header><h1>{esc(title)}</h1><p class='soft'>{esc(_about(reports))}</p></header>",
         section(
             "Accuracy of the personal models",
-            "<p>Mean over clients, on their own test examples. Large dot: mean over seeds; small ones: "
-            "the seeds. Best first.</p>",
+            "<p>Mean over clients, on their own test examples. Large dot: mean over seeds; small "
+            "ones: the seeds. Best first.</p>",
             _dots({k: v for k, v in accuracies.items() if v}, as_points=False),
         ),
     ]
@@ -56,6 +56,14 @@ def compare_html(
     pieces.append(section("All figures, in percent", table(["method", *COLUMNS], lines)))
     pieces.append(section("How it was made", f"<pre>{esc(command)}</pre>"))
     return page(title, "\n".join(pieces))
+
+
+def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
+    """Method and settings of each row, without settings that are the same in all."""
+    split = [setting.split(" ") for _, setting in keys]
+    common = set.intersection(*map(set, split)) if split else set()
+    told = [" ".join(s for s in settings if s not in common) for settings in split]
+    return [f"{method} {text}".strip() for (method, _), text in zip(keys, told, strict=True)]
 
 
 def _about(reports: Mapping[Cell, Mapping[str, Any]]) -> str:

@@ -42,7 +42,8 @@ table { border-collapse: collapse; font-size: .9375rem; font-variant-numeric: ta
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 500; font-size: .875rem; vertical-align: bottom; }
-th:first-child { text-align: left; white-space: normal; max-width: 16rem; position: sticky;
+th:first-child { text-align: left; white-space: normal; max-width: 16rem; min-width: 8rem;
+  overflow-wrap: anywhere; position: sticky;
   left: 0; background: var(--page); }
 tbody th { font-weight: 600; }
 .cells td { text-align: center; padding: .15rem .3rem; min-width: 1.9rem; border: 0;
