@@ -79,15 +79,22 @@ def train(message: Message, context: Context) -> Message:
     uploads: list[Row] = []
     reports: dict[str, dict[str, Any]] = {}
     sealing, server_round = body.get("sealing"), body["round"]
+    broadcasts = {client: rows[body["rows"][client]] for client in body["clients"]}
+    started = time.perf_counter()
+    trained = _host(body, context).train_all(broadcasts, server_round)
+    training = time.perf_counter() - started
 
     def one(host: ClientHost, client: str) -> None:
-        broadcast = rows[body["rows"][client]]
+        answer = trained.pop(client)
+        if isinstance(answer, Exception):
+            raise answer
+        upload, report = answer
         if sealing is None:
-            upload, report = host.train(client, server_round, broadcast)
             uploads.append(upload)
         else:
+            broadcast = broadcasts[client]
             also = [n for names, _ in sealing["groups"] for n in names if n not in broadcast]
-            upload, report = host.train(client, server_round, broadcast, also)
+            upload = host.with_derived(client, server_round, upload, also)
             if sealing["seal_at_once"]:
                 where = {"client": client, "server_round": server_round}
                 uploads.append(host.sealer.sealed(upload, sealing, weight=1.0, **where))
@@ -98,7 +105,7 @@ def train(message: Message, context: Context) -> Message:
     failures, seconds = _each(body, context, one)
     host = _host(body, context)
     spent = {c: host.spending(c) for c, reason in failures.items() if reason.startswith(SPENT)}
-    times = {"seconds": seconds, **host.sealer.take_seconds()}
+    times = {"seconds": training + seconds, **host.sealer.take_seconds()}
     answer = {"reports": reports, "failures": failures, "spent": spent, **times}
     return _reply(message, uploads, answer)
 
@@ -134,9 +141,9 @@ def similarity(message: Message, context: Context) -> Message:
     assert isinstance(row, SealedParts)
     host, weights = _host(body, context), {}
     others = body["of"] - 1
-    products = host.sealer.cipher.open_products(row.sealed)
+    products = host.sealer.cosines(row)
     for k, (client, place) in enumerate(zip(body["clients"], body["places"], strict=True)):
-        cosines = products[k * others : (k + 1) * others].tolist()
+        cosines = products[k * others : (k + 1) * others]
         cosines.insert(place, 1.0)
         weights[client] = weights_of(cosines)
     return _reply(message, [], {"rows": weights})
@@ -154,8 +161,10 @@ def forget(message: Message, context: Context) -> Message:
 def train_baseline(message: Message, context: Context) -> Message:
     """Train the local-only baseline of the clients named. Nothing of it leaves them."""
     _, body = unpack(message.content)
-    failures, seconds = _each(body, context, lambda host, client: host.train_baseline(client))
-    return _reply(message, [], {"failures": failures, "seconds": seconds})
+    started = time.perf_counter()
+    failed = _host(body, context).train_baselines(body["clients"])
+    failures = {client: _line(error) for client, error in failed.items()}
+    return _reply(message, [], {"failures": failures, "seconds": time.perf_counter() - started})
 
 
 @app.evaluate()

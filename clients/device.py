@@ -6,14 +6,17 @@ simulation.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.store import ClientStore
+from clients.store import DAMAGED, ClientStore
 from fedpers.errors import ConfigError
 from fedpers.parts import Parts
+
+log = logging.getLogger("fedpers")
 
 NAMES = ("client-id", "data", "state", "keys")
 
@@ -52,8 +55,13 @@ class Device:
         return cls(given["client-id"], Path(given["data"]), Path(given["state"]), keys)
 
     def base(self, digest: str) -> Parts:
-        """The frozen part of a model that the server has sent before; nothing if it has not."""
-        found = self._bases().load(digest)
+        """The tensors of a model that the server has sent before; nothing if it has not, or the
+        file is damaged: then it sends it again."""
+        try:
+            found = self._bases().load(digest)
+        except DAMAGED as error:
+            log.warning("the base %s is damaged (%s)", digest, error)
+            return Parts()
         return found if found and found.digest() == digest else Parts()
 
     def keep_base(self, base: Parts) -> None:

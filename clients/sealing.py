@@ -19,13 +19,13 @@ import torch
 
 from fedpers.config import Config
 from fedpers.encryption.sealed_parts import Group, SealedParts, open_parts, seal_parts
-from fedpers.errors import ConfigError
+from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
 from fedpers.records import Row
 from fedpers.seeding import torch_generator
 
 if TYPE_CHECKING:
-    from fedpers.encryption import ClientCipher
+    from fedpers.encryption import ClientCipher, Sealed
 
 CLIENT_FILE, SERVER_FILE = "client.key", "server.context"
 
@@ -88,7 +88,10 @@ class Sealer:
     def forget(self) -> None:
         """Remove a key that was made for the run."""
         if self.named is None:
+            self.__dict__.pop("cipher", None)
+            self._opened.clear()
             shutil.rmtree(self.throw_away, ignore_errors=True)
+            Path(f"{self.throw_away}.lock").unlink(missing_ok=True)
 
     def opened(self, row: Row) -> Parts:
         """Parts in the clear. What all clients of a node receive is opened once.
@@ -106,6 +109,20 @@ class Sealer:
                 self._opened.pop(next(iter(self._opened)))
             self._opened[name] = parts
         return self._opened[name]
+
+    def cosines(self, row: SealedParts) -> list[float]:
+        """The inner products in a row, in -1..1; 0 for one that no unit vectors have."""
+        with self._timed("decrypt"):
+            try:
+                return [float(x) for x in self.cipher.open_products(row.sealed)]
+            except ClientError:
+                return [self._cosine(one) for one in row.sealed]
+
+    def _cosine(self, product: Sealed) -> float:
+        try:
+            return float(self.cipher.open_products([product]))
+        except ClientError:  # its sender's head is no unit vector, or it was changed on the way
+            return 0.0
 
     def sealed(
         self,
@@ -160,7 +177,8 @@ class Sealer:
 
         home = self.throw_away.parent
         home.mkdir(mode=0o700, exist_ok=True)
-        if home.stat().st_uid != os.getuid() or home.stat().st_mode & 0o077:
+        found = home.lstat()  # a link to elsewhere is open to all, by its mode
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
             takes = "a folder of yours that nobody else can read"
             raise ConfigError("TMPDIR", str(home), takes, f"remove {home}")
         with FileLock(f"{self.throw_away}.lock"):

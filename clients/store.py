@@ -7,6 +7,7 @@ bad disk has damaged costs one round, not the client's model.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -82,14 +83,25 @@ class ClientStore:
         return sorted(found, reverse=True)
 
     def load_json(self, name: str) -> dict[str, Any]:
-        """The values saved as ``name``; empty if there are none yet."""
+        """The values saved as ``name``; empty if there are none yet. A damaged file is named in the
+        log, and as good as none: what it held is made anew."""
         path = self.folder / f"{name}.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        try:
+            if not path.exists():
+                return {}
+            digest, _, text = path.read_text(encoding="utf-8").partition("\n")
+            if digest != _digest(text):
+                raise ValueError("its content is not what was saved (SHA-256 differs)")
+            return dict(json.loads(text))
+        except DAMAGED as error:
+            log.warning("%s is damaged (%s): it is made anew", path, error)
+            return {}
 
     def save_json(self, name: str, values: dict[str, Any]) -> None:
-        """Save JSON-able values as ``name``."""
+        """Save JSON-able values as ``name``, under a line with their SHA-256."""
         text = json.dumps(values)
-        self._write(f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
+        content = f"{_digest(text)}\n{text}"
+        self._write(f"{name}.json", lambda path: path.write_text(content, encoding="utf-8"))
 
     def forget(self) -> None:
         """Remove all that is kept."""
@@ -110,6 +122,10 @@ class ClientStore:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -170,7 +170,12 @@ class Strategy:
 
 @dataclass
 class Training:
-    """Local training: epochs a round, examples a batch, optimiser."""
+    """Local training: epochs a round, examples a batch, optimiser.
+
+    ``fold``: how many clients of a node train at once, where model and method allow it: a number,
+    ``off``, or ``auto``, which tries in the first round what is faster. Results are those of one
+    by one up to rounding.
+    """
 
     epochs: int = setting(1, least=1)
     batch_size: int = setting(32, least=1)
@@ -179,6 +184,7 @@ class Training:
     optimizer: str = setting("sgd", choices=("sgd", "adam", "adamw"))
     momentum: float = setting(0.0, least=0, below=1)
     weight_decay: float = setting(0.0, least=0)
+    fold: str = "auto"
 
 
 @dataclass
@@ -370,4 +376,13 @@ def _merge(layers: Sequence[Any]) -> Config:
         raise translate(error, Config, {}) from None
     assert isinstance(config, Config)
     check_ranges(config)
+    config.training.fold = _fold(config.training.fold)
     return config
+
+
+def _fold(given: str) -> str:
+    """``training.fold`` as auto, off, which YAML reads as false, or a number."""
+    text = {"false": "off"}.get(given.lower(), given.lower())
+    if text in ("auto", "off") or (text.isdecimal() and int(text) >= 2):
+        return text
+    raise ConfigError("training.fold", given, "auto, off, or how many clients at once, >= 2")

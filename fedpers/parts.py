@@ -160,7 +160,8 @@ class Parts(Mapping[str, Part]):
     def save(self, path: Path) -> None:
         """Write a safetensors file: a vector a part; layouts and a SHA-256 in its metadata."""
         layouts = {name: layout.to_json() for name, layout in self.layouts.items()}
-        vectors = {name: part.vector.contiguous() for name, part in self.items()}
+        # Cloned, since safetensors refuses tensors that share memory (rows of one message).
+        vectors = {name: part.vector.clone() for name, part in self.items()}
         metadata = {"format": FORMAT, "layouts": json.dumps(layouts), "sha256": self.digest()}
         save_file(vectors, path, metadata)
 

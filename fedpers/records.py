@@ -99,7 +99,7 @@ def unpack(content: RecordDict) -> tuple[list[Row], dict[str, Any]]:
             raise ValueError(
                 f"arrays: got {[len(m) for m in matrices.values()]}, takes {count} rows"
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ClientError(f"message: cannot be read ({type(error).__name__}: {error})") from error
     rows: list[Row] = [
         Parts({name: Part(layouts[name], matrix[k]) for name, matrix in matrices.items()})
@@ -116,7 +116,10 @@ def _to_array(parts: Sequence[Part]) -> Array:
 
 
 def _from_array(array: Array, layout: Layout) -> torch.Tensor:
-    matrix = torch.from_numpy(array.numpy())
+    try:
+        matrix = torch.from_numpy(array.numpy())
+    except Exception as error:  # whatever numpy makes of a stranger's bytes
+        raise ValueError(f"array: {error}") from None
     wire = torch.int16 if layout.dtype == torch.bfloat16 else layout.dtype
     if matrix.dtype != wire or matrix.ndim != 2 or matrix.shape[1] != layout.size:
         raise ValueError(

@@ -8,7 +8,7 @@ each can show that it is not.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from clients.trainer import Trainer
 from fedpers.config import Config
 from fedpers.data import Examples, load_data
 from fedpers.errors import ConfigError
+from fedpers.evaluation.run_folder import replace_file
 from fedpers.parts import Parts, combine
 from fedpers.privacy import BudgetSpent, Release
 from fedpers.privacy.audit import (
@@ -42,8 +43,6 @@ from simulations.audited import Replaced, audited, start_over
 from simulations.inversion import invert, save_pictures
 from strategies.base import find_strategy
 
-ALMOST_NONE = 1e-3  # noise for the auditor's own trainings; less may look like a dead run
-
 Values = NDArray[np.float64]
 
 
@@ -52,7 +51,7 @@ class Noiseless(Account):
 
     def take_phase(self) -> Release:
         """The steps of a phase, on all examples."""
-        return Release(ALMOST_NONE, 1.0, self.phase.steps)
+        return Release(0.0, 1.0, self.phase.steps)
 
     def noised(self, what: str, counts: Tensor, generator: torch.Generator) -> Tensor:
         """The counts as they are."""
@@ -73,9 +72,13 @@ def lower_bound(config: Config, *, canaries: int = 200) -> dict[str, Any]:
     canary's clipped gradient; an unsound one may leak in other ways, and they count as well. The
     size of the data set is public, by which an upload is scaled.
 
+    Below a sampling rate of 1 the server does not know which of the client's examples were drawn.
+    What each of them would add is measured too, and told apart from what the canaries do.
+
     Args:
         config: the run's settings, with ``privacy.enabled``.
-        canaries: how many, below the number of scalars that a client sends.
+        canaries: how many. With the client's own examples, where these are sampled, they have to
+            be fewer than the scalars that a client sends.
 
     Returns:
         claimed (by the ledger, after the run), at least (the bound at 95% confidence), delta,
@@ -86,12 +89,16 @@ def lower_bound(config: Config, *, canaries: int = 200) -> dict[str, Any]:
         own = host.data.client(client).train
         extra = random_examples(own, host.data.task.num_classes, canaries, config.seed)
         broadcast = host.algorithm.initial.only(host.algorithm.sends)
-        if canaries >= len(_flat(broadcast)):
-            takes = f"an integer < {len(_flat(broadcast))}, the scalars that a client sends"
+        rate = config.privacy.sampling_rate
+        sampled = len(own) if rate < 1 else 0
+        most = len(_flat(broadcast)) - sampled
+        if canaries >= most:
+            takes = f"an integer < {most}, the scalars that a client sends"
+            takes += f" less its {sampled} examples" if sampled else ""
             raise ConfigError("canaries", canaries, takes)
         coins = torch_generator(config.seed, "audit", "coins")
         included = torch.rand(canaries, generator=coins) < 0.5
-        expected, influences = _influences(host, client, own, extra, broadcast)
+        expected, influences = _influences(host, client, own, extra, broadcast, sampled)
 
         train = _joined(own, extra.take(included.nonzero().view(-1)))
         start_over(host, Replaced(host.data, {client: train}))
@@ -104,7 +111,11 @@ def lower_bound(config: Config, *, canaries: int = 200) -> dict[str, Any]:
             change = len(train) * (_flat(upload) - _flat(broadcast))
             total += change / decayed(1.0, config, server_round)
             rounds += 1
-        scores = inclusion_scores(total / rounds - expected, influences)
+        # Scores take everything to vary as a coin does, by 1/4; how often an own example was drawn,
+        # over all steps and in units of the mean, varies by (1 - q) / (q steps).
+        steps = rounds * config.privacy.steps
+        influences[canaries:] *= 2 * ((1 - rate) / (rate * steps)) ** 0.5
+        scores = inclusion_scores(total / rounds - expected, influences)[:canaries]
         bound = bound_by_scores(scores, included, report["delta"])
         return {
             "claimed": report["epsilon"],
@@ -120,22 +131,23 @@ def lower_bound(config: Config, *, canaries: int = 200) -> dict[str, Any]:
 
 
 def _influences(
-    host: ClientHost, client: str, own: Examples, extra: Examples, broadcast: Parts
+    host: ClientHost, client: str, own: Examples, extra: Examples, broadcast: Parts, sampled: int
 ) -> tuple[Tensor, Tensor]:
-    """What an upload is expected to be, [d], and what each canary adds to it, [m, d].
+    """What an upload is expected to be, [d], and what each canary and each of the first ``sampled``
+    own examples adds to it, [m + sampled, d].
 
-    Both times the number of examples, by which the client divides. Each canary is switched
-    on or off in a random half of them.
+    All times the number of examples, by which the client divides. Each of them is switched on or
+    off beside all own examples and a random half of the canaries.
     """
     m = len(extra)
-    start_over(host, Replaced(host.data, {client: _joined(own, extra)}))
+    start_over(host, Replaced(host.data, {client: _joined(extra, own)}))
     everything = host.examples.client(client).train
     data = host.data.client(client)
     store = ClientStore(host.stores, client)
     account = Noiseless(host.config, host.algorithm, client, data, host.ledgers, store)
 
     def change(inside: Tensor) -> Tensor:
-        rows = torch.cat([torch.arange(len(own)), len(own) + inside.nonzero().view(-1)])
+        rows = inside.nonzero().view(-1)
         trainer = Trainer(
             host.config,
             host.model,
@@ -149,14 +161,16 @@ def _influences(
         upload = host.algorithm.upload(host.algorithm.train(working, trainer))
         return len(rows) * (_flat(upload) - _flat(broadcast))
 
+    inside = torch.ones(len(everything), dtype=torch.bool)
     half = torch.rand(m, generator=torch_generator(host.config.seed, "audit", "half")) < 0.5
-    base, rows = change(half), []
-    for k in range(m):
-        switched = half.clone()
+    inside[:m] = half
+    base, rows = change(inside), []
+    for k in range(m + sampled):
+        switched = inside.clone()
         switched[k] = ~switched[k]
-        rows.append((change(switched) - base) * (-1.0 if half[k] else 1.0))
+        rows.append((change(switched) - base) * (-1.0 if inside[k] else 1.0))
     influences = torch.stack(rows)
-    return base + (0.5 - half.double()) @ influences, influences
+    return base + (0.5 - half.double()) @ influences[:m], influences
 
 
 def _flat(parts: Parts) -> Tensor:
@@ -290,7 +304,13 @@ def audit(config: Config, folder: Path, *, canaries: int = 200, shadows: int = 4
     Returns:
         What is written: epsilon (None without privacy, or where nothing is sent), membership and
         inversion by "off" and "on" (inversion None for text, or where nothing is sent).
+
+    Raises:
+        ConfigError: the settings protect clients, whose noise is not in what one client sends.
     """
+    if config.privacy.enabled and config.privacy.unit == "client":
+        takes = "example: what is inserted to be found are examples of one client"
+        raise ConfigError("privacy.unit", "client", takes, "or set privacy.enabled=false")
     folder.mkdir(parents=True, exist_ok=True)
     builds = {"off": replace(config, privacy=replace(config.privacy, enabled=False))}
     if config.privacy.enabled:
@@ -316,8 +336,19 @@ def audit(config: Config, folder: Path, *, canaries: int = 200, shadows: int = 4
         }
         if kind == "image":
             save_pictures(rows, folder / "inversion.png")
-    (folder / "audit.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / "audit.json", json.dumps(found, indent=2) + "\n")
     return found
+
+
+def results_folder(config: Path, overrides: Sequence[str], out: Path | None) -> Path:
+    """Where an audit of ``config``, a YAML file or a run's folder, puts its results.
+
+    In the run's folder, whose report shows them, unless ``overrides`` make it another run's audit.
+    """
+    if out is None:
+        name = config.resolve().name if config.is_dir() else config.stem
+        out = config if config.is_dir() and not overrides else Path("runs") / f"audit-{name}"
+    return out.resolve()
 
 
 def refuted(found: Mapping[str, Any]) -> bool:

@@ -2,11 +2,14 @@
 
     python -m simulations.bench_privacy
 
-Both kinds of step are timed by turns, so that a busy machine slows both, and compared by medians.
+Both kinds of step are timed by turns and compared by medians of processor time, which a busy
+machine distorts less than the clock's. Setting up and cleaning up is counted: it weighs the more,
+the fewer steps a phase has.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from statistics import median
@@ -21,7 +24,7 @@ from fedpers.data import load_data
 from fedpers.models import PersonalModel, build_model
 from fedpers.privacy import Release
 
-BATCH, STEPS, REPEATS = 64, 10, 30
+BATCH, STEPS, REPEATS = 64, (10, 1), 60
 
 
 def main() -> None:
@@ -34,31 +37,34 @@ def main() -> None:
         model = build_model(config, data)
         given = model.stem(x) if cached else x
         model.after_stem = cached
-        plain, private = timed(plain_steps(model, given, y), dp_steps(model, given, y))
         name = "cached frozen layers" if cached else "whole model"
-        ratio = f"private/plain {private / plain:.2f}"
-        print(f"{name}: plain {1e3 * plain:.2f} ms, private {1e3 * private:.2f} ms, {ratio}")
+        for steps in STEPS:
+            runs = plain_steps(model, given, y, steps), dp_steps(model, given, y, steps)
+            plain, private = (1e3 * seconds / steps for seconds in timed(*runs))
+            ratio = f"private/plain {private / plain:.2f}"
+            print(f"{name}, {steps} at a time: {plain:.2f} and {private:.2f} ms, {ratio}")
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 def timed(*runs: Callable[[], None]) -> list[float]:
-    """The median seconds a step of each, run by turns."""
+    """The median seconds of processor time of each, run by turns."""
     seconds: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()  # warm
     for _ in range(REPEATS):
         for run, found in zip(runs, seconds, strict=True):
-            started = time.perf_counter()
+            started = time.process_time()
             run()
-            found.append((time.perf_counter() - started) / STEPS)
+            found.append(time.process_time() - started)
     return [median(found) for found in seconds]
 
 
-def plain_steps(model: PersonalModel, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """STEPS steps of SGD on one batch, as the trainer takes them."""
+def plain_steps(model: PersonalModel, x: Tensor, y: Tensor, steps: int) -> Callable[[], None]:
+    """So many steps of SGD on one batch, as the trainer takes them."""
     _, optimizer = trained(model)
 
     def run() -> None:
-        for _ in range(STEPS):
+        for _ in range(steps):
             loss = F.cross_entropy(model(x).logits, y, reduction="none").mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -67,8 +73,8 @@ def plain_steps(model: PersonalModel, x: Tensor, y: Tensor) -> Callable[[], None
     return run
 
 
-def dp_steps(model: PersonalModel, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """STEPS steps of DP-SGD on the same batch, setting up and cleaning up included."""
+def dp_steps(model: PersonalModel, x: Tensor, y: Tensor, steps: int) -> Callable[[], None]:
+    """So many steps of DP-SGD on the same batch, as one phase."""
     parameters, optimizer = trained(model)
 
     def losses(batch: Tensor) -> Tensor:
@@ -81,7 +87,7 @@ def dp_steps(model: PersonalModel, x: Tensor, y: Tensor) -> Callable[[], None]:
             optimizer,
             losses,
             examples=len(x),
-            release=Release(1.0, 1.0, STEPS),
+            release=Release(1.0, 1.0, steps),
             max_grad_norm=1.0,
             after_noise=lambda: None,
             generator=torch.Generator().manual_seed(0),

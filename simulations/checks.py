@@ -13,6 +13,7 @@ from fedpers.config import Config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
+from simulations.keys import check_keys
 from strategies.base import find_strategy
 
 
@@ -49,6 +50,7 @@ def check(config: Config) -> None:
     algorithm, params = find_algorithm(name, config, strategy.param_names())
     data = load_data(config)
     strategy.check(config, data)
+    check_keys(config, strategy, len(data.clients))
     if config.privacy.enabled and config.privacy.unit == "example":
         for client in data.clients:
             check_client(config, client, data.size(client))

@@ -7,6 +7,7 @@ Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -16,8 +17,9 @@ import typer
 
 from fedpers import __version__
 from fedpers.errors import RunError
-from simulations import device_cli
+from simulations import device_cli, keys
 from simulations.console import errors as _errors
+from simulations.console import progress as _progress
 from simulations.console import show as _show
 from simulations.console import signals as _signals
 
@@ -38,6 +40,7 @@ class Backend(StrEnum):
 
 
 app.add_typer(device_cli.app, name="device")
+app.add_typer(keys.app, name="keys")
 app.add_typer(device_cli.rehearsal, name="devices")
 
 
@@ -117,23 +120,30 @@ def compare(
     with _errors(), _signals():
         from fedpers.errors import RunError
         from simulations import compare as comparison
+        from simulations.compare_page import compare_html
 
         sys.path.append(os.getcwd())
         plan = comparison.cells(strategies.split(","), seeds, settings or [], first_seed)
         folder = (out or Path("runs") / f"compare-{config.stem}").resolve()
         reports, failed = {}, []
-        for done, (cell, report) in enumerate(
-            comparison.compare(config, plan, folder, jobs=jobs), start=1
-        ):
-            typer.echo(f"{done}/{len(plan)}  {cell.name}{'' if report else '  failed'}", err=True)
-            if report is None:
-                failed.append(cell.name)
-            else:
-                reports[cell] = report
+        with _progress(len(plan)) as advance:
+            for cell, report in comparison.compare(config, plan, folder, jobs=jobs):
+                advance(f"{cell.name}{'' if report else '  failed'}")
+                if report is None:
+                    failed.append(cell.name)
+                else:
+                    reports[cell] = report
         in_order = {cell: reports[cell] for cell in plan if cell in reports}
         text = comparison.table(in_order, against)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
+        if in_order:
+            title, command = (
+                f"{config.stem}: methods compared",
+                shlex.join(["fedpers", *sys.argv[1:]]),
+            )
+            document = compare_html(title, in_order, against, command)
+            (folder / "compare.html").write_text(document, encoding="utf-8")
         typer.echo(text)
         if failed:
             raise RunError(f"{len(failed)} runs failed, see {folder / failed[0] / 'error.txt'}")
@@ -208,6 +218,23 @@ def audit(
 
 
 @app.command()
+def bench(
+    rows: Annotated[
+        str | None, typer.Option(help="Names of rows, separated by commas; all if not given.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each way is timed.")] = 9,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+) -> None:
+    """Time what is done here beside the usual way, side by side in this process."""
+    with _errors(), _signals():
+        from simulations import bench as measured
+
+        found = measured.bench(rows.split(",") if rows else [], repeats, typer.echo)
+        if out is not None:
+            measured.save(found, out)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
 ) -> None:
@@ -217,6 +244,58 @@ def report(
 
         write_html(folder)
         _show(folder)
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or of runs.")],
+    client: Annotated[str, typer.Option(help="A client's id, or its place from 0.")],
+    file: Annotated[Path, typer.Option("--input", help="x.npz with array x, or a csv file.")],
+) -> None:
+    """Show what a client's personal, global and gated model say of new examples.
+
+    A folder of runs stands for its newest run.
+    """
+    with _errors(), _signals():
+        from rich.console import Console
+
+        from simulations import predict as prediction
+
+        sys.path.append(os.getcwd())
+        run = prediction.FinishedRun(folder)
+        x = prediction.read_inputs(file, run.config, run.data.task)
+        found = run.predict(run.client(client), x)
+        console = Console(width=None if sys.stdout.isatty() else 100)
+        console.print(prediction.table(found))
+        console.print(f"run: {run.folder}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or of runs.")],
+    client: Annotated[str, typer.Option(help="A client's id, or its place from 0.")],
+    out: Annotated[Path, typer.Option(help="The folder to write, not there yet.")],
+) -> None:
+    """Write a client's personal model as a folder for PEFT and transformers, with a manifest."""
+    with _errors(), _signals():
+        from simulations import predict as prediction
+
+        sys.path.append(os.getcwd())
+        run = prediction.FinishedRun(folder)
+        run.export(run.client(client), out)
+        typer.echo(f"files: {out.resolve()}")
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or of runs.")],
+    once: Annotated[bool, typer.Option("--once", help="Show how it stands, and end.")] = False,
+) -> None:
+    """Follow a run: rounds, accuracy over clients, epsilon, time left; ends with its report."""
+    with _errors(), _signals():
+        from simulations import watch as watching
+
+        watching.watch(folder, once=once)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -144,9 +145,11 @@ def _run(settings: str, folder: Path) -> dict[str, Any] | None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             run_serial(config_from_json(settings), folder)
-    except FedpersError as error:
+    except Exception as error:  # a method that breaks down costs itself, not the comparison
+        mistake = isinstance(error, FedpersError)
+        text = f"{error}\n" if mistake else traceback.format_exc()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(f"{error}\n", encoding="utf-8")
+        (folder / "error.txt").write_text(text, encoding="utf-8")
         return None
     return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 

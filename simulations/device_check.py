@@ -16,6 +16,7 @@ from fedpers.errors import ConfigError
 from fedpers.models import build_model
 from fedpers.privacy import Ledger
 from fedpers.privacy.accounting import default_delta
+from fedpers.privacy.ledger import LEFT
 from strategies.base import find_strategy
 
 log = logging.getLogger("fedpers")
@@ -65,10 +66,14 @@ def check_device(
             f"up to {parameters.capacity} clients"
         )
     if state is not None:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = state / ".probe"
-        probe.write_bytes(b"")
-        probe.unlink()
+        try:
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe = state / ".probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            takes = f"a folder that can be written ({error.strerror})"
+            raise ConfigError("state", str(state), takes) from None
         yield f"state: {state} can be written"
 
 
@@ -90,5 +95,7 @@ def _privacy(
     delta, spent = privacy.delta or default_delta(examples), 0.0
     if state is not None:
         spent = Ledger(state / "ledgers" / f"{quote(client, safe='')}.json").epsilon(delta)
-    left = "" if spent < privacy.epsilon else "; nothing is left, it will not train"
-    yield f"privacy: {spent:.2f} of epsilon {privacy.epsilon:g} at delta {delta:g} are spent{left}"
+    if spent > (1 - LEFT) * privacy.epsilon:
+        takes = f"more than the {spent:.3g} that earlier runs have spent"
+        raise ConfigError("privacy.epsilon", privacy.epsilon, takes)
+    yield f"privacy: {spent:.2f} of epsilon {privacy.epsilon:g} at delta {delta:g} are spent"

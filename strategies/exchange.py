@@ -22,26 +22,42 @@ NO_ANSWER = 1000  # an error code of ours, beyond Flower's
 def send_and_receive(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
     """Push messages and wait for the answers: one reply a message, from the node it went to.
 
-    Looks often at first and less often later: an answer in a simulation takes milliseconds, one
-    from a device seconds. A message not answered within ``timeout`` seconds is given an error
-    reply that says so.
+    A message not answered within ``timeout`` seconds is given an error reply that says so.
     """
+    pending = push(grid, messages)
+    replies = receive(grid, pending, timeout)
+    silent = Error(code=NO_ANSWER, reason=f"no answer within {timeout:g} s")
+    return replies + [Message(silent, reply_to=message) for message in pending.values()]
+
+
+def push(grid: Grid, messages: Sequence[Message]) -> dict[str, Message]:
+    """Push messages; by their ids, as ``receive`` takes them."""
     grid.push_messages(messages)
-    pending = {message.metadata.message_id: message for message in messages}
+    return {message.metadata.message_id: message for message in messages}
+
+
+def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> list[Message]:
+    """Wait for answers to ``pending``, out of which the messages answered are taken.
+
+    Looks often at first and less often later: an answer in a simulation takes milliseconds, one
+    from a device seconds. What answers no message in ``pending`` is dropped: a reply that came
+    twice, or to an earlier message.
+    """
     replies: list[Message] = []
     deadline, wait = time.monotonic() + timeout, FIRST_WAIT
     while pending:
         came = list(grid.pull_messages(list(pending)))
         for reply in came:
-            message = pending.pop(reply.metadata.reply_to_message_id)
+            message = pending.pop(reply.metadata.reply_to_message_id, None)
+            if message is None:
+                continue
             # The SuperLink answers for a dead node under its own id: put the node's in its place.
             replies.append(Message(reply.error, reply_to=message) if reply.has_error() else reply)
         if not pending or time.monotonic() >= deadline:
             break
         wait = FIRST_WAIT if came else min(1.3 * wait, LONGEST_WAIT)
         time.sleep(wait)
-    silent = Error(code=NO_ANSWER, reason=f"no answer within {timeout:g} s")
-    return replies + [Message(silent, reply_to=message) for message in pending.values()]
+    return replies
 
 
 @dataclass

@@ -17,7 +17,7 @@ from fedpers.data import FederatedData
 from fedpers.encryption.sealed_parts import Group, SealedParts
 from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
-from fedpers.parts import Parts
+from fedpers.parts import Layout, Parts
 from fedpers.records import Row
 from fedpers.seeding import torch_generator
 from strategies.base import PersonalizedStrategy, strategies
@@ -86,20 +86,24 @@ class PerAda(PersonalizedStrategy):
         )
 
     def sealed_groups(self) -> list[Group]:
-        """Model and, to distil from, logits on the public examples."""
-        logits = [Group((LOGITS,))] if self.params.distill else []
-        return [*super().sealed_groups(), *logits]
+        """Model and, to distil from, logits on the public examples: both are averaged alike."""
+        return [Group((*self.shares, *((LOGITS,) if self.params.distill else ())))]
 
-    def sealed_size(self, name: str) -> int:
+    def sealed_layout(self, name: str) -> Layout:
         """As the base; of logits [public, classes]."""
         if name == LOGITS:
-            return len(self.public) * self.model.num_classes
-        return super().sealed_size(name)
+            return Layout(((LOGITS, (len(self.public), self.model.num_classes)),))
+        return super().sealed_layout(name)
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Row]) -> None:
         """The mean; the single updates are the teachers of the distillation."""
+        before = self.parts
         super().combine(mixing, updates)
         self.teachers = list(updates.values())
+        if self.params.distill and isinstance(self.parts, SealedParts):
+            if min(one.terms for one in self.parts.sealed) < 2:
+                log.warning("the mean of a single update is not opened: no update")
+                self.parts = before
 
     def refine(self, server_round: int) -> None:
         """Distil the ensemble into the mean; keep the result if it is nearer to the ensemble.
@@ -111,8 +115,10 @@ class PerAda(PersonalizedStrategy):
         params = self.params
         if not params.distill:
             return
-        if isinstance(self.parts, SealedParts):
-            opened = self.sealing.opened(self.parts) if self.sealing else Parts()
+        if self.sealing is not None:
+            if not isinstance(self.parts, SealedParts):  # as nobody's mean could be opened
+                return
+            opened = self.sealing.opened(self.parts)
             self.parts = opened.only(self.shares)
             mean = LOGITS_SCALE * opened[LOGITS]["logits"]
         if server_round > params.kd_rounds:

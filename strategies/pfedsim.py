@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from fedpers.data import FederatedData
 from fedpers.encryption.sealed_parts import Group, SealedParts, with_groups
 from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
-from fedpers.parts import Part, Parts, combine
+from fedpers.parts import Layout, Part, Parts, combine
 from fedpers.records import Row
 from strategies.base import strategies
 from strategies.checkpoint import State, members
@@ -92,11 +91,11 @@ class PFedSim(FedAvg):
         """Body and head apart, as only bodies are mixed by row, and the head to be compared."""
         return [Group(("body",)), Group(("head",)), Group((UNIT,), unit=True)]
 
-    def sealed_size(self, name: str) -> int:
+    def sealed_layout(self, name: str) -> Layout:
         """As the base; of the head's rows [classes, d]."""
         if name == UNIT:
-            return prod(dict(self.layouts["head"].shapes)["head.weight"])
-        return super().sealed_size(name)
+            return Layout((("rows", dict(self.layouts["head"].shapes)["head.weight"]),))
+        return super().sealed_layout(name)
 
     def broadcast(self, server_round: int, client: str) -> Row:
         """First the global parts; then the client's own: its mixture of bodies, and its head."""
@@ -146,9 +145,11 @@ class PFedSim(FedAvg):
         self.similarity = similarities(self._signal(models), self._noise(clients))
         weights = mixing_weights(self.similarity)
         bodies = combine(weights, [model.only(["body"]) for model in models.values()])
+        # Copied, for a checkpoint holds both.
+        heads = [model["head"].like(model["head"].vector.clone()) for model in models.values()]
         self.rows = {
-            client: body | models[client].only(["head"])
-            for client, body in zip(clients, bodies, strict=True)
+            client: body | {"head": head}
+            for client, body, head in zip(clients, bodies, heads, strict=True)
         }
         own = float(weights.diagonal().mean())
         log.debug("round %d: mean weight of a client's own body %.2f", server_round, own)
@@ -156,6 +157,9 @@ class PFedSim(FedAvg):
     def _refine_sealed(self, sealing: Sealing) -> None:
         models = {c: m for c, m in self.models.items() if isinstance(m, SealedParts)}
         rows = sealing.similar({c: model.of([UNIT]) for c, model in models.items()})
+        if not rows:
+            log.warning("no node compared heads: everybody keeps its row")
+            return
         weights = torch.tensor(list(rows.values()))
         weights = weights / weights.sum(dim=1, keepdim=True)
         bodies = sealing.rows(weights, list(models.values()), ["body"])

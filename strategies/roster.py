@@ -11,16 +11,21 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpers.errors import FedpersError, RunError
-from strategies.exchange import Answers, collect, send_and_receive
+from strategies.exchange import Answers, collect, push, receive
 
 log = logging.getLogger("fedpers")
+
+KIND = "query.roster"
+JOIN = 30.0  # seconds that others wait for a new node to say whom it hosts
+AGAIN = 120.0  # seconds after which a node that has not said so is asked again
+LOOK = 0.1  # seconds between two looks
 
 
 class Roster:
     """The clients known, by the node that hosts them.
 
-    Asks every new node once. A node that went away takes its clients with it; they come back
-    with it, or under a new node.
+    Asks every new node. A node that went away takes its clients with it; they come back with it,
+    or under a new node.
     """
 
     def __init__(self) -> None:
@@ -31,7 +36,14 @@ class Roster:
         self.refusal: str | None = None
         self.keys: dict[int, Mapping[str, Any]] = {}
         self.key_id: str | None = None
+        self._met: set[str] = set()
         self._refused: set[int] = set()
+        self._claimed_twice: set[int] = set()
+        self._open: dict[str, Message] = {}  # enquiries without an answer, by message
+        self._first: dict[int, float] = {}  # when a node was first asked, while it is there
+        self._last: dict[int, float] = {}
+        self._given_base: set[int] = set()
+        self._named: set[int] = set()  # in the log, as silent
 
     @property
     def clients(self) -> list[str]:
@@ -43,6 +55,12 @@ class Roster:
         """The clients that are held out of the training."""
         return [client for client in self._all() if client in self.held_out]
 
+    @property
+    def absent(self) -> list[str]:
+        """The clients that could take part before, and whose node left."""
+        gone = self._met - set(self._all()) - self.held_out
+        return sorted(gone, key=natural_order)
+
     def by_node(self, clients: Iterable[str]) -> dict[int, list[str]]:
         """The nodes that host any of ``clients``, each with those of them it hosts."""
         wanted = set(clients)
@@ -51,7 +69,7 @@ class Roster:
 
     def wait(self, grid: Grid, content: RecordDict, *, least: int, timeout: float) -> None:
         """Wait until the nodes expected are there: in a simulation all of them, else enough nodes
-        for ``least`` clients.
+        for ``least`` clients, and any other that is there and answers soon.
 
         Raises:
             FedpersError: a node refuses the run as configured; its line is passed on.
@@ -62,71 +80,140 @@ class Roster:
             expected = max(expected, self.refresh(grid, content, timeout))
             if self.refusal is not None:
                 raise FedpersError(self.refusal)
-            if len(self.hosts) >= expected and len(self.clients) >= least:
+            if len(self.hosts) >= expected and self._enough(least, timeout):
                 return
             if time.monotonic() >= deadline:
                 raise RunError(
                     f"nodes: got {len(self.hosts)} with {len(self.clients)} clients within "
                     f"{timeout:g} s, takes {expected} with at least {least} clients"
                 )
-            time.sleep(0.05)
+            time.sleep(min(LOOK, timeout))
+
+    def gather(self, grid: Grid, content: RecordDict, *, least: int, timeout: float) -> None:
+        """Before a further round: wait for clients that are away while fewer than ``least`` are
+        there, at most ``timeout`` seconds, and a little for a new node."""
+        deadline = time.monotonic() + timeout
+        self.refresh(grid, content, timeout)
+        while not self._enough(least, timeout) and time.monotonic() < deadline:
+            time.sleep(min(LOOK, timeout))
+            self.refresh(grid, content, timeout)
+
+    def _enough(self, least: int, timeout: float) -> bool:
+        wait, now = min(timeout, JOIN), time.monotonic()
+        asked = {message.metadata.dst_node_id for message in self._open.values()}
+        joining = any(now - self._first[node] < wait for node in asked)
+        return len(self.clients) >= least and not joining
 
     def refresh(self, grid: Grid, content: RecordDict, timeout: float) -> int:
-        """Ask nodes not yet known for their clients, forget nodes that left.
+        """Ask nodes not yet known for their clients, take up the answers that have come, forget
+        nodes that left. Waits for nobody.
 
-        A node that cannot run the method, or claims another node's client, is not asked again;
-        ``refusal`` is the first's line. Once the run has begun it costs nobody else.
+        A node that cannot run the method is not asked again, nor is one that claims another node's
+        client until some node leaves; ``refusal`` is the first's line. Once the run has begun it
+        costs nobody else.
 
         Returns:
             How many nodes the answering nodes say there are (1 where they do not know).
         """
         present = set(grid.get_node_ids())
-        for node in set(self.hosts) - present:
-            log.warning("node %s left with clients %s", node, ", ".join(self.hosts.pop(node)))
-        new = sorted(present - set(self.hosts) - self._refused)
-        answers = self._ask(grid, new, content, timeout)
-        lacking = [node for node, body in answers.bodies.items() if "needs" in body]
-        if lacking and self.base is not None:
-            again = self._ask(grid, lacking, self.base, timeout)
+        self._forget((set(self.hosts) | set(self._first)) - present)
+        answers = self._ask(grid, self._due(present, timeout), content)
+        lacking = [n for n, body in answers.bodies.items() if "needs" in body]
+        first = [node for node in lacking if node not in self._given_base]
+        if first and self.base is not None:
+            self._given_base |= set(first)
+            for node in first:
+                answers.bodies.pop(node)
+            again = self._ask(grid, first, self.base)
             answers.bodies |= again.bodies
             answers.failures |= again.failures
         for name, reason in answers.failures.items():
             log.warning("node %s does not say whom it hosts: %s", name, reason)
+        self._name_silent(timeout)
         expected = 1
         for node, body in answers.bodies.items():
-            if "needs" in body:
-                log.error("node %s lacks %s, and did not take it", node, body["needs"])
-                continue
-            if "refused" in body:
-                self.refusal = self.refusal or str(body["refused"])
-                log.error("node %s cannot run this: %s", node, body["refused"])
+            try:
+                expected = max(expected, self._take(node, body))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                log.error("node %s refused: its answer cannot be read (%r)", node, error)
                 self._refused.add(node)
-                continue
-            claimed = list(dict.fromkeys(str(client) for client in body["clients"]))
-            twice = sorted(set(claimed) & set(self._all()), key=natural_order)
-            if twice:
-                # Taking it would let one device overwrite another's place in the run.
-                log.error("node %s refused: client %s is hosted by another node", node, twice[0])
-                self._refused.add(node)
-                continue
-            key = body.get("key")
-            if isinstance(key, Mapping):
-                if self.key_id is not None and key.get("id") != self.key_id:
-                    log.error("node %s refused: key %s, not %s", node, key.get("id"), self.key_id)
-                    self._refused.add(node)
-                    continue
-                self.keys[node] = key
-            self.hosts[node] = claimed
-            self.held_out |= {str(client) for client in body.get("held_out", ())} & set(claimed)
-            self.scored = str(body["scored"])
-            expected = max(expected, int(body["nodes"]))
         return expected
 
-    def _ask(
-        self, grid: Grid, nodes: Sequence[int], content: RecordDict, timeout: float
-    ) -> Answers:
-        messages = [Message(content, dst_node_id=n, message_type="query.roster") for n in nodes]
-        return collect(send_and_receive(grid, messages, timeout), {n: [str(n)] for n in nodes})
+    def _forget(self, gone: set[int]) -> None:
+        for node in sorted(gone):
+            if node in self.hosts:
+                log.warning("node %s left with clients %s", node, ", ".join(self.hosts.pop(node)))
+                self._claimed_twice.clear()  # the client that they claim may be free now
+            for known in (self._first, self._last):
+                known.pop(node, None)
+            # Who comes back may have been mended.
+            for nodes in (self._given_base, self._named, self._refused, self._claimed_twice):
+                nodes.discard(node)
+        lost = [k for k, message in self._open.items() if message.metadata.dst_node_id in gone]
+        for message_id in lost:
+            self._open.pop(message_id)
+
+    def _due(self, present: set[int], timeout: float) -> list[int]:
+        """The nodes to ask: new ones, and those that have long been silent."""
+        unknown = present - set(self.hosts) - self._refused - self._claimed_twice
+        ago, never = time.monotonic() - min(timeout, AGAIN), float("-inf")
+        return sorted(node for node in unknown if self._last.get(node, never) <= ago)
+
+    def _ask(self, grid: Grid, nodes: Sequence[int], content: RecordDict) -> Answers:
+        """Ask nodes; the answers that are there by now, to earlier enquiries too."""
+        asked = push(grid, [Message(content, dst_node_id=n, message_type=KIND) for n in nodes])
+        now = time.monotonic()
+        self._first = dict.fromkeys(nodes, now) | self._first
+        self._last |= dict.fromkeys(nodes, now)
+        self._open |= asked
+        replies = receive(grid, self._open, 0)
+        came = {reply.metadata.src_node_id for reply in replies}
+        for node in came:
+            self._last.pop(node, None)
+        for message_id, message in list(self._open.items()):
+            if message.metadata.dst_node_id in came:  # it was asked twice
+                self._open.pop(message_id)
+        return collect(replies, {node: [str(node)] for node in came})
+
+    def _name_silent(self, timeout: float) -> None:
+        wait, now = min(timeout, JOIN), time.monotonic()
+        asked = {message.metadata.dst_node_id for message in self._open.values()}
+        for node in sorted(asked - self._named):
+            if now - self._first[node] >= wait:
+                self._named.add(node)
+                reason = f"no answer within {wait:g} s"
+                log.warning("node %s does not say whom it hosts: %s", node, reason)
+
+    def _take(self, node: int, body: Mapping[str, Any]) -> int:
+        """Note what a node says; how many nodes it says there are."""
+        if "needs" in body:
+            log.error("node %s lacks %s, and did not take it", node, body["needs"])
+            return 1
+        if "refused" in body:
+            self.refusal = self.refusal or str(body["refused"])
+            log.error("node %s cannot run this: %s", node, body["refused"])
+            self._refused.add(node)
+            return 1
+        claimed = list(dict.fromkeys(str(client) for client in body["clients"]))
+        twice = sorted(set(claimed) & set(self._all()), key=natural_order)
+        if twice:
+            # Taking it would let one device overwrite another's place in the run.
+            log.error("node %s refused: client %s is hosted by another node", node, twice[0])
+            self._claimed_twice.add(node)
+            return 1
+        key = body.get("key")
+        if isinstance(key, Mapping):
+            if self.key_id is not None and key.get("id") != self.key_id:
+                log.error("node %s refused: key %s, not %s", node, key.get("id"), self.key_id)
+                self._refused.add(node)
+                return 1
+            self.keys[node] = key
+        held_out = {str(client) for client in body.get("held_out", ())} & set(claimed)
+        self.scored, nodes = str(body["scored"]), int(body["nodes"])
+        self.hosts[node] = claimed
+        self._met |= set(claimed)
+        self.held_out |= held_out
+        return nodes
 
     def _all(self) -> list[str]:
         return sorted((c for hosted in self.hosts.values() for c in hosted), key=natural_order)

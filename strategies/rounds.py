@@ -54,7 +54,7 @@ def run_rounds(
 
     Raises:
         FedpersError: a node refuses the run as configured.
-        RunError: too few nodes came, or a round had no client left.
+        RunError: too few nodes came, or too few answered in several rounds.
     """
     config, result = strategy.config, Result()
     arrays, settings = ArrayRecord(), ConfigRecord()
@@ -63,7 +63,8 @@ def run_rounds(
     enquiry = pack([], strategy.header())
     if strategy.base is not None:
         strategy.roster.base = pack([strategy.base], strategy.header())
-    strategy.roster.wait(grid, enquiry, least=config.strategy.min_clients, timeout=timeout)
+    least = config.strategy.min_clients
+    strategy.roster.wait(grid, enquiry, least=least, timeout=timeout)
     if strategy.sealing is not None:
         strategy.sealing.open(grid, strategy.roster.keys)
     if strategy.client_level is not None:
@@ -75,6 +76,8 @@ def run_rounds(
         takes = f"more than the {first - 1} that the run has had"
         raise ConfigError("rounds", config.rounds, takes, "set rounds to go on")
     for server_round in range(first, config.rounds + 1):
+        if server_round > first:
+            strategy.roster.gather(grid, enquiry, least=least, timeout=timeout)
         started = time.perf_counter()
         messages = list(strategy.configure_train(server_round, arrays, settings, grid))
         replies = send_and_receive(grid, messages, timeout)
@@ -105,7 +108,6 @@ def run_rounds(
         save_checkpoint(files.folder.path / CHECKPOINT, server_round, strategy.state())
         if last:
             break
-        strategy.roster.refresh(grid, enquiry, timeout)
     report = files.report(strategy, evaluate_newcomers(strategy, grid))
     if config.evaluation.adapters:
         scored = files.evaluations.get(report["selected_round"], [])
@@ -300,13 +302,16 @@ class RunFiles:
         self, server_round: int, answers: Answers, metrics: dict[str, Any], scores: dict[str, Any]
     ) -> None:
         """Write the round's line to ``rounds.jsonl`` and to the log."""
-        line = {**self._line, **{k: v for k, v in metrics.items() if k == "loss"}, **scores}
+        told = {name: value for name, value in metrics.items() if name in ("loss", "skipped")}
+        line = {**self._line, **told, **scores}
         self._add(line)
         self.folder.log_round(line)
         total = sum(line["seconds"].values())
         shown = [f"round {server_round}/{self.config.rounds}", f"{line['answered']} clients"]
         if line["failed"]:
             shown.append(f"{len(line['failed'])} failed")
+        if "skipped" in line:
+            shown.append("nothing mixed")
         if "loss" in line:
             shown.append(f"loss {line['loss']:.3f}")
         shown += [

@@ -6,9 +6,8 @@ import base64
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from flwr.app import Message
@@ -17,14 +16,14 @@ from flwr.serverapp import Grid
 from fedpers.config import Config
 from fedpers.encryption.sealed_parts import Group, SealedParts
 from fedpers.errors import ClientError, ConfigError, FedpersError, RunError
-from fedpers.parts import Parts
-from fedpers.records import Row, pack
+from fedpers.parts import Layout, Parts
+from fedpers.records import Row, in_the_clear, pack
 from strategies.exchange import collect, read_reply, send_and_receive
 from strategies.mixing import Mixing
 
 if TYPE_CHECKING:
     from fedpers.encryption import ServerCipher
-    from strategies.base import PersonalizedStrategy
+    from strategies.method import Method
 
 log = logging.getLogger("fedpers")
 
@@ -43,7 +42,7 @@ class Sealing:
         strategy: whose updates these are.
     """
 
-    def __init__(self, strategy: PersonalizedStrategy) -> None:
+    def __init__(self, strategy: Method) -> None:
         self.strategy, self.config = strategy, strategy.config
         self.cipher: ServerCipher | None = None
         self.grid: Grid | None = None
@@ -65,8 +64,8 @@ class Sealing:
         groups = [group.to_json() for group in self.groups]
         noise, level = {}, self.strategy.client_level
         if level is not None and level.budget is not None:
-            cohort = ceil(self.config.strategy.fraction * len(self.strategy.roster.clients))
-            noise = {"noise": {"sigma": level.sigma, "honest": level.honest(cohort)}}
+            honest = level.honest(len(self.strategy.asked))
+            noise = {"noise": {"sigma": level.sigma, "honest": honest}}
         return {
             **noise,
             "groups": groups,
@@ -120,25 +119,50 @@ class Sealing:
             return "update: got plain parts, takes sealed ones"
         try:
             found = update.sealed
-            if list(update.groups) != self.groups:
-                return f"update: got groups {update.groups}, takes {self.groups}"
+            if list(update.groups) != self.groups or update.layouts != self._layouts():
+                return f"update: got other parts than {[list(g.names) for g in self.groups]}"
+            if update.divisor != 1:
+                return f"update: got divisor {update.divisor:g}, takes 1"
             for group, one in zip(update.groups, found, strict=True):
-                size = sum(self.strategy.sealed_size(name) for name in group.names)
+                size = sum(self.strategy.sealed_layout(name).size for name in group.names)
                 if one.size != size:
-                    return f"update: got {one.size} values in {group.names}, takes {size}"
-                if one.range != self.config.encryption.range and not group.unit:
-                    takes = self.config.encryption.range
+                    return f"update: got {one.size} values in {list(group.names)}, takes {size}"
+                takes = 1.0 if group.unit else self.config.encryption.range
+                if one.range != takes:
                     return f"update: got range {one.range:g}, takes {takes:g}"
                 one.expect(self.cipher.parameters, self.cipher.key_id, FRESH[group.unit])
+                if group.unit:  # not in a sum, which would find it malformed
+                    self.cipher.check(one)
         except ClientError as error:
             return f"update: {error}"
         return None
 
+    def _layouts(self) -> dict[str, Layout]:
+        return {n: self.strategy.sealed_layout(n) for group in self.groups for n in group.names}
+
+    def check_key(self, rows: Mapping[str, Row]) -> None:
+        """Refuse to go on with parts that were sealed under another key than the nodes have.
+
+        Raises:
+            ConfigError: naming that key.
+        """
+        assert self.cipher is not None
+        ids = {
+            one.key_id
+            for row in rows.values()
+            if isinstance(row, SealedParts)
+            for one in row.sealed
+        }
+        if other := ids - {self.cipher.key_id}:
+            takes = f"{other.pop()}, under which the checkpoint is sealed"
+            cure = "a key made for a run is thrown away when it ends: give one with encryption.keys"
+            raise ConfigError("encryption.keys", self.cipher.key_id, takes, cure)
+
     def collect(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
         """Tell the clients their weights, and have them seal what they kept.
 
-        The updates that came are then in the strategy's ``answers.rows``, and who failed in
-        ``answers.failures``.
+        The updates that came are then all that is in the strategy's ``answers.rows``, and who
+        failed in ``answers.failures``.
         """
         strategy = self.strategy
         mixing = strategy.mixing(server_round, reports)
@@ -155,6 +179,7 @@ class Sealing:
             content = pack([], body)
             messages.append(Message(content, dst_node_id=node, message_type="train.seal"))
         came = collect(self._send(messages), asked)
+        strategy.answers.rows.clear()
         strategy.answers.rows.update(came.rows)
         strategy.answers.failures.update(came.failures)
         strategy.answers.add(came)
@@ -202,8 +227,7 @@ class Sealing:
         return SealedParts(layouts, groups, tuple(blobs), divisor)
 
     def _note_bytes(self, update: SealedParts) -> None:
-        sizes = [self.strategy.sealed_size(n) for group in update.groups for n in group.names]
-        self.bytes_per_parameter = update.nbytes / sum(sizes)
+        self.bytes_per_parameter = update.nbytes / sum(one.size for one in update.sealed)
 
     def rows(
         self, weights: torch.Tensor, updates: Sequence[SealedParts], names: Sequence[str]
@@ -252,8 +276,11 @@ class Sealing:
             message = Message(pack([sealed], header), dst_node_id=node, message_type="query.open")
             try:
                 (reply,) = self._send([message])
-                ((parts,), _) = read_reply(reply)
-                return plain(parts)
+                ((row,), _) = read_reply(reply)
+                parts = in_the_clear(row)
+                if parts.layouts != sealed.layouts or parts.first_not_finite():
+                    raise ClientError(f"node {node} opened other parts than were sent")
+                return parts
             except (ClientError, ValueError) as error:
                 reason = str(error)
         raise RunError(f"no node could open a mean: {reason}")
@@ -281,9 +308,11 @@ class Sealing:
             messages.append(Message(content, dst_node_id=node, message_type="query.similarity"))
         found: dict[str, list[float]] = {}
         for node, body in collect(self._send(messages), asked).bodies.items():
-            rows = body.get("rows", {})
-            found |= {c: [float(w) for w in rows[c]] for c in asked[node] if c in rows}
-        return {c: row for c, row in found.items() if len(row) == len(clients) and sum(row) > 0}
+            rows = body.get("rows")
+            rows = rows if isinstance(rows, Mapping) else {}
+            given = {client: rows.get(client) for client in asked[node]}
+            found |= {c: row for c, row in given.items() if weighs(row, len(clients))}
+        return found
 
     def forget(self) -> None:
         """Have the nodes throw away a key that was made for this run."""
@@ -313,6 +342,13 @@ class Sealing:
 
 
 FRESH = {False: ("vector",), True: ("head",)}
+
+
+def weighs(row: Any, size: int) -> TypeGuard[list[float]]:
+    """Whether a node's answer is a row of weights within 0..1, of which one or more count."""
+    if not isinstance(row, list) or len(row) != size:
+        return False
+    return all(type(w) in (int, float) and 0 <= w <= 1 for w in row) and sum(row) > 0
 
 
 def plain(parts: Row) -> Parts:

@@ -114,8 +114,10 @@ def to_labels(
         got = f"{labels.dtype} of shape {labels.shape}"
         raise DataError(f"{where}: got {got}, takes one class an example, an integer or text")
     if among is not None:
-        if labels.dtype.kind not in "biu" or labels.min() < 0 or labels.max() >= among:
-            got = f"{labels.dtype} such as {labels[0]}"
+        integers = labels.dtype.kind in "biu"
+        wrong = labels[(labels < 0) | (labels >= among)] if integers else labels
+        if len(wrong):
+            got = f"{labels.dtype} such as {wrong[0]}"
             raise DataError(f"{where}: got {got}, takes integers in 0..{among - 1}")
         return torch.from_numpy(labels.astype(np.int64))
     classes, numbers = np.unique(labels, return_inverse=True)

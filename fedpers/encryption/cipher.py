@@ -158,6 +158,14 @@ class ServerCipher(ABC):
         """
 
     @abstractmethod
+    def check(self, sealed: Sealed) -> None:
+        """Check every coefficient of a vector whose header fits.
+
+        Raises:
+            ClientError: it is malformed.
+        """
+
+    @abstractmethod
     def mix(self, weights: Tensor, sealed: Sequence[Sealed]) -> list[Sealed]:
         """Y = W X with weights [R, K] of absolute row sums in (0, 4], over K vectors.
 

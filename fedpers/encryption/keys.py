@@ -104,7 +104,8 @@ def generate(parameters: Parameters) -> KeyPair:
 
 
 def new_keys(folder: Path, scheme: str, cohort: int, rows: bool = False) -> str:
-    """Write ``client.key`` (mode 0600) and ``server.context`` into ``folder`` (mode 0700).
+    """Write ``client.key`` and ``server.context`` (mode 0600) into ``folder``, made with mode 0700
+    if it is not there.
 
     Args:
         scheme: as in ``parameters_for``.
@@ -115,17 +116,21 @@ def new_keys(folder: Path, scheme: str, cohort: int, rows: bool = False) -> str:
         The key's id.
 
     Raises:
-        ConfigError: a file is there already, or as in ``parameters_for``.
+        ConfigError: a file is there already or cannot be written, or as in ``parameters_for``.
     """
     targets = folder / CLIENT_FILE, folder / SERVER_FILE
     for path in targets:
         if path.exists():
             raise _exists(path)
     pair = generate(parameters_for(scheme, cohort, rows=rows))
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
-    for path, data in zip(targets, (pair.client, pair.server), strict=True):
-        _write(path, data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path, data in zip(targets, (pair.client, pair.server), strict=True):
+            _write(path, data)
+    except OSError as error:
+        raise ConfigError(
+            "key folder", str(folder), f"one to write to ({error.strerror})"
+        ) from None
     return pair.key_id
 
 

@@ -19,6 +19,9 @@ from fedpers.parts import Layout, Part, Parts
 log = logging.getLogger("fedpers")
 
 MAGIC = b"FPPARTS\n"
+# What reading a stranger's JSON may raise.
+UNREADABLE = (Malformed, ValueError, KeyError, TypeError, AttributeError, IndexError)
+BEYOND = (OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,9 @@ class SealedParts:
                 raise ValueError(f"{len(blobs)} vectors for {len(groups)} groups")
             if [n for group in groups for n in group.names] != list(layouts):
                 raise ValueError("groups and layouts name other parts")
-        except (Malformed, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ClientError(f"sealed parts: cannot be read ({error})") from None
+        except (*UNREADABLE, *BEYOND) as error:
+            reason = " ".join(str(error).split())[:200]  # it may quote what a stranger wrote
+            raise ClientError(f"sealed parts: cannot be read ({reason})") from None
         return cls(layouts, groups, tuple(blobs), divisor)
 
 

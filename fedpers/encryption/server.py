@@ -75,6 +75,10 @@ class SealServer(ServerCipher):
             chunks = (guard.pack(self.lattice.polynomials(channel, s), primes) for s in sums)
             return self._sealed(first, "sum", terms, float(terms), tuple(chunks))
 
+    def check(self, sealed: Sealed) -> None:
+        for index in range(len(sealed.chunks)):
+            self._words(sealed, index)
+
     def mix(self, weights: Tensor, sealed: Sequence[Sealed]) -> list[Sealed]:
         self._needs_rows("mix")
         if weights.ndim != 2 or weights.shape[1] != len(sealed) or not sealed:
@@ -167,14 +171,17 @@ class SealServer(ServerCipher):
 
     def _load(self, channel: Channel, one: Sealed, index: int, scale: float = 1.0) -> Any:
         """Chunk ``index`` as a SEAL ciphertext, every coefficient checked."""
-        fresh = one.kind in ("vector", "head")
-        primes, data = self.lattice.primes(level_of(one.kind)), one.chunks[index]
+        fresh, data = one.kind in ("vector", "head"), one.chunks[index]
+        seed = data[-guard.SEED_BYTES :] if fresh else b""
+        return self.lattice.ciphertext(channel, self._words(one, index), seed, scale)
+
+    def _words(self, one: Sealed, index: int) -> guard.Words:
+        polynomials = 1 if one.kind in ("vector", "head") else 2
+        primes, degree = self.lattice.primes(level_of(one.kind)), self.parameters.degree
         try:
-            words = guard.unpack(data, primes, self.parameters.degree, 1 if fresh else 2)
+            return guard.unpack(one.chunks[index], primes, degree, polynomials)
         except guard.Malformed as error:
             raise ClientError(f"sealed: chunk {index}: {error}") from None
-        seed = data[-guard.SEED_BYTES :] if fresh else b""
-        return self.lattice.ciphertext(channel, words, seed, scale)
 
     def _expanded(self, channel: Channel, one: Sealed, index: int) -> guard.Words:
         """Both polynomials [2, 1, N] of a fresh chunk."""

@@ -1,6 +1,6 @@
-"""What a model has besides its slots: frozen, the same everywhere, and made from public data.
+"""A model's tensors as they are before the first round, where they were made from public data.
 
-A device has no public data. It gets the frozen tensors from the server, once.
+A device has no public data. It gets the tensors from the server, once.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ def made_from_public_data(config: Config) -> bool:
 
 
 def read_base(model: PersonalModel) -> Parts:
-    """The frozen tensors of a model, as one part."""
-    return Parts({BASE: Part.of(_frozen(model))})
+    """The tensors of a model as it was built, before a method adds slots, as one part.
+
+    The slots' own are among them: personal models start there.
+    """
+    return Parts({BASE: Part.of(_tensors(model))})
 
 
 @torch.no_grad()
 def write_base(model: PersonalModel, base: Parts) -> None:
-    """Copy frozen tensors into a model of the same settings.
+    """Copy such tensors into a model built from the same settings.
 
     Raises:
         ClientError: they are another model's.
     """
-    tensors = _frozen(model)
+    tensors = _tensors(model)
     takes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
     if BASE not in base or base[BASE].layout.shapes != takes:
         raise ClientError("base: got another model's tensors, takes those of these settings")
@@ -40,10 +43,5 @@ def write_base(model: PersonalModel, base: Parts) -> None:
         tensor.copy_(base[BASE][name])
 
 
-def _frozen(model: PersonalModel) -> dict[str, torch.Tensor]:
-    slots = {tensor.data_ptr() for slot in model.slots.values() for tensor in slot.values()}
-    return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and tensor.data_ptr() not in slots
-    }
+def _tensors(model: PersonalModel) -> dict[str, torch.Tensor]:
+    return {n: tensor for n, tensor in model.state_dict().items() if tensor.is_floating_point()}

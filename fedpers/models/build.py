@@ -32,7 +32,7 @@ def build_model(config: Config, data: FederatedData, base: Parts | None = None) 
     as PyTorch initialises it, after pre-training if that is asked for.
 
     Args:
-        base: the frozen tensors, where there are no public data to make them from.
+        base: its tensors, where there are no public data to make them from.
 
     Raises:
         ConfigError: a backbone that does not exist or does not fit the task or has BatchNorm;

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from clients.account import LABELS, Account, check_client
+from clients.account import EXAMPLES, LABELS, Account, check_client
 from clients.host import ClientHost
 from clients.store import ClientStore
 from fedpers.config import Config, load_config
@@ -72,7 +72,8 @@ def test_a_client_that_is_chosen_more_often_than_expected_runs_out(
 def test_counts_are_paid_for_once_and_noised(toys: Any, tmp_path: Path) -> None:
     account = account_of(toys, tmp_path, "prior", "rounds=2")
     (release,) = account.once.values()
-    assert release == Release(noise_multiplier(EPSILON / 4, 1e-3, 1.0, 1), 1.0, 1)
+    # Alone it would take .3^2 = 9 % of the budget that Renyi DP adds up, 1 / sigma^2.
+    assert release == Release(noise_multiplier(EPSILON, 1e-3, 1.0, 1) / 0.3, 1.0, 1)
     account.charge(LABELS)
     generator = torch.Generator().manual_seed(0)
     counts = torch.full((20_000,), 1000.0)
@@ -166,6 +167,11 @@ def test_the_ledger_is_the_data_sets(toys: Any, tmp_path: Path) -> None:
             "privacy.sampling_rate=0.04",
             "privacy.sampling_rate: got 0.04, takes a number >= 0.05, for client a has 20 examples",
         ),
+        (
+            "privacy.epsilon=0.02",
+            "privacy.epsilon: got 0.02, takes a number > 0.029, the least that the accountant shows "
+            "at delta 0.001",
+        ),
     ],
 )
 def test_settings_that_protect_nothing_are_refused(
@@ -231,3 +237,135 @@ def test_counts_of_prior_are_charged_in_its_first_round_alone(small: Any, tmp_pa
     assert torch.equal(sent[0], sent[1])  # the same noised counts again
     (ledger,) = (tmp_path / "state" / "ledgers").glob("*.json")
     assert sorted(release.steps for release in Ledger(ledger).releases) == [1, 2]
+
+
+# -- weights by noised counts --------------------------------------------------------------------
+
+
+def test_each_count_is_paid_for_and_noised_by_itself(toys: Any, tmp_path: Path) -> None:
+    account = account_of(toys, tmp_path, "prior", "rounds=3", "privacy.weights=counts")
+    whole = noise_multiplier(EPSILON, 1e-3, 1.0, 1)
+    noise = {LABELS: whole / 0.3, EXAMPLES: whole / 0.125}
+    assert account.once == {what: Release(sigma, 1.0, 1) for what, sigma in noise.items()}
+    account.charge(LABELS, EXAMPLES)
+    generator, counts = torch.Generator().manual_seed(0), torch.full((20_000,), 1000.0)
+    for what, sigma in noise.items():
+        spread = float((account.noised(what, counts, generator) - counts).std())
+        assert spread == pytest.approx(sigma, rel=0.03)
+        with pytest.raises(ClientError, match=f"not charged for counts of {what}"):
+            account.noised(what, counts, generator)
+    for _ in range(2):
+        account.charge()
+    # The rounds and both counts fill the budget together.
+    rounds = account.phase._replace(steps=3)
+    assert set(account.budget.ledger.releases) == {rounds, *account.once.values()}
+    assert 0.99 * EPSILON < account.epsilon("rdp") <= EPSILON
+    with pytest.raises(BudgetSpent):
+        account.charge()
+
+
+def ledger_of(folder: Path) -> Ledger:
+    (path,) = (folder / "state" / "ledgers").glob("*.json")
+    return Ledger(path)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "prior"])
+def test_a_clients_count_is_released_once_and_then_sent_again(
+    small: Any, tmp_path: Path, name: str
+) -> None:
+    config, sent = small(name, *private("rounds=3", "privacy.weights=counts")), []
+    for server_round in (1, 2, 3):
+        host = host_of(config, tmp_path / "state")  # anew, as after a restart
+        _, report = host.train("0", server_round, host.algorithm.initial)
+        sent.append(report["examples"])
+    assert sent == [sent[0]] * 3 and isinstance(sent[0], int) and sent[0] >= 1
+    releases = ledger_of(tmp_path).releases
+    once = 1 if name == "fedavg" else 2
+    assert sorted(release.steps for release in releases) == [*([1] * once), 3]
+    assert 0.99 * EPSILON < epsilon_of(releases, report["delta"]) <= EPSILON
+    assert report["epsilon"] == epsilon_of(releases, report["delta"])
+
+
+def test_counts_fit_into_an_epsilon_that_is_barely_enough(toys: Any, tmp_path: Path) -> None:
+    # A tenth of it would be below what Renyi DP can show at all at this delta.
+    settings = ["privacy.epsilon=0.1", "privacy.weights=counts", "rounds=2"]
+    account = account_of(toys, tmp_path, "prior", *settings)
+    account.charge(LABELS, EXAMPLES)
+    account.charge()
+    assert 0.09 < account.epsilon("rdp") <= 0.1
+
+
+def test_counts_differ_from_run_to_run_and_are_about_right(small: Any, tmp_path: Path) -> None:
+    found = []
+    for k in range(6):
+        config = small("fedavg", *private("privacy.epsilon=100", "privacy.weights=counts"))
+        host = host_of(config, tmp_path / str(k) / "state")
+        _, report = host.train("0", 1, host.algorithm.initial)
+        found.append(report["examples"])
+        account = host._account("0")
+        assert account is not None and account.once[EXAMPLES].sigma < 1.2
+    # 12 examples, rounded to whole numbers: five standard deviations are 6.
+    assert all(6 <= count <= 18 for count in found)
+    config = small("fedavg", *private("privacy.epsilon=2", "privacy.weights=counts"))
+    drawn = set()
+    for k in range(8):
+        host = host_of(config, tmp_path / f"wide-{k}" / "state")
+        drawn.add(host.train("0", 1, host.algorithm.initial)[1]["examples"])
+    assert len(drawn) > 1 and min(drawn) >= 1  # sigma is 16
+
+
+# -- a continued account -------------------------------------------------------------------------
+
+
+def test_the_noise_of_a_run_stays_the_same_when_it_is_opened_again(
+    toys: Any, tmp_path: Path
+) -> None:
+    bound = toys.bind("fedavg", *private("rounds=4", "privacy.steps=2"))
+
+    def opened(run: str, epsilon: float = EPSILON) -> Account:
+        bound.config.privacy.epsilon = epsilon
+        store = ClientStore(tmp_path / "stores", "a")
+        return Account(
+            bound.config, bound.algorithm, "a", data_of(20), tmp_path / "ledgers", store, run
+        )
+
+    first = opened("monday")
+    for _ in range(2):
+        first.charge()
+    again = opened("monday")  # another process: half is spent, and the plan is the same
+    assert again.sigma == first.sigma
+    for _ in range(2):
+        again.charge()
+    assert again.budget.ledger.releases == [Release(first.sigma, 1.0, 8)]
+    with pytest.raises(BudgetSpent):
+        opened("monday").charge()
+    with pytest.raises(BudgetSpent):
+        opened("tuesday").charge()  # nothing is left for another run
+    other = opened("wednesday", epsilon=2 * EPSILON)
+    fresh = noise_multiplier(2 * EPSILON, 1e-3, 1.0, 8)
+    assert other.sigma > 1.1 * fresh  # part of this epsilon is gone
+    assert other.sigma == noise_multiplier(
+        2 * EPSILON, 1e-3, 1.0, 8, (Release(first.sigma, 1.0, 8),)
+    )
+    for _ in range(4):
+        other.charge()
+    assert 0.99 * 2 * EPSILON < other.epsilon("rdp") <= 2 * EPSILON
+    with pytest.raises(BudgetSpent):
+        other.charge()
+
+
+def test_the_reported_noise_is_in_what_is_sent(small: Any, tmp_path: Path) -> None:
+    config = small("fedavg", *private("rounds=1", "privacy.steps=1", "model.lora=null"))
+    uploads, spreads = [], []
+    for k in "ab":  # two draws of the noise; the step is the same
+        host = host_of(config, tmp_path / k / "state")
+        upload, report = host.train("0", 1, host.algorithm.initial)
+        uploads.append(upload)
+        spreads.append(report["noise"])
+    assert spreads[0] == spreads[1] and set(spreads[0]) == {"body", "head"}
+    # lr sigma C / (q n)
+    expected = config.training.lr * report["sigma"] * 1.0 / 12
+    for name, spread in spreads[0].items():
+        assert spread == pytest.approx(expected)
+        drawn = (uploads[0][name].vector - uploads[1][name].vector) / 2**0.5
+        assert float(drawn.std()) == pytest.approx(spread, rel=4 / (2 * len(drawn)) ** 0.5)

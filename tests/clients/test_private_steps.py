@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clients import private_steps as module
 from clients.account import Account
 from clients.base import check_private, find_algorithm
-from clients.private_steps import noise_generator, private_steps
+from clients.private_steps import noise_generator, noise_in_update, private_steps
 from clients.store import ClientStore
 from clients.trainer import Trainer
 from fedpers.config import Config, load_config
@@ -187,6 +187,32 @@ def test_the_noise_has_the_declared_spread(
             assert abs(float(piece.std()) - 1) < 5 / (2 * len(piece)) ** 0.5
             checked += 1
     assert checked >= 2
+
+
+def test_noise_in_an_update_by_hand() -> None:
+    # One step's noise is sigma C / expected = 2 * 3 / 12 = .5, and moves a scalar by lr = .1 of it.
+    weight, release = [nn.Parameter(torch.zeros(2))], Release(2.0, 0.5, 3)
+    plain = torch.optim.SGD(weight, lr=0.1)
+    assert noise_in_update(plain, release, 3.0, 12.0) == pytest.approx(0.05 * 3**0.5)
+    # With momentum .5 the first step's noise moves it by 1 + .5 + .25 of that, the next's by 1.5.
+    heavy = torch.optim.SGD(weight, lr=0.1, momentum=0.5)
+    expected = 0.05 * (1.75**2 + 1.5**2 + 1) ** 0.5
+    assert noise_in_update(heavy, release, 3.0, 12.0) == pytest.approx(expected)
+    for adam in (torch.optim.Adam(weight), torch.optim.AdamW(weight)):
+        assert noise_in_update(adam, release, 3.0, 12.0) is None
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_noise_in_an_update_is_what_steps_on_noise_alone_make(momentum: float) -> None:
+    weight, release = nn.Parameter(torch.zeros(40_000)), Release(1.3, 0.25, 6)
+    optimizer = torch.optim.SGD([weight], lr=0.2, momentum=momentum)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(release.steps):
+        noise = torch.randn(weight.shape, generator=generator)
+        weight.grad = release.sigma * 0.7 * noise / (release.rate * 60)
+        optimizer.step()
+    declared = noise_in_update(optimizer, release, 0.7, release.rate * 60)
+    assert float(weight.detach().std()) == pytest.approx(declared, rel=0.02)
 
 
 def test_chunks_get_one_noise_together(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,3 +100,78 @@ def test_two_ids_never_share_a_folder(clients: list[str]) -> None:
     folders = [ClientStore(root, client).folder for client in clients]
     assert len(set(folders)) == len(clients)
     assert all(Path(os.path.normpath(folder)).parent == root for folder in folders)
+
+
+# -- damage --------------------------------------------------------------------------------------
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """A file after a bad sector, a cut, a bit flip, or a write of something else."""
+    kind, at = rng.randrange(6), rng.randrange(len(data))
+    match kind:
+        case 0:
+            return data[:at]
+        case 1:
+            flipped = bytearray(data)
+            flipped[at] ^= 1 << rng.randrange(8)
+            return bytes(flipped)
+        case 2:
+            end = min(len(data), at + rng.randrange(1, 65))
+            return data[:at] + bytes(end - at) + data[end:]
+        case 3:
+            return data[:at] + rng.randbytes(rng.randrange(1, 40)) + data[at:]
+        case 4:  # in the header, which says how the rest is to be read
+            flipped = bytearray(data)
+            for _ in range(rng.randrange(1, 6)):
+                flipped[rng.randrange(min(len(data), 500))] = rng.randrange(256)
+            return bytes(flipped)
+        case _:
+            return rng.randbytes(rng.randrange(200))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_damaged_file_is_named_and_the_one_before_it_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fedpers"), "propagate", True)
+    rng, store = random.Random(seed), ClientStore(tmp_path, "a")
+    first, second = parts_of(*range(20)), parts_of(*range(20, 40))
+    store.save_round("personal", 1, first)
+    store.save_round("personal", 2, second)
+    path = store.folder / "personal-2.safetensors"
+    path.write_bytes(damaged(path.read_bytes(), rng))
+    found = store.load_before("personal", 3)
+    if found.digest() == second.digest():  # what was hit says nothing
+        return
+    assert found.digest() == first.digest()
+    assert f"{path} is damaged" in caplog.text
+    # With none left the client starts anew, and says so.
+    other = store.folder / "personal-1.safetensors"
+    other.write_bytes(other.read_bytes()[:-1])
+    assert store.load_before("personal", 3) == Parts()
+    assert f"{other} is damaged" in caplog.text
+    # The next round writes over what is damaged, and keeps a file before it.
+    store.save_round("personal", 3, second)
+    assert store.load_before("personal", 4).digest() == second.digest()
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_damaged_values_are_as_good_as_none(tmp_path: Path, seed: int) -> None:
+    rng, store = random.Random(seed), ClientStore(tmp_path, "a")
+    values = {"run": "x", "sigma": 1.25, "to": [1, 2]}
+    store.save_json("account", values)
+    path = store.folder / "account.json"
+    path.write_bytes(damaged(path.read_bytes(), rng))
+    assert store.load_json("account") in ({}, values)
+    store.save_json("account", values)
+    assert store.load_json("account") == values
+
+
+def test_what_was_tampered_with_is_not_used(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path, "a")
+    store.save_json("account", {"sigma": 12.5})
+    path = store.folder / "account.json"
+    path.write_text(path.read_text().replace("12.5", "02.5").replace("02.5", "1.25"))
+    assert store.load_json("account") == {}
+    path.write_text('{"sigma": 1.25}')
+    assert store.load_json("account") == {}

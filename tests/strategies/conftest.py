@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,18 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDPERS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What was logged as a warning or worse."""
+    monkeypatch.setattr(
+        logging.getLogger("fedpers"), "propagate", True
+    )  # a run may have cut it off
+    caplog.set_level(logging.WARNING, logger="fedpers")
+    return caplog
 
 
 # -- whole runs ----------------------------------------------------------------------------------

@@ -207,17 +207,59 @@ def test_without_examples_anywhere_all_count_alike(serve: Any) -> None:
     assert values(server.strategy.parts) == [pytest.approx(2.0)] * 2
 
 
-def test_the_round_fails_only_when_nobody_is_left(serve: Any) -> None:
+def test_the_third_round_in_a_row_without_a_client_ends_the_run(serve: Any) -> None:
     server = serve("fedavg", hosts=ALL, acts={"1": "nan", "2": "fail", "3": "nan"})
     line = r"round 3: no client is left; client \d: (update: part 'body' is not finite|ValueError)"
+    for server_round in (1, 2):
+        assert server.train(server_round) == {"answered": 0, "skipped": 1}
     with pytest.raises(RunError, match=line):
         server.train(server_round=3)
     assert values(server.strategy.parts.only(["head"])) == [0.0]  # as before
-    server = serve("fedavg", hosts=ALL)
+    server = serve("fedavg", "rounds=1", hosts=ALL)
     server.grid.gone = {0, 1}
     server.strategy.roster.refresh(server.grid, None, 1)
-    with pytest.raises(RunError, match="nobody was selected"):
+    line = "^round 1: no client is left; client 1: its node is not there$"
+    with pytest.raises(RunError, match=line):  # a run of which no round counts has not completed
         server.train()
+
+
+def test_with_too_few_answers_nothing_is_mixed(serve: Any, log: Any) -> None:
+    server = serve("fedavg", "strategy.min_clients=3", hosts=ALL, acts={"2": "fail"})
+    assert server.train(1) == {"answered": 2, "skipped": 1}
+    assert values(server.strategy.parts.only(["head"])) == [0.0]
+    line = "round 1: 2 of at least 3 clients are left; client 2: ValueError: broken"
+    assert f"{line}: nothing is mixed" in log.text
+    server.train(2)
+    server.grid.acts.clear()
+    assert server.train(3)["answered"] == 3 and server.strategy.skipped == 0
+    assert values(server.strategy.parts.only(["head"])) == [pytest.approx(14 / 6)]
+    # The count is of rounds in a row.
+    server.grid.acts["2"] = "fail"
+    server.train(4)
+    server.train(5)
+    with pytest.raises(RunError, match="round 6: 2 of at least 3 clients are left; client 2"):
+        server.train(6)
+
+
+def test_with_too_few_there_nobody_is_asked(serve: Any) -> None:
+    server = serve("fedavg", "strategy.min_clients=3", hosts=ALL)
+    server.grid.gone = {1}
+    server.strategy.roster.refresh(server.grid, None, 1)
+    before = len(server.grid.seen)
+    assert server.train(1) == {"answered": 0, "skipped": 1}
+    assert len(server.grid.seen) == before
+    absent = dict.fromkeys(server.strategy.roster.absent, "its node is not there")
+    assert absent and server.strategy.answers.failures == absent
+
+
+def test_the_run_ends_when_too_few_have_budget_left(serve: Any) -> None:
+    strategy = serve("fedavg", "strategy.min_clients=3", hosts=ALL).strategy
+    assert not strategy.ends_with(1)
+    strategy.spent = {"2"}
+    assert strategy.ends_with(1)
+    # But not because a node is away, which may come back.
+    strategy.roster.hosts.popitem()
+    assert not strategy.ends_with(1)
 
 
 def test_sums_do_not_hang_on_who_answers_first(serve: Any) -> None:

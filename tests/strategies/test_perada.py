@@ -128,3 +128,12 @@ def test_distillation_needs_public_examples(bind: Any, toy_data: Any) -> None:
         PerAda.check(config, few)
     config.strategy.params = {"distill": False}
     assert PerAda.check(config, few).distill is False
+
+
+def test_the_mean_may_be_weighted_by_examples(bind: Any) -> None:
+    reports = {"a": {"examples": 1}, "b": {"examples": 3}}
+    weighted = bind("perada", "strategy.params.weights=examples")
+    assert weighted.mixing(1, reports).weights.tolist() == [[0.25, 0.75]]
+    assert bind("perada").mixing(1, reports).weights.tolist() == [[0.5, 0.5]]
+    with pytest.raises(ConfigError, match=r"^strategy\.params\.weights: got 'size', takes one of"):
+        bind("perada", "strategy.params.weights=size")

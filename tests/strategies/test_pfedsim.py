@@ -86,6 +86,137 @@ def test_any_heads_give_rows_that_add_up_to_one(
     assert bool((weights.diagonal() >= weights.max(dim=1).values - 1e-6).all())
 
 
+# -- noise that is known -------------------------------------------------------------------------
+
+
+def test_noise_is_taken_off_by_hand() -> None:
+    # One class, d = 4, v = 1: a's and b's powers are 20 - 4 = 16 and 13 - 4 = 9, both above the
+    # noise's spread sqrt(8). Independent noise does not touch their product, 6.
+    heads = torch.tensor([[[4.0, 2.0, 0.0, 0.0]], [[0.0, 3.0, 2.0, 0.0]]])
+    found = similarities(heads, torch.eye(2))
+    assert float(found[0, 1]) == pytest.approx(6 / (4 * 3))
+    assert float(similarities(heads)[0, 1]) == pytest.approx(6 / (20 * 13) ** 0.5)
+    # Noise in common adds d times its covariance to the product: 6 - 4 * .5.
+    common = similarities(heads, torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+    assert float(common[0, 1]) == pytest.approx(4 / (4 * 3))
+    # At v = 2, b's power is 13 - 8 = 5, below 2 sqrt(8): it does not stand out of the noise.
+    quiet = similarities(heads, torch.diag(torch.tensor([1.0, 2.0])))
+    assert float(quiet[0, 1]) == 0 and float(quiet[1, 1]) == pytest.approx(0.9999)
+    assert torch.equal(mixing_weights(quiet), torch.eye(2))
+
+
+def noisy(cosine: float, variance: float, seed: int) -> torch.Tensor:
+    """Two clients' heads of 10 classes in 256 dimensions, rows of power 256 with the same cosine in
+    all classes, each with noise of that variance a scalar."""
+    generator = torch.Generator().manual_seed(seed)
+    classes, d = 10, 256
+    first, second = torch.linalg.qr(torch.randn(classes, d, 2, generator=generator)).Q.unbind(2)
+    other = cosine * first + (1 - cosine**2) ** 0.5 * second
+    heads = d**0.5 * torch.stack([first, other])
+    return heads + variance**0.5 * torch.randn(heads.shape, generator=generator)
+
+
+@pytest.mark.parametrize("cosine", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("variance", [0.25, 1.0])
+def test_the_corrected_similarity_is_not_shrunk(cosine: float, variance: float) -> None:
+    raw, corrected = [], []
+    for seed in range(60):
+        heads = noisy(cosine, variance, seed)
+        raw.append(float(similarities(heads)[0, 1]))
+        corrected.append(float(similarities(heads, variance * torch.eye(2))[0, 1]))
+    shrunk = cosine / (1 + variance)
+    assert sum(raw) / 60 == pytest.approx(shrunk, abs=0.02)
+    assert sum(corrected) / 60 == pytest.approx(cosine, abs=0.02)
+
+
+def test_clients_that_send_noise_alone_are_like_nobody() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(6, 10, 256, generator=generator)
+    found = similarities(2 * noise, 4 * torch.eye(6))
+    # A sixth of the rows stand out by chance, and a pair of classes in forty has a cosine at all.
+    assert float((found - found.diag().diag()).max()) < 0.1
+    assert float((found - found.diag().diag()).mean()) < 0.02
+    # Whoever has something to say is not drawn to them either.
+    found = similarities(2 * noise + torch.eye(6, 10)[:, :, None] * 50, 4 * torch.eye(6))
+    assert float((found - found.diag().diag()).max()) < 0.1
+
+
+def test_the_noise_of_centred_heads_by_hand(bind: Any) -> None:
+    strategy = bind("pfedsim", "strategy.params.signal=centred")
+    strategy.variances = {"a": 9.0, "b": 0.0, "c": 0.0}
+    # a's noise e is 2/3 e in its own row, -1/3 e in the others': 9 times the products of these.
+    expected = torch.tensor([[4.0, -2.0, -2.0], [-2.0, 1.0, 1.0], [-2.0, 1.0, 1.0]])
+    torch.testing.assert_close(strategy._noise(["a", "b", "c"]), expected)
+    strategy.variances = {"a": 1.0, "b": 1.0, "c": 1.0}
+    # Variances 4/9 + 1/9 + 1/9 = 2/3, covariances -2/9 - 2/9 + 1/9 = -1/3.
+    equal = torch.eye(3) - 1 / 3
+    torch.testing.assert_close(strategy._noise(["a", "b", "c"]), equal)
+    assert strategy._noise(["a", "b", "new"]) is None
+    strategy.params.signal = "weights"
+    torch.testing.assert_close(strategy._noise(["a", "c"]), torch.eye(2))
+
+
+def test_centred_similarities_are_not_shrunk_either() -> None:
+    # Three heads of 256 orthogonal scalars: about their mean all cosines are -1/2. Two alike and
+    # one apart: differences d/3, d/3 and -2d/3, so cosines 1, and -1 with the third.
+    generator, d = torch.Generator().manual_seed(0), 256
+    near, far = torch.randn(2, 10, d, generator=generator)
+    centring, found, raw = torch.eye(3) - 1 / 3, [], []
+    for _ in range(60):
+        heads = torch.stack([near, near, far]) + torch.randn(3, 10, d, generator=generator)
+        centred = heads - heads.mean(dim=0)
+        found.append(float(similarities(centred, centring)[0, 1]))
+        raw.append(float(similarities(centred)[0, 1]))
+    # Rows stand at 2/9 of d above noise of 2/3 of d, and the noise's covariance is -1/3 of d: the
+    # raw cosine is (2/9 - 1/3) / (2/9 + 2/3), below 0.
+    assert sum(raw) / 60 < 0.01
+    assert sum(found) / 60 > 0.8
+
+
+@pytest.mark.parametrize(
+    ("signal", "total"), [("weights", 0.29), ("centred", 0.29), ("delta", 0.25)]
+)
+def test_noise_adds_up_where_clients_train_their_own_head_on(
+    bind: Any, signal: str, total: float
+) -> None:
+    strategy = bind("pfedsim", f"strategy.params.signal={signal}", "rounds=4")
+
+    def heard(server_round: int, noise: Any) -> None:
+        strategy.mixing(server_round, {"a": {"examples": 1, "noise": noise}})
+
+    heard(1, {"head": 0.9, "body": 0.1})
+    assert strategy.variances == {"a": pytest.approx(0.81)}
+    heard(2, {"head": 0.2})  # its head came from the server: the noise of before is in all heads
+    assert strategy.variances == {"a": pytest.approx(0.04)}
+    strategy.rows = {"a": strategy.parts}  # from here on it is its own
+    heard(3, {"head": 0.5})
+    assert strategy.variances == {"a": pytest.approx(total)}
+    for nothing in ({}, None, {"head": "loud"}):
+        heard(4, nothing)
+    assert strategy.variances == {"a": pytest.approx(total)}
+
+
+def test_what_clients_say_of_their_noise_reaches_the_mixture(bind: Any) -> None:
+    # Rows of power 5 and product 4; noise of .25 a scalar in two dimensions takes .5 off the power:
+    # .8 becomes 4 / 4.5. In the third row of figures one client says nothing.
+    first, second = [[1.0, 2.0], [2.0, 1.0]], [[2.0, 1.0], [1.0, 2.0]]
+    for spreads, cosine in (((0.5, 0.5), 4 / 4.5), ((0.0, 0.0), 0.8), ((0.5, None), 0.8)):
+        strategy = bind("pfedsim", "rounds=2")
+        updates = {"a": update(1.0, first), "b": update(3.0, second)}
+        reports = {
+            client: {"examples": 1, "noise": {} if spread is None else {"head": spread}}
+            for client, spread in zip(updates, spreads, strict=True)
+        }
+        for client in updates:
+            strategy.broadcast(1, client)
+        strategy.combine(strategy.mixing(1, reports), updates)
+        strategy.refine(1)
+        assert float(strategy.similarity[0, 1]) == pytest.approx(cosine, abs=1e-5)
+        own, other = SELF, -math.log(1 - cosine)
+        expected = torch.full((4,), (own * 1 + other * 3) / (own + other))
+        torch.testing.assert_close(strategy.broadcast(2, "a")["body"].vector, expected)
+
+
 def test_first_everyone_gets_the_mean_then_a_mixture_of_bodies_and_the_own_head(bind: Any) -> None:
     strategy = bind("pfedsim", "rounds=5")  # rho = .5: rounds 1 and 2 generalise
     updates = {"a": update(1.0, A), "b": update(10.0, B), "c": update(100.0, C)}

@@ -156,6 +156,6 @@ def test_a_client_that_cannot_be_scored_is_named_too(run: Any, plugin: Any) -> N
 
 
 def test_a_run_fails_when_nobody_is_left(run: Any, plugin: Any) -> None:
-    line = r"^round 1: no client is left; client \d: ValueError: for everyone$"
+    line = r"^round 2: no client is left; client \d: ValueError: for everyone$"
     with pytest.raises(FedpersError, match=line):
         run(f"{plugin('fragile', FRAGILE)}:WithBreaks")

@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedpers.errors import ConfigError, FedpersError, RunError
+from fedpers.parts import Parts
 from strategies.server_app import config_of
 
 SIZE = 4 * (4 + 6)  # bytes of the toy model's body and head in float32
@@ -88,8 +89,10 @@ def test_nodes_come_and_go_between_rounds(serve: Any, settings: list[str]) -> No
         server.grid.gone = {0} if server_round == 1 else set()
 
     server.strategy.start(server.grid, evaluate_fn=move)
-    assert [line["answered"] for line in read(server, "rounds")] == [2, 2, 3]
-    scored = {(c["round"], c["client"]) for c in read(server, "clients")}
+    rounds, absent = read(server, "rounds"), "its node is not there"
+    assert [line["answered"] for line in rounds] == [2, 2, 3]
+    assert [line["failed"] for line in rounds] == [{"2": absent}, {"1": absent}, {}]
+    scored = {(c["round"], c["client"]) for c in read(server, "clients") if "error" not in c}
     assert scored == {(1, "1"), (1, "3"), (2, "2"), (2, "3"), (3, "1"), (3, "2"), (3, "3")}
 
 
@@ -114,9 +117,37 @@ def test_the_run_ends_with_an_error_when_nobody_is_left(serve: Any, settings: li
     def leave(server_round: int, arrays: ArrayRecord) -> None:
         server.grid.gone = {0, 1}
 
-    with pytest.raises(RunError, match="round 2: no client is left; client none: nobody was"):
-        server.strategy.start(server.grid, evaluate_fn=leave)
-    assert [line["round"] for line in read(server, "rounds")] == [1]
+    line = "round 4: no client is left; client 1: its node is not there"
+    with pytest.raises(RunError, match=line):
+        server.strategy.start(server.grid, num_rounds=9, evaluate_fn=leave)
+    rounds = read(server, "rounds")
+    assert [(line["round"], line["answered"]) for line in rounds] == [(1, 2), (2, 0), (3, 0)]
+    assert [line.get("skipped", 0) for line in rounds] == [0, 1, 1]
+
+
+def test_a_round_waits_for_clients_that_are_away(serve: Any, settings: list[str]) -> None:
+    server = serve("fedavg", *settings, "strategy.min_clients=2", hosts=[["1"], ["2"]])
+    server.strategy.config.round_timeout = 30
+
+    class Returning(type(server.grid)):  # type: ignore[misc]
+        """A node that left is back when it has been looked for a few times."""
+
+        looks = 0
+
+        def get_node_ids(self) -> list[int]:
+            self.looks += bool(self.gone)
+            self.gone = set() if self.looks > 3 else self.gone
+            return list(super().get_node_ids())
+
+    server.grid.__class__ = Returning
+
+    def leave(server_round: int, arrays: ArrayRecord) -> None:
+        server.grid.gone = {1} if server_round == 1 else set()
+
+    server.strategy.start(server.grid, evaluate_fn=leave)
+    rounds = read(server, "rounds")
+    assert [line["answered"] for line in rounds] == [2, 2, 2] and server.grid.looks == 4
+    assert not any(line["failed"] for line in rounds)
 
 
 def test_too_few_clients_never_begin(serve: Any, settings: list[str]) -> None:
@@ -190,3 +221,36 @@ def test_the_global_parts_travel_without_loss(serve: Any, settings: list[str]) -
     result = server.strategy.start(server.grid, num_rounds=1)
     for name, part in server.strategy.parts.items():
         assert torch.equal(torch.from_numpy(result.arrays[name].numpy()[0].copy()), part.vector)
+
+
+@pytest.mark.parametrize(("select", "kept"), [("last", 3.0), ("validation", 1.0)])
+def test_the_global_model_that_the_report_takes_is_saved(
+    serve: Any, settings: list[str], select: str, kept: float
+) -> None:
+    server = serve("fedavg", *settings, f"evaluation.select={select}", hosts=[["1"]])
+    strategy, rounds = server.strategy, iter((1, 2, 3))
+    combine = strategy.combine
+
+    def numbered(*arguments: Any) -> None:
+        """As always, then all global parts are the round's number."""
+        combine(*arguments)
+        value = float(next(rounds))
+        parts = {n: p.like(torch.full_like(p.vector, value)) for n, p in strategy.parts.items()}
+        strategy.parts = Parts(parts)
+
+    strategy.combine = numbered
+    strategy.start(server.grid)
+    # Every evaluation scores the same, so validation takes the first.
+    saved = Parts.load(Path(strategy.run_folder) / "global.safetensors")
+    assert saved.layouts == strategy.parts.layouts
+    assert {float(part.vector.unique()) for part in saved.values()} == {kept}
+    report = json.loads((Path(strategy.run_folder) / "report.json").read_text())
+    assert report["selected_round"] == kept
+
+
+def test_a_method_that_shares_nothing_saves_no_global_model(
+    serve: Any, settings: list[str]
+) -> None:
+    server = serve("local", *settings, hosts=[["1"]])
+    server.strategy.start(server.grid)
+    assert not (Path(server.strategy.run_folder) / "global.safetensors").exists()

@@ -69,30 +69,6 @@ def shake() -> Callable[[PersonalModel], PersonalModel]:
 
 
 @pytest.fixture
-def tiny_bert(tmp_path: Path) -> str:
-    """The name of a random BERT of two layers with a tokenizer, saved in a folder."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path / "bert"
-    words = "the cat dog sat on a mat and ran away from home to sea with my old red hat now"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words.split(), *"bcdefghij"]
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        initializer_range=0.3,
-    )
-    BertModel(config).save_pretrained(folder)
-    return f"hf:{folder}"
-
-
-@pytest.fixture
 def tiny_hf_vit(tmp_path: Path) -> str:
     """The name of a random ViT classifier of 3x12x12 images and 4 classes, in a folder."""
     from transformers import ViTConfig, ViTForImageClassification

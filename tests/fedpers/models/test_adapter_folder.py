@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from fedpers.errors import DataError
 from fedpers.models import Backbone, base_model, build_model, save_adapter
+from fedpers.models.adapter_folder import load_adapter
 from fedpers.parts import Parts
 
 
@@ -108,3 +110,38 @@ def test_folder_is_replaced_whole(make_config, make_data, tmp_path):
         save_adapter(model, tmp_path / "a", config, {"round": object()})
     assert json.loads((tmp_path / "a" / "manifest.json").read_text()) == {"round": 2}
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["a"]
+
+
+@pytest.mark.parametrize("settings", [[], ["model.lora.share=a-only"], ["model.lora=null"]])
+def test_what_was_saved_is_read_back(make_config, make_data, shake, tmp_path, settings):
+    config, data = make_config("vit-tiny", *settings), make_data("image")
+    model = build_model(config, data)
+    model.add_slot("gate", nn.Linear(3, 2))
+    save_adapter(shake(model), tmp_path / "a", config, {"gate": "global"})
+    fresh = build_model(config, data)
+    fresh.add_slot("gate", nn.Linear(3, 2))
+    assert load_adapter(fresh, tmp_path / "a") == {"gate": "global"}
+    assert list(fresh.slots) == list(model.slots)
+    for slot in model.slots:
+        assert torch.equal(fresh.read(slot).vector, model.read(slot).vector), slot
+    x = data.public.x
+    assert torch.equal(fresh(x).logits, model(x).logits)
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(make_config, make_data, tmp_path):
+    config, data = make_config("mlp"), make_data("image")
+    model = build_model(config, data)
+    folder = tmp_path / "a"
+    for damaged in ("manifest.json", "adapter_model.safetensors"):
+        for contents in (b"nothing", None):
+            save_adapter(model, folder, config, {})
+            (folder / damaged).unlink()
+            if contents is not None:
+                (folder / damaged).write_bytes(contents)
+            with pytest.raises(DataError, match="cannot be read as a client's model") as error:
+                load_adapter(model, folder)
+            assert "\n" not in str(error.value)
+    other = build_model(make_config("mlp", "model.lora.rank=2"), data)
+    save_adapter(model, folder, config, {})
+    with pytest.raises(DataError, match="cannot be read as a client's model"):
+        load_adapter(other, folder)

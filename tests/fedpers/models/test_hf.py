@@ -72,7 +72,7 @@ def test_tokenize(tiny_bert):
 
 
 def test_text_needs_a_model_of_transformers():
-    with pytest.raises(ConfigError, match="hf:<name or folder> for text data"):
+    with pytest.raises(ConfigError, match="sentence:<name or folder> for text data"):
         tokenize("mlp", ["a"])
 
 

@@ -18,6 +18,7 @@ from fedpers.data import load_data
 from fedpers.records import unpack
 from simulations.cli import app
 from simulations.serial import SerialGrid
+from strategies.fedavg import FedAvg
 
 SETTINGS = (
     *("data.clients=5", "data.partition.name=iid", "model.name=mlp", "rounds=3"),
@@ -189,11 +190,46 @@ def test_weights_are_uniform_under_privacy(
     assert all(isinstance(report["loss"], float) for report in reports)  # with diagnostics
 
 
+def test_weights_by_counts_are_the_noised_ones(
+    go: Go, replies: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[list[float]] = []
+    mixing = FedAvg.mixing
+
+    def listening(strategy: FedAvg, *given: Any) -> Any:
+        found = mixing(strategy, *given)
+        weights.append(found.weights[0].tolist())
+        return found
+
+    monkeypatch.setattr(FedAvg, "mixing", listening)
+    settings = ("strategy.name=fedavg", "privacy.weights=counts", "data.partition.name=dirichlet")
+    ran = go(*settings, "rounds=2", "evaluation.diagnostics=false")
+    assert ran.code == 0
+    rounds: list[dict[str, float]] = [{}, {}]
+    for kind, body in replies:
+        if kind == "train":
+            told = rounds[0] if len(rounds[0]) < 5 else rounds[1]
+            told.update({client: r["examples"] for client, r in body["reports"].items()})
+    assert rounds[0] == rounds[1] and set(rounds[0]) == set("01234")
+    data = load_data(load_config(None, [*SETTINGS, *settings]))
+    sizes = {client: data.size(client) for client in data.clients}
+    assert rounds[0] != sizes  # sigma is about 8; all five untouched has chance 1e-7
+    # An eighth of 1 / sigma of a release that takes all: about 8 examples, here six times that.
+    assert all(abs(rounds[0][c] - sizes[c]) < 60 for c in sizes)
+    expected = [rounds[0][c] / sum(rounds[0].values()) for c in "01234"]
+    assert weights == [pytest.approx(expected)] * 2
+    assert 0.99 * 4 < ran.report["privacy"]["epsilon_max"] <= 4
+    told = "privacy.weights=uniform", "strategy.name=fedavg", "rounds=1"
+    weights.clear()
+    assert go(*told).code == 0 and weights == [[pytest.approx(0.2)] * 5]
+
+
 @pytest.mark.parametrize(
     ("setting", "starts"),
     [
         ("privacy.delta=0.1", "error: privacy.delta: got 0.1, takes a number < 0.00"),
         ("privacy.sampling_rate=0.001", "error: privacy.sampling_rate: got 0.001, takes a number"),
+        ("privacy.epsilon=0.01", "error: privacy.epsilon: got 0.01, takes a number > 0.0"),
         ("privacy.epsilon=0", "error: privacy.epsilon: got 0.0, takes a number > 0"),
         ("privacy.epsilon=.inf", "error: privacy.epsilon: got inf, takes a number > 0"),
         ("privacy.max_grad_norm=-1", "error: privacy.max_grad_norm: got -1.0, takes a number > 0"),

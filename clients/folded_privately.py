@@ -1,0 +1,181 @@
+"""DP-SGD for several clients at once, without hooks: each with its own sample, noise and account.
+
+A per-sample gradient of a Linear layer is the product of what it reads and of the gradient at what
+it writes. Both are at hand after one backward pass over all clients, so that norms, clipping and
+sums are batched products. Steps, draws and noise are those of ``clients.private_steps``, which is
+the reference.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clients.private_steps import noise_generator, noise_in_update, poisson
+from fedpers.errors import ClientError
+
+if TYPE_CHECKING:
+    from clients.folding import Group, Layer
+
+ROWS = 4096  # examples of all clients in one forward pass
+
+
+class Product(NamedTuple):
+    """What a layer read and wrote: x [K, n, in] and y [K, n, out], where it is a Linear layer."""
+
+    layer: Layer
+    x: Tensor
+    y: Tensor
+
+
+def descend_privately(group: Group) -> tuple[list[float], list[float]]:
+    """DP-SGD of a group, as ``private_steps`` runs it for one client.
+
+    Returns:
+        Each client's mean loss over its samples (not private), and the standard deviation that
+        the noise gives each scalar it trains; none of the latter where it is not known (Adam).
+
+    Raises:
+        ClientError: a trained tensor did not move.
+    """
+    phase, trainers, fold = group.phase, group.trainers, group.fold
+    config = trainers[0].config
+    privacy = config.privacy
+    releases = [trainer.account.phase for trainer in trainers if trainer.account is not None]
+    assert len(releases) == len(trainers)
+    sizes = [len(trainer.examples) for trainer in trainers]
+    generators = [
+        noise_generator(
+            privacy.deterministic_for_tests,
+            config.seed,
+            *(trainer.server_round, trainer.client, phase.name),
+        )
+        for trainer in trainers
+    ]
+    parameters = group.parameters
+    optimizer = trainers[0].optimizer(phase, list(parameters.values()), group.share, privacy.lr)
+    expected = torch.tensor([r.rate * n for r, n in zip(releases, sizes, strict=True)])
+    width = max(1, ROWS // len(trainers))
+    before = {slot: parameter.detach().clone() for slot, parameter in parameters.items()}
+    total, count = torch.zeros(len(trainers)), torch.zeros(len(trainers))
+    fold.use(group.matrices)
+    for _ in range(releases[0].steps):
+        optimizer.zero_grad(set_to_none=False)
+        drawn = [
+            next(poisson(n, release.rate, n, generator))
+            for n, release, generator in zip(sizes, releases, generators, strict=True)
+        ]
+        index, counts = group.padded(drawn)
+        # Nobody's sample may hold anything; then the step is noise alone.
+        for rows, counted in zip(
+            torch.split(index, width, 1), torch.split(counts, width, 1), strict=True
+        ):
+            if rows.numel():
+                losses = add_clipped(group, rows, counted, privacy.max_grad_norm)
+                total += (losses * counted).sum(1)
+                count += counted.sum(1)
+        for slot, parameter in parameters.items():
+            assert parameter.grad is not None
+            for start, end, _ in fold.layouts[slot].spans.values():
+                for row, release, generator in zip(
+                    parameter.grad, releases, generators, strict=True
+                ):
+                    add_noise(row[start:end], release.sigma * privacy.max_grad_norm, generator)
+            parameter.grad /= expected[:, None]
+        group.penalise()
+        optimizer.step()
+    check_moved(group, before, [release.sigma for release in releases])
+    spreads = [
+        noise_in_update(optimizer, release, privacy.max_grad_norm, release.rate * n)
+        for release, n in zip(releases, sizes, strict=True)
+    ]
+    noise = [spread for spread in spreads if spread is not None]
+    return [float(loss) for loss in total / count.clamp(min=1)], noise
+
+
+def add_clipped(group: Group, index: Tensor, counts: Tensor, max_grad_norm: float) -> Tensor:
+    """Add to the parameters' ``grad`` the sum of each client's clipped per-sample gradients.
+
+    Args:
+        index: rows of the group's examples, [K, B].
+        counts: which of them count, [K, B].
+
+    Returns:
+        The losses, [K, B].
+
+    Raises:
+        ClientError: the forward pass calls a trained layer twice.
+    """
+    fold, shape = group.fold, index.shape
+    fold.tape = []
+    losses = group.losses(index)
+    products = [p for p in fold.tape if p.layer.slot in group.phase.trains]
+    fold.tape = None
+    if len({product.layer.weight for product in products}) < len(products):
+        raise ClientError("private training in groups: a layer is called twice")
+    gradients = torch.autograd.grad(losses.sum(), [product.y for product in products])
+    clipped, squares = [], torch.zeros(shape)
+    for product, gradient in zip(products, gradients, strict=True):
+        # [K, B, places, features]: a layer may see several places (patches) of an example.
+        x = product.x.detach().reshape(*shape, -1, product.x.shape[-1])
+        g = gradient.reshape(*shape, -1, gradient.shape[-1])
+        weight, square = per_sample(x, g)
+        squares += square
+        if product.layer.bias is not None:
+            squares += g.sum(2).square().sum(2)
+        clipped.append((product.layer, x, g, weight))
+    factors = (max_grad_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0) * counts
+    for layer, x, g, weight in clipped:
+        if weight is None:
+            found = torch.bmm((g * factors[..., None, None]).flatten(1, 2).mT, x.flatten(1, 2))
+        else:
+            found = torch.bmm(factors.unsqueeze(1), weight)
+        _add(group, layer.slot, layer.weight, found)
+        if layer.bias is not None:
+            _add(group, layer.slot, layer.bias, torch.bmm(factors.unsqueeze(1), g.sum(2)))
+    return losses.detach()
+
+
+def per_sample(x: Tensor, g: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The gradients of a weight per sample [K, B, out * in], and their squared norms [K, B].
+
+    Args:
+        x: what the layer read, [K, B, places, in].
+        g: the gradient at what it wrote, [K, B, places, out].
+
+    Returns:
+        With one place the gradient is an outer product, whose norm is known without it: None then.
+    """
+    if x.shape[2] == 1:
+        return None, x.square().sum((2, 3)) * g.square().sum((2, 3))
+    weight = torch.bmm(g.flatten(0, 1).mT, x.flatten(0, 1)).view(*x.shape[:2], -1)
+    return weight, weight.square().sum(2)
+
+
+def add_noise(gradient: Tensor, deviation: float, generator: torch.Generator) -> None:
+    """Add Gaussian noise to one tensor's gradient [n] in place; none, and no draw, without one."""
+    if deviation > 0:
+        gradient += torch.normal(0.0, deviation, gradient.shape, generator=generator)
+
+
+def check_moved(group: Group, before: dict[str, Tensor], sigmas: list[float]) -> None:
+    """That every trained tensor of every client moved, which noise alone makes it do.
+
+    Raises:
+        ClientError: one did not: DP training is set up wrongly.
+    """
+    noisy = torch.tensor(sigmas) > 0
+    for slot, parameter in group.parameters.items():
+        moved = parameter.detach() != before[slot]
+        for start, end, _ in group.fold.layouts[slot].spans.values():
+            if bool((noisy & ~moved[:, start:end].any(1)).any()):
+                raise ClientError("private training: a trained tensor did not move")
+
+
+def _add(group: Group, slot: str, name: str, found: Tensor) -> None:
+    gradient = group.parameters[slot].grad
+    assert gradient is not None
+    start, end, _ = group.fold.layouts[slot].spans[name]
+    gradient[:, start:end] += found.flatten(1)

@@ -1,0 +1,240 @@
+"""Which clients of a node train at once, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from clients.base import LocalAlgorithm
+from clients.folding import Fold, foldable, stacked_layers
+from clients.trainer import Trainer
+from fedpers.models import PersonalModel
+from fedpers.parts import Part, Parts
+from fedpers.phases import Phase
+
+SIZES = (8, 32)  # of groups that are tried
+STEPS, REPEATS = 3, 3
+SLOW = 0.05  # seconds: a step as long as that has no overhead worth sharing
+AGREE = 1e-4
+
+log = logging.getLogger("fedpers")
+
+
+class Groups:
+    """How many clients of a node train at once: found out once and kept for the run.
+
+    Results in groups and one by one differ in the last bits: a run that goes on after a restart
+    must not choose anew.
+
+    Args:
+        setting: ``training.fold``: auto, off or a number.
+        model, algorithm: the node's.
+        file: where the choice is kept; all nodes of a machine share it.
+    """
+
+    def __init__(
+        self, setting: str, model: PersonalModel, algorithm: LocalAlgorithm, file: Path
+    ) -> None:
+        self.setting, self.algorithm, self.file = setting, algorithm, file
+        stackable = setting != "off" and not isinstance(stacked_layers(model), str)
+        self.fold = Fold(model) if stackable else None
+        self._size: int | None = None if stackable else 1
+
+    @property
+    def known(self) -> int:
+        """What was found, 1 where nothing was."""
+        return self._size or 1
+
+    def size(
+        self, clients: int, trial: Callable[[], tuple[Sequence[Trainer], Sequence[Parts]]]
+    ) -> int:
+        """How many to train at once; 1 for one by one.
+
+        Args:
+            clients: how many there are.
+            trial: makes trainers and working parts of some of them, to be tried and thrown away.
+        """
+        if clients < 2:
+            return 1
+        if self._size is None and self.file.exists():
+            self._size = int(self.file.read_text(encoding="ascii"))
+        if self._size is None:
+            trainers, workings = trial()
+            if sum(len(trainer.examples) > 0 for trainer in trainers) < 2:
+                return 1  # nothing to try it on yet
+            assert self.fold is not None
+            found = group_size(self.setting, self.fold, self.algorithm, trainers, workings)
+            self._size = _agreed(self.file, found)
+            log.debug("clients train in groups of %d", self._size)
+        return self._size
+
+
+def train_group(
+    algorithm: LocalAlgorithm,
+    fold: Fold | None,
+    trainers: Sequence[Trainer],
+    workings: Sequence[Parts],
+) -> list[Parts | Exception]:
+    """Train clients at once where that can be, else one by one.
+
+    Args:
+        fold: None for one by one.
+        trainers: one a client, of the same model, method, configuration and round.
+        workings: the clients' parts at the start of the round.
+
+    Returns:
+        For each client its parts after training, or what its training raised.
+    """
+    if fold is None or not only_phases(algorithm):
+        pairs = zip(workings, trainers, strict=True)
+        return [_attempt(partial(algorithm.train, working, own)) for working, own in pairs]
+    results: list[Parts | Exception] = list(workings)
+    for phase in algorithm.phases():
+        well = {k: found for k, found in enumerate(results) if isinstance(found, Parts)}
+        together = _together(fold, algorithm, phase, [trainers[k] for k in well], [*well.values()])
+        for row, (k, working) in enumerate(well.items()):
+            alone = partial(trainers[k].run, phase, working)
+            results[k] = _attempt(alone) if together is None else together[row]
+    return results
+
+
+def group_size(
+    setting: str,
+    fold: Fold,
+    algorithm: LocalAlgorithm,
+    trainers: Sequence[Trainer],
+    workings: Sequence[Parts],
+) -> int:
+    """How many clients to train at once; 1 for one by one.
+
+    Args:
+        setting: ``training.fold``: auto, off or a number.
+        trainers, workings: of this node's clients in a round, with which it is tried; both are
+            thrown away.
+    """
+    busy = [k for k, trainer in enumerate(trainers) if len(trainer.examples)][: max(SIZES)]
+    if setting == "off" or len(busy) < 2 or not only_phases(algorithm):
+        return 1
+    phases = [p for p in algorithm.phases() if foldable(fold.model, algorithm, p) is None]
+    if not phases:
+        return 1
+    reason = disagreement(fold, trainers[busy[0]].examples.x[:3])
+    if reason is not None:
+        log.warning("clients are trained one by one: %s", reason)
+        return 1
+    if setting != "auto":
+        return int(setting)
+    return fastest_size(fold, phases[0], [trainers[k] for k in busy], [workings[k] for k in busy])
+
+
+def only_phases(algorithm: LocalAlgorithm) -> bool:
+    """Whether a method's training is its phases, one after another, and nothing else."""
+    return type(algorithm).train is LocalAlgorithm.train
+
+
+def fastest_size(
+    fold: Fold, phase: Phase, trainers: Sequence[Trainer], workings: Sequence[Parts]
+) -> int:
+    """The group size at which a client's steps take the least time, 1 included.
+
+    Measured on plain steps: under DP-SGD one by one has its hooks to pay for, and groups gain more.
+    """
+    plain = replace(phase, steps=STEPS, released=False)
+
+    def seconds(size: int) -> float:
+        own, parts = trainers[:size], workings[:size]
+        started = time.process_time()
+        if size == 1:
+            own[0].run(plain, parts[0])
+        else:
+            fold.run(plain, own, parts)
+        return (time.process_time() - started) / len(own)
+
+    seconds(1)  # warm
+    if seconds(1) > SLOW * STEPS:
+        return 1
+    sizes = [1, *(size for size in SIZES if size == SIZES[0] or len(trainers) > SIZES[0])]
+    times = [[seconds(size) for size in sizes] for _ in range(1 + REPEATS)][1:]
+    medians = [median(found) for found in zip(*times, strict=True)]
+    return sizes[medians.index(min(medians))]
+
+
+def disagreement(fold: Fold, x: Tensor) -> str | None:
+    """What the model makes of examples ``x`` [n, ...] for two clients at once and for each alone,
+    compared; None if it is the same. It is not where a trunk looks across a batch, or reads a
+    layer's tensors without calling the layer.
+    """
+    model, generator = fold.model, torch.Generator().manual_seed(0)
+    clients = [
+        {
+            slot: Part(layout, torch.randn(layout.size, generator=generator).to(layout.dtype) / 10)
+            for slot, layout in fold.layouts.items()
+        }
+        for _ in range(2)
+    ]
+    try:
+        found = fold.outputs(clients, x)
+    except Exception as error:  # whatever a trunk that is not made for it may raise
+        return str(error)
+    for parts, together in zip(clients, found, strict=True):
+        for slot, part in parts.items():
+            model.write(slot, part)
+        with torch.no_grad():
+            alone = model(x).logits
+        if not torch.allclose(alone, together.logits, rtol=AGREE, atol=AGREE):
+            return (
+                f"in a group the model's logits differ by {(alone - together.logits).abs().max()}"
+            )
+    return None
+
+
+def _agreed(file: Path, size: int) -> int:
+    """The size that ``file`` holds: this one, unless another process was faster."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as new:
+            new.write(str(size))
+            new.flush()
+            os.fsync(new.fileno())
+        try:
+            os.link(temporary, file)
+        except FileExistsError:
+            return int(file.read_text(encoding="ascii"))
+        return size
+    finally:
+        os.unlink(temporary)
+
+
+def _together(
+    fold: Fold,
+    algorithm: LocalAlgorithm,
+    phase: Phase,
+    trainers: Sequence[Trainer],
+    workings: Sequence[Parts],
+) -> list[Parts] | None:
+    """The phase for all at once; None where that cannot be, or where it fails for one of them."""
+    if len(trainers) < 2 or foldable(fold.model, algorithm, phase) is not None:
+        return None
+    try:
+        return fold.run(phase, trainers, workings)
+    except Exception:  # whoever it was is found one by one
+        log.debug("phase %r failed in a group", phase.name, exc_info=True)
+        return None
+
+
+def _attempt(train: Callable[[], Parts]) -> Parts | Exception:
+    try:
+        return train()
+    except Exception as error:  # whatever a client's data or a plug-in may raise
+        return error
