@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,20 +17,20 @@ from clients.device import Device
 from clients.features import FeatureCache
 from clients.groups import SIZES, Groups, train_group
 from clients.local import Local
+from clients.scoring import Scoring
 from clients.sealing import Sealer
-from clients.store import DAMAGED, ClientStore
+from clients.store import ClientStore
 from clients.trainer import Trainer, fill
 from fedpers.config import Config, config_from_json
-from fedpers.data import Examples, FederatedData, Task, device_data, load_data
+from fedpers.data import FederatedData, Task, device_data, load_data
 from fedpers.errors import ClientError
-from fedpers.evaluation import ClientResult, Counts
+from fedpers.evaluation import ClientResult
 from fedpers.memory import keep_memory
 from fedpers.models import build_model, save_adapter
 from fedpers.parts import Parts
-from fedpers.seeding import seed_for
 
 PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
-RELEASED, ANSWER, HELD = "released", "answer", "held"
+RELEASED, HELD = "released", "held"
 Answer = tuple[Parts, dict[str, Any]]
 """What a client uploads, and its report."""
 
@@ -114,10 +113,10 @@ class ClientHost:
         self.local = Local(config, self.model, Local.Params())
         self.algorithm = found(config, self.model, params)
         self.examples = FeatureCache(self.data, self.model) if config.model.cache else self.data
-        self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold")
+        self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
         keys = device.keys if device else None
         self.sealer = Sealer(config, str(stores), len(self.data.clients), keys)
-        self._outside: dict[str, Examples] = {}
+        self.scoring = Scoring(self)
         self._accounts: dict[str, Account] = {}
         if config.privacy.enabled and config.privacy.unit == "example":
             check_private(algorithm, self.algorithm)
@@ -214,7 +213,10 @@ class ClientHost:
         """Charge the round; or what was answered to the same message before."""
         store = self.store(client)
         personal, account = store.load_before(PERSONAL, server_round), self._account(client)
-        if account is not None and (answer := self._answered(store, server_round, broadcast)):
+        # Asked twice, by a server that was restarted or a message that came twice, a private client
+        # releases nothing new.
+        asked = [self.run, server_round, broadcast.digest()]
+        if account is not None and (answer := store.answer_to(asked)):
             return answer
         released = store.load_json(RELEASED)
         if account is not None:  # before anything is released, so that a crash can only over-count
@@ -231,7 +233,8 @@ class ClientHost:
         self._check(upload)
         if (most := self.config.strategy.max_update_norm) is not None:
             upload = clipped(upload, broadcast, most)
-        store.save_round(PERSONAL, server_round, self.algorithm.keep(working))
+        if kept := self.algorithm.keep(working):
+            store.save_round(PERSONAL, server_round, kept)
         # Without examples nothing was trained: the loss is unknown, and the weight is 0.
         loss = sum(trainer.losses.values()) / len(trainer.losses) if trainer.losses else None
         privacy = self.config.privacy
@@ -244,7 +247,7 @@ class ClientHost:
             upload = clipped(upload, broadcast, privacy.max_grad_norm)
             return upload, {"examples": 1, "loss": loss}
         if account is None:  # nothing of its own is in what it sends
-            return upload, {"examples": 0, "loss": loss}
+            return upload, {"examples": 0, "loss": loss, "noise": dict.fromkeys(upload, 0.0)}
         if privacy.weights == "counts" and EXAMPLES not in released:
             count = torch.tensor([float(len(trainer.examples))])
             released[EXAMPLES] = max(1, round(float(trainer.release_counts(count, EXAMPLES))))
@@ -254,34 +257,8 @@ class ClientHost:
         }
         report = {"examples": released.get(EXAMPLES, 1), "loss": loss, "noise": noise}
         report |= self.spending(client)
-        self._keep_answer(store, server_round, broadcast, upload, report)
+        store.keep_answer([self.run, server_round, broadcast.digest()], upload, report)
         return upload, report
-
-    def _answered(
-        self, store: ClientStore, server_round: int, broadcast: Parts
-    ) -> tuple[Parts, dict[str, Any]] | None:
-        """What was answered to the same message before: asked twice, by a server that was
-        restarted or a message that came twice, a private client releases nothing new."""
-        kept = store.load_json(ANSWER)
-        if kept.get("to") != [self.run, server_round, broadcast.digest()]:
-            return None
-        try:
-            upload = store.load(ANSWER)
-        except DAMAGED:
-            return None  # it trains again, and pays for it
-        return (upload, dict(kept["report"])) if upload.digest() == kept["upload"] else None
-
-    def _keep_answer(
-        self,
-        store: ClientStore,
-        server_round: int,
-        broadcast: Parts,
-        upload: Parts,
-        report: dict[str, Any],
-    ) -> None:
-        store.save(ANSWER, upload)
-        to = [self.run, server_round, broadcast.digest()]
-        store.save_json(ANSWER, {"to": to, "upload": upload.digest(), "report": report})
 
     def hold(self, client: str, server_round: int, upload: Parts) -> None:
         """Keep an upload until its weight is known."""
@@ -369,30 +346,8 @@ class ClientHost:
         save_adapter(self.model, target, self.config, {"client": client, **manifest})
 
     def _score(self, trainer: Trainer, working: Parts, baseline: Parts) -> ClientResult:
-        """Right and wrong answers of each model that a client has, on each of its splits."""
-        split = self.examples.client(trainer.client)
-        # The baseline predicts with the plain model, whatever the method's forward pass is.
         plain = self._trainer(trainer.client, trainer.server_round, self.local)
-
-        def count(examples: Examples, *, detail: bool = False) -> Counts:
-            logits: dict[str, Tensor] = {}
-            for mode in ("personal", "global"):
-                scores = self.algorithm.predict(mode, working, examples.x, trainer)
-                if scores is not None:
-                    logits[mode] = scores
-            if baseline:
-                scores = self.local.predict("personal", baseline, examples.x, plain)
-                assert scores is not None
-                logits["local"] = scores
-            return Counts.of_logits(examples.y, logits, detail=detail)
-
-        return ClientResult(
-            client=trainer.client,
-            train=len(split.train),
-            val=count(split.val),
-            test=count(split.test, detail=True),
-            outside=count(self._others(trainer.client)),
-        )
+        return self.scoring.score(trainer, plain, working, baseline)
 
     def _check(self, upload: Parts) -> None:
         """That a client's upload is what the method declares: one that is not must not spoil the
@@ -401,24 +356,6 @@ class ClientHost:
         if upload.layouts != {slot: initial[slot].layout for slot in self.algorithm.sends}:
             takes = f"parts {', '.join(self.algorithm.sends) or 'none'}, laid out as in the model"
             raise ClientError(f"upload: got {upload}, takes {takes}")
-
-    def _others(self, client: str) -> Examples:
-        """A seeded sample of the other clients' test examples, the same in every round."""
-        if client not in self._outside:
-            rng = random.Random(seed_for(self.config.seed, "outside", client))
-            others = [other for other in self.data.clients if other != client]
-            rng.shuffle(others)
-            tests, count = [self.examples.client(client).test.take(torch.arange(0))], 0
-            for other in others:
-                tests.append(self.examples.client(other).test)
-                count += len(tests[-1])
-                # A few times the sample, so that it mixes clients without reading all of them.
-                if count >= 5 * self.config.evaluation.outside:
-                    break
-            pool = Examples(torch.cat([t.x for t in tests]), torch.cat([t.y for t in tests]))
-            chosen = rng.sample(range(len(pool)), min(self.config.evaluation.outside, len(pool)))
-            self._outside[client] = pool.take(torch.tensor(chosen, dtype=torch.int64))
-        return self._outside[client]
 
     def _account(self, client: str) -> Account | None:
         privacy = self.config.privacy

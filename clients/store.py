@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +23,8 @@ from safetensors import SafetensorError
 from fedpers.parts import Parts
 
 log = logging.getLogger("fedpers")
+
+ANSWER = "answer"
 
 DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 
@@ -53,13 +56,16 @@ class ClientStore:
 
     def load_before(self, name: str, server_round: int) -> Parts:
         """The parts saved as ``name`` in the last round before ``server_round``; none if there are
-        none. A damaged file is named in the log and the one before it taken."""
+        none. A damaged file is named in the log, put aside, and the one before it taken."""
         for found, path in self._rounds_of(name):
             if found < server_round:
                 try:
                     return Parts.load(path)
                 except DAMAGED as error:
                     log.warning("%s is damaged (%s): an earlier one is taken", path, error)
+                    # Else it would stand for the round before, and that one be forgotten.
+                    with suppress(OSError):
+                        os.replace(path, path.with_suffix(".damaged"))
         return Parts()
 
     def load_round(self, name: str, server_round: int) -> Parts:
@@ -102,6 +108,22 @@ class ClientStore:
         text = json.dumps(values)
         content = f"{_digest(text)}\n{text}"
         self._write(f"{name}.json", lambda path: path.write_text(content, encoding="utf-8"))
+
+    def answer_to(self, asked: list[Any]) -> tuple[Parts, dict[str, Any]] | None:
+        """What was answered to this before, upload and report; None if that is not known."""
+        kept = self.load_json(ANSWER)
+        if kept.get("to") != asked:
+            return None
+        try:
+            upload = self.load(ANSWER)
+        except DAMAGED:
+            return None  # it trains again, and pays for it
+        return (upload, dict(kept["report"])) if upload.digest() == kept["upload"] else None
+
+    def keep_answer(self, asked: list[Any], upload: Parts, report: dict[str, Any]) -> None:
+        """Keep what is about to be answered."""
+        self.save(ANSWER, upload)
+        self.save_json(ANSWER, {"to": asked, "upload": upload.digest(), "report": report})
 
     def forget(self) -> None:
         """Remove all that is kept."""

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 FORMAT = "1"  # of the files
+BLOCK = 2**15  # columns of a product at a time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -217,6 +218,16 @@ def combine(weights: torch.Tensor, updates: Sequence[Parts]) -> list[Parts]:
         raise ValueError(f"weights: got {got}, takes [rows, {len(updates)}], a column an update")
     mixed: list[dict[str, Part]] = [{} for _ in range(weights.shape[0])]
     for name, part in updates[0].items():
-        for row, vector in zip(mixed, weights.float() @ stack(updates, name), strict=True):
+        for row, vector in zip(mixed, _product(weights.float(), updates, name), strict=True):
             row[name] = part.like(vector)
     return [Parts(row) for row in mixed]
+
+
+def _product(weights: torch.Tensor, updates: Sequence[Parts], name: str) -> torch.Tensor:
+    """W X for one part, [R, size], in blocks of columns that stay in a core's cache."""
+    size = updates[0][name].layout.size
+    out = torch.empty(len(weights), size)
+    for start in range(0, size, BLOCK):
+        block = [update[name].vector[start : start + BLOCK] for update in updates]
+        torch.matmul(weights, torch.stack(block).float(), out=out[:, start : start + BLOCK])
+    return out

@@ -108,7 +108,7 @@ def by_turns(usual: Run, ours: Run, repeats: int) -> tuple[float, float]:
 
 
 class Party:
-    """Clients with a model and FedAvg's phase: what rows 1, 2 and 4 train.
+    """Clients with a model that train as in FedAvg.
 
     Args:
         model: theirs.
@@ -129,7 +129,6 @@ class Party:
             Examples(*pair)
             for pair in zip(torch.split(given, each), torch.split(y, each), strict=True)
         ]
-        self.phase = self.algorithm.phases()[0]
         self.broadcast = Parts(
             {
                 slot: part.like(
@@ -177,12 +176,11 @@ class Party:
     def loop(self) -> Tensor:
         """The usual way: the model is filled, trained by SGD and read, one client after another;
         the sum of what came out."""
-        training, slots = self.config.training, list(self.model.slots)
+        training = self.config.training
         parameters = trainable(self.model)
         start = [parameter.detach().clone() for parameter in self._filled(parameters)]
         optimizer = torch.optim.SGD(parameters, lr=training.lr)
         total = [torch.zeros_like(value) for value in start]
-        assert slots
         for examples in self.examples:
             with torch.no_grad():
                 for parameter, value in zip(parameters, start, strict=True):
@@ -309,14 +307,13 @@ def tiny(name: str, repeats: int) -> Row:
     clients = 1000
     party = Party(PersonalModel(trunk, nn.Linear(32, CLASSES)), clients, 10)
     weights, size = torch.full((1, clients), 1 / clients), party.group()
-    party.fold.model.eval()
 
     def ours() -> None:
         combine(weights, party.folded(size))
 
     times = by_turns(party.loop, ours, repeats)
     usual = f"{clients} clients of an MLP 64-32-10 with 10 examples, a plain loop of torch"
-    return Row(name, usual, f"in groups of {size}, with parts, seeds and reports", *times, 1.0)
+    return Row(name, usual, f"in groups of {size}, parts and seeds included", *times, 1.0)
 
 
 def mixing(name: str, repeats: int) -> Row:

@@ -192,7 +192,8 @@ def audit(
     canaries: Annotated[int, typer.Option(min=10, help="Examples inserted to be found.")] = 200,
     shadows: Annotated[int, typer.Option(min=2, help="Shadow models of LiRA.")] = 4,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; runs/audit-NAME if not given.")
+        Path | None,
+        typer.Option(help="Folder of the results; the run's, or runs/audit-NAME, if not given."),
     ] = None,
 ) -> None:
     """Try to break the privacy of CONFIG: a lower bound on epsilon, membership, inversion.
@@ -209,7 +210,7 @@ def audit(
         file = config / "config.yaml" if config.is_dir() else config
         settings = absolute_paths(load_config(file, overrides or []))
         check(settings)
-        folder = (out or Path("runs") / f"audit-{config.stem}").resolve()
+        folder = attacks.results_folder(config, overrides or [], out)
         found = attacks.audit(settings, folder, canaries=canaries, shadows=shadows)
         for line in [*attacks.audit_lines(found), f"files: {folder}"]:
             typer.echo(line)

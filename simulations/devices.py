@@ -58,7 +58,13 @@ class Rehearsal:
         flwr(self.space, "supernode", "register", str(public), CONNECTION)
 
     def start_node(
-        self, client: str, data: Path, keys: Path | None, *, trusts: Path | None = None
+        self,
+        client: str,
+        data: Path,
+        keys: Path | None,
+        *,
+        trusts: Path | None = None,
+        port: int | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a client's SuperNode; its state is kept from one start to the next.
 
@@ -67,6 +73,7 @@ class Rehearsal:
             data: its file.
             keys: the folder with its ``client.key``.
             trusts: the authority whose certificates it accepts, if another than the right one.
+            port: where it finds the SuperLink, if not at the SuperLink's own.
         """
         state = self.space.folder / f"state-{client}"
         config = {"client-id": client, "data": str(data), "state": str(state)}
@@ -75,7 +82,7 @@ class Rehearsal:
         home = self.space.folder / f"home-{client}"
         home.mkdir(exist_ok=True)
         options = [
-            *("--superlink", f"127.0.0.1:{self.port}"),
+            *("--superlink", f"127.0.0.1:{port or self.port}"),
             *("--root-certificates", str(trusts or self.certificates.ca)),
             *("--auth-supernode-private-key", str(self.space.folder / f"node-{client}")),
             *("--port", str(free_port())),

@@ -129,6 +129,7 @@ def run_serial(
     serverapp: str = SERVERAPP,
     clientapp: str = CLIENTAPP,
     show: Callable[[str], None] = print,
+    make_grid: Callable[..., SerialGrid] = SerialGrid,
 ) -> None:
     """Run ``config`` in this process and return when it has completed.
 
@@ -139,6 +140,7 @@ def run_serial(
         serverapp: ``package.module:app`` of the ServerApp.
         clientapp: the same of the ClientApp.
         show: called with each line to show.
+        make_grid: makes the grid, a ``SerialGrid`` or one that derives from it.
 
     Raises:
         FedpersError: as the ServerApp raises it, like anything else that it raises.
@@ -147,7 +149,7 @@ def run_serial(
     server: ServerApp = load_app(serverapp, search=search)
     client: ClientApp = load_app(clientapp, search=search)
     simulation = config.simulation
-    grid = SerialGrid(client, nodes=simulation.nodes, threads=simulation.cpus_per_node)
+    grid = make_grid(client, nodes=simulation.nodes, threads=simulation.cpus_per_node)
     with tempfile.TemporaryDirectory(prefix="fedpers-") as folder, _identity(grid.run.run_id):
         settings = Path(folder) / "settings.yaml"
         settings.write_text(config.to_yaml(), encoding="utf-8")

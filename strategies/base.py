@@ -58,9 +58,12 @@ class PersonalizedStrategy(Method, Strategy):
         self._asked, self.short = {}, len(self.eligible) < self.config.strategy.min_clients
         if self.short:
             return []
+        cohort = self.select(server_round, self.eligible)
         if self.client_level is not None:  # charged before anything is released
+            if self.sealing is not None:
+                self.sealing.check_noise(self.client_level, len(cohort))
             self.client_level.charge()
-        return self.messages("train", server_round, self.select(server_round, self.eligible))
+        return self.messages("train", server_round, cohort)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedpers.config import Config
+from fedpers.config import Config, Privacy
 from fedpers.errors import ConfigError
 from fedpers.parts import Part, Parts
 from fedpers.privacy import Budget, BudgetSpent, Ledger, Release, epsilon_of
@@ -41,13 +41,15 @@ class ClientLevel:
         self.rate = 1.0 if self.shares else config.strategy.fraction
         self.budget: Budget | None = None
 
-    def open(self, clients: int, ledgers: Path) -> None:
+    def open(self, clients: int, ledgers: Path, *, resumed: bool = False) -> None:
         """Calibrate the noise for the whole run, and for what is left where the ledger holds
         releases of earlier runs.
 
         Args:
             clients: N.
             ledgers: the folder of the ledger.
+            resumed: whether the run goes on with the noise that it began with, see ``load_state``
+                of the strategy.
 
         Raises:
             ConfigError: delta protects nobody among so many clients, epsilon is so small that no
@@ -61,6 +63,8 @@ class ClientLevel:
         self.delta = privacy.delta or default_delta(clients)
         ledger = Ledger(ledgers / "population.json")
         self.budget = Budget(ledger, privacy.epsilon, self.delta)
+        if resumed:
+            return
         try:
             self.sigma = self.budget.noise_multiplier(self.rate, self.config.rounds)
         except BudgetSpent:
@@ -133,3 +137,29 @@ class ClientLevel:
         if self.config.privacy.accountant == "prv":
             epsilon = tight_epsilon_of(self.budget.ledger.releases, self.delta)
         return {"epsilon": epsilon, "delta": self.delta, "sigma": self.sigma}
+
+
+EXAMPLE_ONLY = ("weights", "steps", "sampling_rate", "lr")
+
+
+def check_client_level(config: Config, reads: str | None, own_mixing: bool) -> None:
+    """Refuse what cannot be released as one noised sum, and settings that would do nothing.
+
+    Args:
+        reads: what the method's server reads of single clients' updates; None for nothing.
+        own_mixing: the method has weights or rows of its own.
+
+    Raises:
+        ConfigError: naming the setting and the cure.
+    """
+    name, cure = config.strategy.name, "set privacy.unit=example"
+    takes = "with privacy.unit=client a method whose server takes nothing but a mean"
+    if reads is not None:
+        raise ConfigError("strategy.name", name, f"{takes}; this one reads {reads}", f"or {cure}")
+    if own_mixing:
+        raise ConfigError("strategy.name", name, f"{takes}; this one has weights of its own", cure)
+    for setting in EXAMPLE_ONLY:
+        got, default = getattr(config.privacy, setting), getattr(Privacy(), setting)
+        if got != default:
+            takes = "nothing with privacy.unit=client, where clients train as without privacy"
+            raise ConfigError(f"privacy.{setting}", got, takes, f"leave it out, or {cure}")

@@ -14,7 +14,6 @@ import torch
 from fedpers.config import Config, NoParams, params_of
 from fedpers.data import FederatedData
 from fedpers.encryption.sealed_parts import Group, SealedParts
-from fedpers.errors import ConfigError
 from fedpers.evaluation import ClientResult
 from fedpers.models import PersonalModel
 from fedpers.models.base_state import made_from_public_data, read_base
@@ -24,7 +23,7 @@ from fedpers.records import Row
 from fedpers.robust import combine_robustly, too_long
 from fedpers.seeding import seed_for
 from strategies.checkpoint import State, members
-from strategies.client_level import ClientLevel
+from strategies.client_level import ClientLevel, check_client_level
 from strategies.exchange import Answers
 from strategies.mixing import Mixing
 from strategies.protection import check_combine
@@ -106,13 +105,7 @@ class Method:
         given = config.strategy.params
         params = params_of(cls.Params, {n: given[n] for n in cls.param_names() if n in given})
         if config.privacy.enabled and config.privacy.unit == "client":
-            name, takes = config.strategy.name, "a method whose server takes nothing but a mean"
-            reads = cls.reads_updates(params)
-            if reads is not None:
-                raise ConfigError("strategy.name", name, f"{takes}; this one reads {reads}")
-            if cls.mixing is not Method.mixing:
-                cure = "it has a mixing of its own; set privacy.unit=example"
-                raise ConfigError("strategy.name", name, takes, cure)
+            check_client_level(config, cls.reads_updates(params), cls.mixing is not Method.mixing)
         own_mixing = cls.mixing is not Method.mixing
         check_combine(config, cls.reads_updates(params), own_mixing)
         if config.encryption.enabled:
@@ -198,6 +191,7 @@ class Method:
             "spending": self.spending,
             "noise": self.signal.variance,
             "last_round": self.last_round,
+            "sigma": self.client_level.sigma if self.client_level else None,
         }
         return groups, values
 
@@ -210,6 +204,8 @@ class Method:
         self.rows = members(groups, "row")
         self.spent, self.spending = set(values["spent"]), values["spending"]
         self.signal.variance, self.last_round = values["noise"], values["last_round"]
+        if self.client_level is not None:
+            self.client_level.sigma = values["sigma"]
 
     def header(self) -> dict[str, Any]:
         """What every message says about the run."""

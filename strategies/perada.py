@@ -100,10 +100,10 @@ class PerAda(PersonalizedStrategy):
         before = self.parts
         super().combine(mixing, updates)
         self.teachers = list(updates.values())
-        if self.params.distill and isinstance(self.parts, SealedParts):
-            if min(one.terms for one in self.parts.sealed) < 2:
-                log.warning("the mean of a single update is not opened: no update")
-                self.parts = before
+        sums = self.parts.sealed if isinstance(self.parts, SealedParts) else ()
+        if self.params.distill and any(one.terms < 2 for one in sums):
+            log.warning("the mean of a single update is not opened: no update")
+            self.parts = before
 
     def refine(self, server_round: int) -> None:
         """Distil the ensemble into the mean; keep the result if it is nearer to the ensemble.

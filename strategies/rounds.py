@@ -69,7 +69,8 @@ def run_rounds(
         strategy.sealing.open(grid, strategy.roster.keys)
     if strategy.client_level is not None:
         state = Path(config.state) if config.state else files.folder.path / "state"
-        strategy.client_level.open(len(strategy.roster.clients), state / "ledgers")
+        population = len(strategy.roster.clients)
+        strategy.client_level.open(population, state / "ledgers", resumed=files.resumed)
     strategy.summary()
     first = files.restore(strategy) + 1 if files.resumed else 1
     if first > config.rounds:
@@ -85,7 +86,8 @@ def run_rounds(
         _, metrics = strategy.aggregate_train(server_round, replies)
         assert metrics is not None
         result.train_metrics_clientapp[server_round] = metrics
-        files.trained(server_round, strategy.answers, messages, started, came)
+        answered = int(metrics["answered"])  # type: ignore[arg-type]
+        files.trained(server_round, strategy.answers, answered, messages, started, came)
 
         strategy.last_round, last = server_round, strategy.ends_with(server_round)
         if last and config.evaluation.local_baseline:
@@ -245,6 +247,7 @@ class RunFiles:
         self,
         server_round: int,
         answers: Answers,
+        answered: int,
         messages: list[Message],
         started: float,
         came: float,
@@ -259,7 +262,7 @@ class RunFiles:
         )
         self._line = {
             "round": server_round,
-            "answered": len(answers.rows),
+            "answered": answered,
             "failed": dict(answers.failures),
             "seconds": {"train": came - started, "combine": now - came, "evaluate": 0.0},
             # Of the nodes' time within these.

@@ -23,6 +23,7 @@ from strategies.mixing import Mixing
 
 if TYPE_CHECKING:
     from fedpers.encryption import ServerCipher
+    from strategies.client_level import ClientLevel
     from strategies.method import Method
 
 log = logging.getLogger("fedpers")
@@ -140,6 +141,21 @@ class Sealing:
     def _layouts(self) -> dict[str, Layout]:
         return {n: self.strategy.sealed_layout(n) for group in self.groups for n in group.names}
 
+    def check_noise(self, level: ClientLevel, cohort: int) -> None:
+        """Refuse shares of the noise that would be clipped: what is clipped is no longer Gaussian.
+
+        Args:
+            cohort: how many clients share it.
+
+        Raises:
+            ConfigError: a range below four standard deviations of a share.
+        """
+        norm = self.config.privacy.max_grad_norm
+        least = 4 * level.sigma * norm / level.honest(cohort) ** 0.5
+        if self.config.encryption.range < least:
+            takes = f"{least:.3g} or more, so that clients' shares of the noise fit"
+            raise ConfigError("encryption.range", self.config.encryption.range, takes)
+
     def check_key(self, rows: Mapping[str, Row]) -> None:
         """Refuse to go on with parts that were sealed under another key than the nodes have.
 
@@ -154,6 +170,7 @@ class Sealing:
             for one in row.sealed
         }
         if other := ids - {self.cipher.key_id}:
+            self.forget()
             takes = f"{other.pop()}, under which the checkpoint is sealed"
             cure = "a key made for a run is thrown away when it ends: give one with encryption.keys"
             raise ConfigError("encryption.keys", self.cipher.key_id, takes, cure)

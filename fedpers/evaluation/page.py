@@ -93,7 +93,8 @@ dl.facts dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
 details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 pre { background: var(--panel); padding: .75rem; overflow-x: auto; font-size: .8125rem;
   border-radius: .5rem; }
-@media (max-width: 32rem) { .clients li { max-width: 4.2rem; } .compared li { max-width: 7rem; } th, td { padding: .3rem .45rem; }
+@media (max-width: 32rem) { .clients li { max-width: 4.2rem; }
+  .compared li { max-width: 7rem; } th, td { padding: .3rem .45rem; }
   th:first-child { max-width: 8.5rem; } .cells th:first-child { max-width: 5rem; } }
 @media print { details { display: none; } }
 """

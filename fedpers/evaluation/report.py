@@ -128,7 +128,10 @@ def privacy_figures(
     """
     settings, spent = config.privacy, list(spending.values())
     notes = []
-    if settings.unit == "client":
+    if settings.unit == "client" and config.encryption.enabled:
+        honest = f"{100 * config.encryption.honest:g} %"
+        notes.append(f"clients add the noise: it is whole if {honest} of those asked are honest")
+    elif settings.unit == "client":
         notes.append("the server is trusted: it sees single updates, and adds the noise")
     if config.evaluation.diagnostics:
         notes.append("losses and counts were sent without noise: figures for simulation only")

@@ -169,8 +169,8 @@ def test_the_ledger_is_the_data_sets(toys: Any, tmp_path: Path) -> None:
         ),
         (
             "privacy.epsilon=0.02",
-            "privacy.epsilon: got 0.02, takes a number > 0.029, the least that the accountant shows "
-            "at delta 0.001",
+            "privacy.epsilon: got 0.02, takes a number > 0.029, the least that the accountant "
+            "shows at delta 0.001",
         ),
     ],
 )

@@ -36,6 +36,8 @@ def ask(tmp_path: Path) -> Iterator[Ask]:
             "algorithm": config.strategy.name,
             "server_params": [],
             "run_folder": str(tmp_path / "run"),
+            "base": None,
+            "task": ["image", [1, 8, 8], 10],  # for devices; these nodes have their own
             "round": 1,
         }
         content = pack(parts or [], {**head, **body})

@@ -21,7 +21,7 @@ from clients.folding import Fold, foldable
 from clients.groups import disagreement, group_size, train_group
 from clients.store import ClientStore
 from clients.trainer import Trainer
-from fedpers.config import Config, Lora, load_config
+from fedpers.config import Lora, load_config
 from fedpers.data import ClientData, Examples
 from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
@@ -413,7 +413,3 @@ def test_a_trunk_that_does_not_fold_is_found_out(trunk: type[nn.Module], why: st
     fold = Fold(PersonalModel(trunk(), nn.Linear(5, 3)))
     assert why in str(disagreement(fold, torch.randn(4, 6)))
     assert disagreement(Fold(model_of("mlp", "both")), torch.randn(4, 6)) is None
-
-
-def configured(setting: str) -> Config:
-    return load_config(None, [f"training.fold={setting}"])

@@ -171,15 +171,15 @@ def test_outside_examples_are_others_and_the_same_each_time(
     host: Callable[..., ClientHost],
 ) -> None:
     node = host("fedavg")
-    sample = node._others("0")
-    assert torch.equal(host("fedavg")._others("0").x, sample.x)
-    assert not torch.equal(node._others("1").x, sample.x)
+    sample = node.scoring.others("0")
+    assert torch.equal(host("fedavg").scoring.others("0").x, sample.x)
+    assert not torch.equal(node.scoring.others("1").x, sample.x)
     tests = {k: {tuple(row) for row in node.examples.client(k).test.x.tolist()} for k in "0123"}
     rows = {tuple(row) for row in sample.x.tolist()}
     assert len(rows) == 10 and rows <= tests["1"] | tests["2"] | tests["3"]
     assert not rows & tests["0"]
-    assert len(host("fedavg", "evaluation.outside=0")._others("0")) == 0
-    assert len(host("fedavg", "evaluation.outside=999")._others("0")) == 24
+    assert len(host("fedavg", "evaluation.outside=0").scoring.others("0")) == 0
+    assert len(host("fedavg", "evaluation.outside=999").scoring.others("0")) == 24
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedcp", "prior", "fedbabu"])

@@ -135,7 +135,7 @@ def test_a_damaged_file_is_named_and_the_one_before_it_taken(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("fedpers"), "propagate", True)
     rng, store = random.Random(seed), ClientStore(tmp_path, "a")
-    first, second = parts_of(*range(20)), parts_of(*range(20, 40))
+    first, second = parts_of(*map(float, range(20))), parts_of(*map(float, range(20, 40)))
     store.save_round("personal", 1, first)
     store.save_round("personal", 2, second)
     path = store.folder / "personal-2.safetensors"

@@ -62,7 +62,7 @@ def test_the_defaults_pass() -> None:
     [
         (["privacy.enabled=true", "privacy.delta=0.5"], "privacy.delta: got 0.5, takes a number <"),
         (["privacy.enabled=true", "strategy.name=fedala"], "strategy.name: got 'fedala', takes"),
-        (["encryption.enabled=true"], "encryption.enabled: got True, takes false; encrypted"),
+        (["encryption.enabled=true", "encryption.keys=/no/such"], "takes a folder with client.key"),
         (["strategy.name=nosuch"], "strategy.name: got 'nosuch'"),
         (["strategy.params.nosuch=1"], "strategy.params.nosuch: got 1"),
         (["data.name=npz", "data.path=/no/such.npz"], "/no/such.npz"),
