@@ -23,7 +23,7 @@ from clients.store import ClientStore
 from clients.trainer import Trainer, fill
 from fedpers.config import Config, config_from_json
 from fedpers.data import FederatedData, Task, device_data, load_data
-from fedpers.errors import ClientError
+from fedpers.errors import ClientError, DataError
 from fedpers.evaluation import ClientResult
 from fedpers.memory import keep_memory
 from fedpers.models import build_model, save_adapter
@@ -164,8 +164,14 @@ class ClientHost:
         """``train`` for several clients, in groups where that is faster; one that fails costs
         itself alone."""
         answers: dict[str, Answer | Exception] = {}
+        sizes: dict[str, int] = {}
+        for client in broadcasts:
+            try:
+                sizes[client] = self.data.size(client)
+            except DataError as error:
+                answers[client] = error
         # Clients of like sizes together: a group's steps are as long as its longest batch.
-        clients = sorted(broadcasts, key=self.data.size, reverse=True)
+        clients = sorted(sizes, key=sizes.__getitem__, reverse=True)
         size = self.groups.size(
             len(clients), lambda: self._trial(clients, broadcasts, server_round)
         )
@@ -317,11 +323,13 @@ class ClientHost:
         working = self.algorithm.receive(broadcast, personal)
         working = self.algorithm.tune(working, trainer)
         result = self._score(trainer, working, store.load(BASELINE))
-        filling = self.algorithm.filled("personal")
-        assert filling is not None
-        scored = Parts({slot: working[part] for slot, part in filling.items()})
-        store.save(self._evaluated(server_round), scored)
-        store.save_json(EVALUATED, result.to_json())
+        if self.config.evaluation.adapters:  # the model that was scored is the one to save
+            filling = self.algorithm.filled("personal")
+            assert filling is not None
+            scored = Parts({slot: working[part] for slot, part in filling.items()})
+            store.save(self._evaluated(server_round), scored)
+        if self.device is not None:  # the server may not be told, its owner may look
+            store.save_json(EVALUATED, result.to_json())
         return result
 
     def newcomer(

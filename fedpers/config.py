@@ -172,9 +172,10 @@ class Strategy:
 class Training:
     """Local training: epochs a round, examples a batch, optimiser.
 
-    ``fold``: how many clients of a node train at once, where model and method allow it: a number,
-    ``off``, or ``auto``, which tries in the first round what is faster. Results are those of one
-    by one up to rounding.
+    ``fold``: how many clients of a node train at once, where model and method allow it: ``off``, a
+    number, or ``auto``, which tries in the first round what is faster. Results are those of one by
+    one up to rounding, which depends on who is in a group: off, a seed gives the same bits whatever
+    the number of nodes.
     """
 
     epochs: int = setting(1, least=1)
@@ -184,7 +185,7 @@ class Training:
     optimizer: str = setting("sgd", choices=("sgd", "adam", "adamw"))
     momentum: float = setting(0.0, least=0, below=1)
     weight_decay: float = setting(0.0, least=0)
-    fold: str = "auto"
+    fold: str = "off"
 
 
 @dataclass

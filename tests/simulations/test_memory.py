@@ -49,7 +49,7 @@ class Waits(FedAvg):
 
     def refine(self, server_round):
         folder = Path(self.run_folder)
-        (folder / "part").write_text(str(os.getpid()))
+        (folder / "part").write_text(f"{os.getpid()} {os.getcwd()}")
         (folder / "part").rename(folder / "pid")
         for _ in range(2000):
             if (folder / "go").exists():
@@ -141,7 +141,8 @@ MARK = torch.rand(4, generator=torch.Generator().manual_seed(77)).numpy().tobyte
 @pytest.mark.slow
 def test_without_encryption_the_server_holds_updates(start) -> None:  # type: ignore[no-untyped-def]
     process, folder = start("marked_server:Waits")
-    assert holds(int((folder / "pid").read_text()), [MARK]) == [True]
+    server, _ = (folder / "pid").read_text().split()
+    assert holds(int(server), [MARK]) == [True]
     (folder / "go").touch()
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
@@ -155,12 +156,14 @@ def test_with_encryption_it_holds_neither_updates_nor_the_key(  # type: ignore[n
     process, folder = start(f"marked_server:{name}", "encryption.enabled=true")
     (key,) = tmp_path.glob(f"tmp/fedpers-keys-*/*/{CLIENT_FILE}")
     needles = secret(key)
-    server = int((folder / "pid").read_text())
-    assert not any(holds(server, [MARK, *needles]))
+    server, cwd = (folder / "pid").read_text().split()
+    assert not any(holds(int(server), [MARK, *needles]))
     # The nodes' processes hold it, so that the search would find it.
     nodes = [p.pid for p in psutil.process_iter() if "ClientAppActor" in "".join(p.cmdline())]
-    assert any(any(holds(pid, needles)) for pid in nodes if pid != server)
-    lying = [path for path in tmp_path.rglob("*") if path.is_file() and path != key]
+    assert any(any(holds(pid, needles)) for pid in nodes if pid != int(server))
+    places = [tmp_path, Path(cwd).parent]
+    lying = [p for place in places for p in place.rglob("*") if p.is_file() and p != key]
+    assert any(path.name == "rounds.jsonl" for path in lying)
     assert len(lying) > 50  # the run's folder, the bundle, Flower's and Ray's logs
     assert not any(piece in path.read_bytes() for path in lying for piece in needles)
     (folder / "go").touch()
