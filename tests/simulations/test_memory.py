@@ -18,6 +18,7 @@ from fedpers.encryption.guard import unframe
 from fedpers.encryption.keys import CLIENT_FILE, MAGIC, show
 from fedpers.encryption.lattice import Channel, Lattice
 from fedpers.encryption.parameters import Parameters
+from simulations import guard
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,20 +108,26 @@ def start(tmp_path: Path) -> Iterator[object]:
 def holds(pid: int, needles: list[bytes]) -> list[bool]:
     """Which of these are in the memory of a process."""
     found, longest = [False] * len(needles), max(map(len, needles))
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
-        for line in maps:
-            span, access = line.split()[:2]
-            start, end = (int(number, 16) for number in span.split("-"))
-            if not access.startswith("r") or "[v" in line:  # what the kernel maps cannot be read
-                continue
+    with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for start, end in in_use(pid):
             for at in range(start, end, 1 << 24):
-                try:
-                    memory.seek(at)
-                    data = memory.read(min(end - at, (1 << 24) + longest))
-                except OSError:
-                    break
+                memory.seek(at)
+                data = memory.read(min(end - at, (1 << 24) + longest))
                 found = [f or n in data for f, n in zip(found, needles, strict=True)]
     return found
+
+
+def in_use(pid: int) -> list[tuple[int, int]]:
+    """The ranges of a process's memory that it can read and of which something is there."""
+    ranges, readable = [], False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if "-" in name and not name.endswith(":"):
+            start, end = (int(number, 16) for number in name.split("-"))
+            readable = values[0].startswith("r") and "[v" not in line  # the kernel's own is not
+        elif name == "Rss:" and readable and values[0] != "0":
+            ranges.append((start, end))
+    return ranges
 
 
 def secret(key: Path) -> list[bytes]:
@@ -132,7 +139,7 @@ def secret(key: Path) -> list[bytes]:
         loaded.load(lattice.context, channel.write(blob))
         words = 8 * len(lattice.parameters.bits) * lattice.parameters.degree
         inside = channel.content(loaded, 48 + 24 + words)
-    return [data[at : at + 32] for data in (blob, inside) for at in range(1000, 9000, 1999)]
+    return [data[at : at + 32] for data in (blob, inside) for at in (2000, 5000, 8000)]
 
 
 MARK = torch.rand(4, generator=torch.Generator().manual_seed(77)).numpy().tobytes()
@@ -159,8 +166,9 @@ def test_with_encryption_it_holds_neither_updates_nor_the_key(  # type: ignore[n
     server, cwd = (folder / "pid").read_text().split()
     assert not any(holds(int(server), [MARK, *needles]))
     # The nodes' processes hold it, so that the search would find it.
-    nodes = [p.pid for p in psutil.process_iter() if "ClientAppActor" in "".join(p.cmdline())]
-    assert any(any(holds(pid, needles)) for pid in nodes if pid != int(server))
+    mark = psutil.Process(int(server)).environ()[guard.MARK]
+    nodes = [p.pid for p in guard.marked(mark) if "ClientAppActor" in "".join(p.cmdline())]
+    assert nodes and any(any(holds(pid, needles)) for pid in nodes)
     places = [tmp_path, Path(cwd).parent]
     lying = [p for place in places for p in place.rglob("*") if p.is_file() and p != key]
     assert any(path.name == "rounds.jsonl" for path in lying)
