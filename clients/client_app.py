@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.device import Device
 from clients.host import ClientHost, deal, host_of
+from clients.keeper import Keeper, keeper_of
 from clients.pfedsim import weights_of
 from fedpers.data import Task
 from fedpers.encryption.sealed_parts import SealedParts
@@ -23,6 +24,7 @@ from fedpers.records import Row, in_the_clear, pack, unpack
 app = ClientApp()
 SPENT = f"{BudgetSpent.__name__}:"
 log = logging.getLogger("fedpers")
+Node = TypeVar("Node", bound=Keeper)
 
 
 @app.query("roster")
@@ -41,6 +43,7 @@ def roster(message: Message, context: Context) -> Message:
             if not device.base(body["base"]):
                 return _reply(message, [], {"needs": "base"})
         host = _host(body, context)
+        host.check()
     except FedpersError as error:
         return _reply(message, [], {"refused": str(error)})
     except Exception as error:  # a plug-in's mistake: asking again would not mend it
@@ -102,8 +105,8 @@ def train(message: Message, context: Context) -> Message:
                 host.hold(client, server_round, upload)
         reports[client] = report
 
-    failures, seconds = _each(body, context, one)
     host = _host(body, context)
+    failures, seconds = _each(host, body, one)
     spent = {c: host.spending(c) for c, reason in failures.items() if reason.startswith(SPENT)}
     times = {"seconds": training + seconds, **host.sealer.take_seconds()}
     answer = {"reports": reports, "failures": failures, "spent": spent, **times}
@@ -115,22 +118,24 @@ def seal(message: Message, context: Context) -> Message:
     """Seal what the clients named kept, multiplied by their weights."""
     _, body = unpack(message.content)
     uploads: list[Row] = []
+    keeper = _keeper(body, context)
 
-    def one(host: ClientHost, client: str) -> None:
+    def one(host: Keeper, client: str) -> None:
         upload, weight = host.held(client, body["round"]), float(body["weights"][client])
         where = {"client": client, "server_round": body["round"]}
         uploads.append(host.sealer.sealed(upload, body["sealing"], weight=weight, **where))
 
-    failures, seconds = _each(body, context, one)
-    times = {"seconds": seconds, **_host(body, context).sealer.take_seconds()}
+    failures, seconds = _each(keeper, body, one)
+    times = {"seconds": seconds, **keeper.sealer.take_seconds()}
     return _reply(message, uploads, {"failures": failures, **times})
 
 
 @app.query("open")
 def open_means(message: Message, context: Context) -> Message:
     """Open means that the server needs in the clear, as the method's strategy says."""
-    rows, _ = _opened(message, context)
-    return _reply(message, list(rows), {})
+    rows, body = unpack(message.content)
+    sealer = _keeper(body, context).sealer
+    return _reply(message, [sealer.opened(row) for row in rows], {})
 
 
 @app.query("similarity")
@@ -139,9 +144,8 @@ def similarity(message: Message, context: Context) -> Message:
     products as they are would tell about the key, and more about heads than is needed."""
     (row,), body = unpack(message.content)
     assert isinstance(row, SealedParts)
-    host, weights = _host(body, context), {}
-    others = body["of"] - 1
-    products = host.sealer.cosines(row)
+    others, weights = body["of"] - 1, {}
+    products = _keeper(body, context).sealer.cosines(row)
     for k, (client, place) in enumerate(zip(body["clients"], body["places"], strict=True)):
         cosines = products[k * others : (k + 1) * others]
         cosines.insert(place, 1.0)
@@ -153,7 +157,7 @@ def similarity(message: Message, context: Context) -> Message:
 def forget(message: Message, context: Context) -> Message:
     """Throw away the key that was made for the run."""
     _, body = unpack(message.content)
-    _host(body, context).sealer.forget()
+    _keeper(body, context).sealer.forget()
     return _reply(message, [], {})
 
 
@@ -172,14 +176,15 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the clients named: counts of right and wrong answers, no example."""
     rows, body = _opened(message, context)
     results: list[dict[str, Any]] = []
-    held_back = _host(body, context).holds_back
+    host = _host(body, context)
+    held_back = host.holds_back
 
     def one(host: ClientHost, client: str) -> None:
         result = host.evaluate(client, body["round"], rows[body["rows"][client]])
         if not held_back:
             results.append(result.to_json())
 
-    failures, seconds = _each(body, context, one)
+    failures, seconds = _each(host, body, one)
     answer = {"results": results, "held_back": held_back, "failures": failures, "seconds": seconds}
     return _reply(message, [], answer)
 
@@ -189,7 +194,8 @@ def evaluate_newcomers(message: Message, context: Context) -> Message:
     """Evaluate clients that never trained, after so many local batches each."""
     rows, body = _opened(message, context)
     results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
-    held_back = _host(body, context).holds_back
+    host = _host(body, context)
+    held_back = host.holds_back
 
     def one(host: ClientHost, client: str) -> None:
         if held_back:
@@ -198,7 +204,7 @@ def evaluate_newcomers(message: Message, context: Context) -> Message:
             row = rows[body["rows"][client]]
             found.append(host.newcomer(client, body["round"], row, batches).to_json())
 
-    failures, seconds = _each(body, context, one)
+    failures, seconds = _each(host, body, one)
     answer = {"results": results, "failures": failures, "seconds": seconds}
     return _reply(message, [], answer)
 
@@ -212,7 +218,7 @@ def export(message: Message, context: Context) -> Message:
         folder = host.stores.parent / "adapters"
         host.export(client, body["round"], folder, body["manifests"][client])
 
-    failures, seconds = _each(body, context, one)
+    failures, seconds = _each(_host(body, context), body, one)
     return _reply(message, [], {"failures": failures, "seconds": seconds})
 
 
@@ -224,10 +230,10 @@ def _opened(message: Message, context: Context) -> tuple[list[Parts], dict[str, 
 
 
 def _each(
-    body: dict[str, Any], context: Context, work: Callable[[ClientHost, str], None]
+    host: Node, body: dict[str, Any], work: Callable[[Node, str], None]
 ) -> tuple[dict[str, str], float]:
     """Do ``work`` for every client named. One that fails costs itself, not its host's others."""
-    started, failures, host = time.perf_counter(), {}, _host(body, context)
+    started, failures = time.perf_counter(), {}
     for client in body["clients"]:
         try:
             work(host, client)
@@ -251,6 +257,15 @@ def _host(body: dict[str, Any], context: Context) -> ClientHost:
         body["base"],
         Task(body["task"][0], tuple(body["task"][1]), body["task"][2]),
     )
+
+
+def _keeper(body: dict[str, Any], context: Context) -> Keeper:
+    """The node's stores and key: a simulation's host has them, a device's process need not load
+    its model for them."""
+    device = Device.of(context.node_config)
+    if device is None:
+        return _host(body, context)
+    return keeper_of(body["settings"], body["run_folder"], device)
 
 
 def _reply(message: Message, rows: Sequence[Row], body: dict[str, Any]) -> Message:

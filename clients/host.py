@@ -16,9 +16,9 @@ from clients.clipping import clipped
 from clients.device import Device
 from clients.features import FeatureCache
 from clients.groups import SIZES, Groups, train_group
+from clients.keeper import Keeper, stores_of
 from clients.local import Local
 from clients.scoring import Scoring
-from clients.sealing import Sealer
 from clients.store import ClientStore
 from clients.trainer import Trainer, fill
 from fedpers.config import Config, config_from_json
@@ -30,7 +30,7 @@ from fedpers.models import build_model, save_adapter
 from fedpers.parts import Parts
 
 PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
-RELEASED, HELD = "released", "held"
+RELEASED = "released"
 Answer = tuple[Parts, dict[str, Any]]
 """What a client uploads, and its report."""
 
@@ -65,14 +65,11 @@ def host_of(
         base: what a device needs of the model besides the settings, by digest.
         task: what the server's data make.
     """
-    config = config_from_json(settings)
-    stores = Path(run_folder) / "state"
-    if device is not None:
-        stores = device.state / "runs" / Path(run_folder).name / "state"
+    config, stores = config_from_json(settings), stores_of(run_folder, device)
     return ClientHost(config, algorithm, server_params, stores, device, base, task)
 
 
-class ClientHost:
+class ClientHost(Keeper):
     """Trains and evaluates the clients that a node hosts, one after another.
 
     Args:
@@ -98,8 +95,7 @@ class ClientHost:
         torch.set_num_threads(config.simulation.cpus_per_node)
         keep_memory()
         found, params = find_algorithm(algorithm, config, server_params)
-        self.config, self.stores, self.run = config, stores, stores.parent.name
-        self.device = device
+        self.run = stores.parent.name
         if device is None:
             self.ledgers = (Path(config.state) if config.state else stores) / "ledgers"
             self.data: FederatedData = load_data(config)
@@ -114,18 +110,22 @@ class ClientHost:
         self.algorithm = found(config, self.model, params)
         self.examples = FeatureCache(self.data, self.model) if config.model.cache else self.data
         self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
-        keys = device.keys if device else None
-        self.sealer = Sealer(config, str(stores), len(self.data.clients), keys)
+        super().__init__(config, stores, device, len(self.data.clients))
         self.scoring = Scoring(self)
         self._accounts: dict[str, Account] = {}
         if config.privacy.enabled and config.privacy.unit == "example":
             check_private(algorithm, self.algorithm)
-            for client in self.data.clients:
-                check_client(config, client, self.data.size(client))
 
-    def store(self, client: str) -> ClientStore:
-        """What one client keeps; a device's is on its disk when a call returns."""
-        return ClientStore(self.stores, client, durable=self.device is not None)
+    def check(self) -> None:
+        """Refuse settings that protect nothing at one of the clients, before anything is trained;
+        each is checked again when its account is opened.
+
+        Raises:
+            ConfigError: as in ``check_client``.
+        """
+        if self.config.privacy.enabled and self.config.privacy.unit == "example":
+            for client in self.data.clients:
+                check_client(self.config, client, self.data.size(client))
 
     @property
     def holds_back(self) -> bool:
@@ -265,21 +265,6 @@ class ClientHost:
         report |= self.spending(client)
         store.keep_answer([self.run, server_round, broadcast.digest()], upload, report)
         return upload, report
-
-    def hold(self, client: str, server_round: int, upload: Parts) -> None:
-        """Keep an upload until its weight is known."""
-        self.store(client).save_round(HELD, server_round, upload)
-
-    def held(self, client: str, server_round: int) -> Parts:
-        """The upload kept in a round.
-
-        Raises:
-            ClientError: there is none.
-        """
-        found = self.store(client).load_round(HELD, server_round)
-        if not found:
-            raise ClientError(f"seal: no update of round {server_round} is kept here")
-        return found
 
     def spending(self, client: str) -> dict[str, float]:
         """What one client has spent so far: epsilon at its delta, and the noise it adds."""

@@ -48,10 +48,10 @@ class PFedSim(LocalAlgorithm):
 
 
 def weights_of(cosines: Sequence[float]) -> list[float]:
-    """-ln(1 - s) of mean cosines s within 0..0.9999, each rounded to 0.01 of their sum: what
-    the server may know of the heads."""
+    """-ln(1 - s) of mean cosines s within 0..0.9999, each rounded to 0.01 of the largest: what the
+    server may know of the heads."""
     weights = [-math.log(1 - min(max(s, 0.0), CLOSEST)) for s in cosines]
-    return [round(weight / sum(weights), 2) for weight in weights]
+    return [round(weight / max(weights), 2) for weight in weights]
 
 
 CLOSEST = 0.9999  # as in strategies/pfedsim.py

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +286,7 @@ class Config:
 
     def to_json(self) -> str:
         """Every setting as one line of JSON; ``config_from_json`` reads it back."""
-        return json.dumps(OmegaConf.to_container(OmegaConf.structured(self)))
+        return json.dumps(asdict(self))
 
     def to_yaml(self) -> str:
         """Every setting as YAML, as in a run's ``config.yaml``."""

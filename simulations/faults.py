@@ -19,7 +19,7 @@ from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients import account, host
+from clients import account, keeper
 from clients.store import ClientStore
 from fedpers.parts import Parts
 from fedpers.privacy import Ledger
@@ -217,7 +217,7 @@ def disturbed(grid: FaultyGrid) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module, name, value in (
-            (host, "ClientStore", FaultyStore),
+            (keeper, "ClientStore", FaultyStore),
             (account, "Ledger", FaultyLedger),
             (messages, "now", lambda: now() + timedelta(seconds=grid.clock)),
             (time, "time", lambda: seconds() + grid.clock),

@@ -223,7 +223,8 @@ def test_a_host_charges_before_it_trains_and_in_every_process(
 def test_a_client_without_examples_has_no_account(small: Any, tmp_path: Path) -> None:
     host = host_of(small("fedavg", *private()), tmp_path / "state")
     upload, report = host.train("3", 1, host.algorithm.initial)
-    assert report == {"examples": 0, "loss": None} and host.spending("3") == {}
+    nothing = {"examples": 0, "loss": None, "noise": {"body": 0.0, "head": 0.0}}
+    assert report == nothing and host.spending("3") == {}
     assert torch.equal(upload["body"].vector, host.algorithm.initial["body"].vector)
     assert not (tmp_path / "state" / "ledgers").exists()
 

@@ -87,7 +87,8 @@ def test_neither_order_nor_a_restart_changes_a_bit(
     for client in ("1", "0"):
         upload, _ = later.train(client, 2, start_of(first))
         assert same(upload, uploads[client])
-        stores = [ClientStore(node.stores, client).load_before("personal", 99) for node in (first, later)]
+        nodes = (first, later)
+        stores = [ClientStore(node.stores, client).load_before("personal", 99) for node in nodes]
         assert same(*stores) and stores[0]
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -54,17 +55,19 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
 # -- the rehearsal that the README tells of ------------------------------------------------------
 
 
-def test_the_demo(tmp_path: Path) -> None:
+def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(tempfile.mkdtemp())  # short, for sockets
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
     processes, lines = Processes(), list[str]()
 
     def show(line: str) -> None:
         lines.append(line)
         processes.look()
+        assert [path.name[:8] for path in own.iterdir()] == ["fedpers-"]
 
-    temporary = set(Path("/tmp").glob("fedpers-*"))
     demo(load_config(CONFIG), tmp_path / "run", show)
     processes.check_gone()
-    assert set(Path("/tmp").glob("fedpers-*")) <= temporary
+    own.rmdir()  # nothing is left in it
     assert "with TLS, 3 SuperNodes" in lines[0]
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["clients"] == 3 and report["scored"]["clients"] == 3

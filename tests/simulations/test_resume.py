@@ -112,6 +112,7 @@ def test_a_killed_run_goes_on_bit_for_bit(start: Start, tmp_path: Path, name: st
         assert reports[0][figure] == reports[1][figure]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_one_line(start: Start, tmp_path: Path) -> None:
     nothing = start("out", "--resume", str(tmp_path))
     output = nothing.communicate()[0]

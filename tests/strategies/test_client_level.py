@@ -337,9 +337,7 @@ class Favourite(PersonalizedStrategy):
 def test_a_plugins_own_mixing_is_refused(bind: Any) -> None:
     config = bind("fedavg").config
     config.privacy.enabled, config.privacy.unit = True, "client"
-    with pytest.raises(
-        ConfigError, match=r"has weights of its own; set privacy\."
-    ) as found:
+    with pytest.raises(ConfigError, match=r"has weights of its own; set privacy\.") as found:
         Favourite.check(config, None)  # type: ignore[arg-type]
     assert "\n" not in str(found.value)
 

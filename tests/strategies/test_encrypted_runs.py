@@ -268,3 +268,34 @@ def test_a_server_with_another_key_than_the_nodes(run: Any, tmp_path: Path) -> N
     (tmp_path / "one" / "server.context").replace(tmp_path / "two" / "server.context")
     with pytest.raises(FedpersError, match=r"node \d+ has key [0-9a-f]{16}, takes [0-9a-f]{16}"):
         run("fedavg", *ON, f"encryption.keys={tmp_path / 'two'}")
+
+
+# -- with privacy ----------------------------------------------------------------------------------
+
+
+def test_privacy_by_client_whose_noise_the_clients_add(run: Any, received: list[Parts]) -> None:
+    private = ["privacy.enabled=true", "privacy.unit=client", "privacy.epsilon=50"]
+    found = run("fedavg", *ON, *private, "rounds=2", "encryption.honest=0.6", "encryption.range=32")
+    privacy = found.report["privacy"]
+    assert (privacy["enabled"], privacy["unit"]) == (True, "client")
+    assert 0 < privacy["epsilon_max"] <= 50
+    assert (
+        "clients add the noise: it is whole if 60 % of those asked are honest" in privacy["notes"]
+    )
+    assert not any("trusted" in note for note in privacy["notes"])
+    assert found.report["encryption"]["enabled"] and found.failures() == {}
+    # Six shares, of which 4 are as much as sigma C: what evaluation is sent, less what was sent.
+    moved = torch.cat([received[2][n].vector - received[0][n].vector for n in received[0]])
+    spread = privacy["noise_multiplier"] * privacy["max_grad_norm"] * (6 / 4) ** 0.5 / 6
+    # 1,802 values give it to 2 %; the clipped updates themselves add less than C / sqrt(1802).
+    assert float(moved.std()) == pytest.approx(spread, rel=0.07)
+
+
+def test_example_privacy_is_as_it_is_without_encryption(run: Any) -> None:
+    private = ["privacy.enabled=true", "privacy.deterministic_for_tests=true", "rounds=1"]
+    plain, sealed = run("fedper", *private), run("fedper", *private, *ON, "encryption.scheme=ckks")
+    figures = [one.report["privacy"] for one in (plain, sealed)]
+    for name in ("epsilon_max", "delta", "noise_multiplier", "per_client"):
+        assert figures[0][name] == figures[1][name]
+    of_both = [one.report["accuracy"]["personal"]["mean"] for one in (plain, sealed)]
+    assert of_both[0] == pytest.approx(of_both[1], abs=0.005)

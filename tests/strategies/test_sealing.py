@@ -203,6 +203,7 @@ def seal(bind: Callable[..., Any]) -> Iterator[Callable[..., Server]]:
 
 # By weights: after the reports (sealed in a second message), at once, by row.
 PATHS = [("fedavg", "bfv"), ("fedavg", "ckks"), ("perada", "bfv"), ("pfedsim", "ckks")]
+SLOW_BUT_ONE = [PATHS[0], *(pytest.param(*path, marks=pytest.mark.slow) for path in PATHS[1:])]
 MEANS = {
     "fedavg": [],
     "perada": ["strategy.params.distill=false"],
@@ -307,7 +308,7 @@ SPOILS: list[tuple[Spoil, str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "reason"), SPOILS, ids=lambda x: getattr(x, "__name__", ""))
-@pytest.mark.parametrize(("name", "scheme"), PATHS)
+@pytest.mark.parametrize(("name", "scheme"), SLOW_BUT_ONE)
 def test_a_broken_update_costs_its_client_alone(
     seal: Any, name: str, scheme: str, spoil: Spoil, reason: str
 ) -> None:
@@ -319,7 +320,7 @@ def test_a_broken_update_costs_its_client_alone(
 
 
 @pytest.mark.parametrize("spoil", [flipped, foreign, malformed, other_layouts])
-@pytest.mark.parametrize(("name", "scheme"), PATHS)
+@pytest.mark.parametrize(("name", "scheme"), SLOW_BUT_ONE)
 def test_it_does_not_cost_the_others_of_its_node(
     seal: Any, name: str, scheme: str, spoil: Spoil
 ) -> None:

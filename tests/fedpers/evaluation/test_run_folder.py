@@ -149,3 +149,12 @@ def test_run_ids_tell_the_run_and_differ() -> None:
     got = new_run_id(config)
     assert re.fullmatch(r"\d{8}-\d{6}-set-v2-Mine-s3-[0-9a-f]{4}", got), got
     assert len({new_run_id(Config()) for _ in range(5)}) > 1
+
+
+def test_a_run_goes_on_under_its_own_settings_only(run: RunFolder) -> None:
+    run.close()
+    more = load_config(None, ["rounds=99", "round_timeout=5", "simulation.nodes=3"])
+    RunFolder(run.path, more, resume=True).close()
+    other = load_config(None, ["training.lr=0.5"])
+    with pytest.raises(ConfigError, match=r"^training\.lr: got 0\.5, takes 0\.05, with which the "):
+        RunFolder(run.path, other, resume=True)

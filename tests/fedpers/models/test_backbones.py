@@ -79,7 +79,7 @@ def test_vit_tells_patches_apart_by_place():
 @pytest.mark.parametrize(
     ("name", "kind", "takes"),
     [
-        ("mlp", "text", "hf:<name or folder> for text data"),
+        ("mlp", "text", "hf:<name or folder> or sentence:<name or folder> for text data"),
         ("cnn", "tabular", "mlp for tabular data"),
         ("vit-tiny", "signal", "conv1d or mlp for signal data"),
         ("conv1d", "image", "cnn or mlp or vit-tiny or hf:<name or folder> for image data"),

@@ -1,0 +1,64 @@
+"""What a node keeps for its clients, and its key: all that the sealing of updates needs."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from clients.device import Device
+from clients.sealing import Sealer
+from clients.store import ClientStore
+from fedpers.config import Config, config_from_json
+from fedpers.errors import ClientError
+from fedpers.parts import Parts
+
+HELD = "held"
+
+
+class Keeper:
+    """The clients' stores and the node's cipher, without data or model, which take seconds to load.
+
+    Args:
+        config: the run's settings.
+        stores: the folder of the clients' stores.
+        device: where the node is one.
+        population: how many clients there are, for a key that is made for the run.
+    """
+
+    def __init__(
+        self, config: Config, stores: Path, device: Device | None, population: int
+    ) -> None:
+        self.config, self.stores, self.device = config, stores, device
+        self.sealer = Sealer(config, str(stores), population, device.keys if device else None)
+
+    def store(self, client: str) -> ClientStore:
+        """What one client keeps; a device's is on its disk when a call returns."""
+        return ClientStore(self.stores, client, durable=self.device is not None)
+
+    def hold(self, client: str, server_round: int, upload: Parts) -> None:
+        """Keep an upload until its weight is known."""
+        self.store(client).save_round(HELD, server_round, upload)
+
+    def held(self, client: str, server_round: int) -> Parts:
+        """The upload kept in a round.
+
+        Raises:
+            ClientError: there is none.
+        """
+        found = self.store(client).load_round(HELD, server_round)
+        if not found:
+            raise ClientError(f"seal: no update of round {server_round} is kept here")
+        return found
+
+
+def stores_of(run_folder: str, device: Device | None) -> Path:
+    """The folder of the clients' stores: a device's under its own state, whatever the server's."""
+    if device is None:
+        return Path(run_folder) / "state"
+    return device.state / "runs" / Path(run_folder).name / "state"
+
+
+@lru_cache(maxsize=1)
+def keeper_of(settings: str, run_folder: str, device: Device) -> Keeper:
+    """A device's, for what needs no model."""
+    return Keeper(config_from_json(settings), stores_of(run_folder, device), device, 1)
