@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
 
+from clients.client_app import app
 from clients.device import Device
 from clients.host import ClientHost
+from clients.keeper import Keeper, stores_of
 from clients.store import ClientStore
 from fedpers.config import Config
 from fedpers.data import Task
+from fedpers.encryption.sealed_parts import SealedParts
 from fedpers.errors import ClientError, ConfigError
 from fedpers.models.base_state import read_base
 from fedpers.parts import Part, Parts
 from fedpers.privacy import Ledger
+from fedpers.records import pack, unpack
+from simulations.serial import SerialGrid, _identity
 
 PRIVATE = ["privacy.enabled=true", "privacy.lr=0.5", "privacy.epsilon=4", "privacy.delta=1e-3"]
 TASK = Task("tabular", (6,), 3)
@@ -205,3 +212,38 @@ def test_in_a_simulation_nothing_is_flushed(
     node = ClientHost(small("ditto"), "ditto", (), tmp_path / "state")
     node.train("0", 1, start_of(node))
     assert ClientStore(node.stores, "0").load_round("personal", 1)
+
+
+# -- what needs no model -------------------------------------------------------------------------
+
+
+def test_a_device_seals_and_opens_without_its_data_or_model(
+    small: Callable[..., Config], device: Device, tmp_path: Path
+) -> None:
+    from fedpers.encryption import new_keys
+
+    new_keys(tmp_path / "keys", "auto", 2)
+    config = small("fedavg", "encryption.enabled=true")
+    held = Parts({"body": Part.of({"w": torch.tensor([1.0, -2.0, 0.5])})})
+    device = replace(device, keys=tmp_path / "keys")
+    stores = stores_of("/server/runs/a", device)
+    assert stores == device.state / "runs" / "a" / "state"
+    Keeper(config, stores, device, 1).hold(device.client, 3, held)
+    device.data.unlink()  # a host could not be made any more
+    grid = SerialGrid(app, nodes=1)
+    (node,) = grid.get_node_ids()
+    described = {"client-id": device.client, "data": str(device.data), "state": str(device.state)}
+    grid._contexts[node].node_config.update({**described, "keys": str(device.keys)})
+
+    def ask(kind: str, rows: list[Any], **body: Any) -> tuple[list[Any], dict[str, Any]]:
+        head = {"settings": config.to_json(), "run_folder": "/server/runs/a", "round": 3}
+        content = pack(rows, {**head, "clients": [device.client], **body})
+        (reply,) = grid.send_and_receive([Message(content, dst_node_id=node, message_type=kind)])
+        return unpack(reply.content)
+
+    with _identity(run_id=1):
+        sealing = {"groups": [[["body"], False]], "mixes_rows": False}
+        sealed, answer = ask("train.seal", [], sealing=sealing, weights={device.client: 0.5})
+        assert answer["failures"] == {} and isinstance(sealed[0], SealedParts)
+        (opened,), _ = ask("query.open", sealed)
+    torch.testing.assert_close(opened["body"].vector, 0.5 * held["body"].vector, atol=1e-3, rtol=0)

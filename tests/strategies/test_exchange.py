@@ -136,3 +136,21 @@ def test_only_clients_that_were_asked_about_count(nodes: Any) -> None:
     foreign = Message(pack([], {"failures": {"9": "x", "1": "y"}}), reply_to=message)
     answers = collect([*replies, foreign], {grid.node_id(0): ["1"]})
     assert answers.failures == {"1": "y"}
+
+
+def test_a_reply_that_nobody_waits_for_is_dropped(nodes: Any) -> None:
+    class Repeating(nodes):  # type: ignore[misc]
+        """Every reply comes twice, at once and with the replies to later messages."""
+
+        sent: list[Message]
+
+        def pull_messages(self, message_ids: Any) -> list[Message]:
+            came = list(super().pull_messages(message_ids))
+            self.sent = [*getattr(self, "sent", []), *came]
+            return [*self.sent, *came]
+
+    grid = Repeating([["1"], ["2"]])
+    first = ask(grid, {0: ["1"], 1: ["2"]})
+    assert [r.metadata.src_node_id for r in first] == [grid.node_id(0), grid.node_id(1)]
+    (second,) = ask(grid, {1: ["2"]})
+    assert second not in first and second.metadata.src_node_id == grid.node_id(1)
