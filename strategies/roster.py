@@ -108,35 +108,39 @@ class Roster:
         """Ask nodes not yet known for their clients, take up the answers that have come, forget
         nodes that left. Waits for nobody.
 
-        A node that cannot run the method is not asked again, nor is one that claims another node's
-        client until some node leaves; ``refusal`` is the first's line. Once the run has begun it
-        costs nobody else.
+        A node that cannot run the method is not asked again while it is there, nor is one that
+        claims another node's client, until some node leaves; ``refusal`` is the first's line. Once
+        the run has begun it costs nobody else.
 
         Returns:
             How many nodes the answering nodes say there are (1 where they do not know).
         """
         present = set(grid.get_node_ids())
         self._forget((set(self.hosts) | set(self._first)) - present)
-        answers = self._ask(grid, self._due(present, timeout), content)
-        lacking = [n for n, body in answers.bodies.items() if "needs" in body]
-        first = [node for node in lacking if node not in self._given_base]
-        if first and self.base is not None:
-            self._given_base |= set(first)
-            for node in first:
-                answers.bodies.pop(node)
-            again = self._ask(grid, first, self.base)
-            answers.bodies |= again.bodies
-            answers.failures |= again.failures
-        for name, reason in answers.failures.items():
-            log.warning("node %s does not say whom it hosts: %s", name, reason)
+        self._ask(grid, self._due(present, timeout), content)
+        expected, lacking = 1, list[int]()
+        while True:
+            answers = self._answers(grid)
+            for name, reason in answers.failures.items():
+                log.warning("node %s does not say whom it hosts: %s", name, reason)
+            lacking.clear()
+            for node, body in answers.bodies.items():
+                if "needs" in body and node not in self._given_base and self.base is not None:
+                    lacking.append(node)
+                    continue
+                try:
+                    expected = max(expected, self._take(node, body))
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    log.error("node %s refused: its answer cannot be read (%r)", node, error)
+                    self._refused.add(node)
+            if not lacking:
+                break
+            assert self.base is not None
+            self._given_base |= set(lacking)
+            for node in lacking:  # it has answered; now it has something to store
+                self._first.pop(node, None)
+            self._ask(grid, lacking, self.base)
         self._name_silent(timeout)
-        expected = 1
-        for node, body in answers.bodies.items():
-            try:
-                expected = max(expected, self._take(node, body))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                log.error("node %s refused: its answer cannot be read (%r)", node, error)
-                self._refused.add(node)
         return expected
 
     def _forget(self, gone: set[int]) -> None:
@@ -159,21 +163,23 @@ class Roster:
         ago, never = time.monotonic() - min(timeout, AGAIN), float("-inf")
         return sorted(node for node in unknown if self._last.get(node, never) <= ago)
 
-    def _ask(self, grid: Grid, nodes: Sequence[int], content: RecordDict) -> Answers:
-        """Ask nodes; the answers that are there by now, to earlier enquiries too."""
-        asked = push(grid, [Message(content, dst_node_id=n, message_type=KIND) for n in nodes])
+    def _ask(self, grid: Grid, nodes: Sequence[int], content: RecordDict) -> None:
+        messages = [Message(content, dst_node_id=n, message_type=KIND) for n in nodes]
+        self._open |= push(grid, messages)
         now = time.monotonic()
         self._first = dict.fromkeys(nodes, now) | self._first
         self._last |= dict.fromkeys(nodes, now)
-        self._open |= asked
+
+    def _answers(self, grid: Grid) -> Answers:
+        """The answers that are there by now; a node's only one, if it was asked twice."""
         replies = receive(grid, self._open, 0)
-        came = {reply.metadata.src_node_id for reply in replies}
+        came = {reply.metadata.src_node_id: reply for reply in replies}
         for node in came:
             self._last.pop(node, None)
         for message_id, message in list(self._open.items()):
-            if message.metadata.dst_node_id in came:  # it was asked twice
+            if message.metadata.dst_node_id in came:
                 self._open.pop(message_id)
-        return collect(replies, {node: [str(node)] for node in came})
+        return collect(came.values(), {node: [str(node)] for node in came})
 
     def _name_silent(self, timeout: float) -> None:
         wait, now = min(timeout, JOIN), time.monotonic()
@@ -188,6 +194,7 @@ class Roster:
         """Note what a node says; how many nodes it says there are."""
         if "needs" in body:
             log.error("node %s lacks %s, and did not take it", node, body["needs"])
+            self._refused.add(node)
             return 1
         if "refused" in body:
             self.refusal = self.refusal or str(body["refused"])

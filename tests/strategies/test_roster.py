@@ -162,6 +162,27 @@ def test_a_silent_node_is_waited_for_once_and_not_for_long(
     assert log.text.count("no answer within 0.2 s") == 1
 
 
+def test_a_node_that_fails_again_and_again_holds_nobody_up(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(nodes):  # type: ignore[misc]
+        """A reply is there at the second look."""
+
+        looked: set[str] = set()  # noqa: RUF012
+
+        def pull_messages(self, message_ids: Any) -> list[Any]:
+            again = [one for one in message_ids if one in self.looked]
+            self.looked.update(message_ids)
+            return list(super().pull_messages(again))
+
+    monkeypatch.setattr("strategies.roster.JOIN", 0.3)
+    grid, roster = Slow([["1"], ["2"]], {1: "mute"}), Roster()
+    started = time.monotonic()
+    roster.wait(grid, enquiry(), least=1, timeout=60)
+    assert time.monotonic() - started < 10 and roster.clients == ["1"]
+    assert len(grid.seen) >= 3  # it was asked again
+
+
 def test_an_answer_that_comes_late_is_taken_up(nodes: Any) -> None:
     class Late(nodes):  # type: ignore[misc]
         """Node 1's answers stay on the way until they are let through."""
@@ -273,3 +294,24 @@ def test_a_device_that_does_not_take_the_base_is_named(
     roster.wait(grid, enquiry(), least=1, timeout=60)
     assert roster.clients == ["1"] and "lacks base, and did not take it" in log.text
     assert grid.received == [(0, 0), (1, 0), (1, 1)]
+
+
+def test_an_answer_that_comes_while_another_device_gets_the_base(
+    nodes: Any, log: pytest.LogCaptureFixture
+) -> None:
+    grid = lacking(nodes, [["1"], ["2"]])
+
+    class Later(type(grid)):  # type: ignore[misc]
+        """The second device's answer is there once the first has got the base."""
+
+        def pull_messages(self, message_ids: Any) -> list[Any]:
+            late = self.node_id(1) if (0, 1) not in self.received else None
+            to = {k for k, reply in self._replies.items() if reply.metadata.src_node_id == late}
+            return list(super().pull_messages([one for one in message_ids if one not in to]))
+
+    grid.__class__ = Later
+    roster = Roster()
+    roster.base = pack([Parts({"base": Part.of({"w": torch.ones(3)})})], {})
+    roster.refresh(grid, enquiry(), 60)
+    assert roster.clients == ["1", "2"] and log.text == ""
+    assert sorted(grid.received) == [(0, 0), (0, 1), (1, 0), (1, 1)]
