@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ from fedpers.models.backbones import BACKBONES
 from fedpers.models.lora import add_lora
 from fedpers.parts import Part, Parts, combine
 from fedpers.privacy import Release
+from simulations.bench_rounds import CnnRound, Tasks
 
 CLIENTS, BATCH, SHAPE, CLASSES = 32, 32, (1, 8, 8), 10
 Run = Callable[[], object]
@@ -345,6 +347,28 @@ def private_step(name: str, repeats: int) -> Row:
     return Row(name, usual, "a plain step", *times, 0.0)
 
 
+def cnn_round(name: str, repeats: int) -> Row:
+    """A round of the whole CNN, one client after another in both ways."""
+    method = name.removesuffix("-cnn")
+    with TemporaryDirectory(prefix="fedpers-bench-") as folder:
+        both = CnnRound(method, Path(folder))
+        times = by_turns(both.loop, both.ours, max(1, repeats // 3))
+    usual = f"a round of {method}, {len(both.clients)} clients, CNN, a loop with DataLoaders"
+    target = {"fedavg": 1.8, "fedcp": 2.0}[method]
+    return Row(name, usual, "one resident model, one by one", *times, target)
+
+
+def task(name: str, repeats: int) -> Row:
+    """What asking a client costs: a message for each, or one for each of two nodes."""
+    clients = 1000
+    with TemporaryDirectory(prefix="fedpers-bench-") as folder:
+        tasks = Tasks(Path(folder), clients)
+        times = by_turns(lambda: tasks.ask(clients), lambda: tasks.ask(2), max(1, repeats // 3))
+    usual = f"{clients} clients with nothing to train, a message each"
+    ours = "a message for each of 2 nodes (within one process, without Flower's transport)"
+    return Row(name, usual, ours, *times, 10.0)
+
+
 ROWS: dict[str, Callable[[str, int], Row]] = {
     "lora-mlp": lora,
     "lora-vit-tiny": lora,
@@ -354,4 +378,7 @@ ROWS: dict[str, Callable[[str, int], Row]] = {
     "tiny": tiny,
     "mixing": mixing,
     "private-step": private_step,
+    "fedavg-cnn": cnn_round,
+    "fedcp-cnn": cnn_round,
+    "task": task,
 }

@@ -10,6 +10,7 @@ from math import ceil
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from fedpers.config import Config, NoParams, params_of
 from fedpers.data import FederatedData
@@ -82,6 +83,7 @@ class Method:
         self.spent: set[str] = set()
         self.short = False  # too few clients are there for the round
         self.skipped = 0  # rounds in a row of which nothing was used
+        self.similarity: Tensor | None = None  # [K, K], of the clients, where a method has it
         self._product_error_known = False
         unit = config.privacy.unit if config.privacy.enabled else None
         self.client_level = ClientLevel(config) if unit == "client" else None

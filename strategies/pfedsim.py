@@ -66,7 +66,6 @@ class PFedSim(FedAvg):
         self.sent_heads: dict[str, Tensor] = {}
         self.moves: dict[str, Tensor] = {}
         self.variances: dict[str, float] = {}
-        self.similarity: Tensor | None = None
 
     @classmethod
     def check(cls, config: Config, data: FederatedData) -> Any:

@@ -357,6 +357,8 @@ class RunFiles:
             privacy=privacy,
             encryption=strategy.sealing.figures() if strategy.sealing else None,
         )
+        if strategy.similarity is not None:
+            report["similarity"] = strategy.similarity.tolist()
         self.folder.write_report(report)
         self.folder.close()
         try:

@@ -49,7 +49,7 @@ tbody th { font-weight: 600; }
 .cells td { text-align: center; padding: .15rem .3rem; min-width: 1.9rem; border: 0;
   font-size: .8125rem; }
 .cells th { padding: .15rem .4rem; border: 0; font-size: .8125rem; text-align: center; }
-.cells th:first-child { text-align: left; white-space: nowrap; max-width: 9rem;
+.cells th:first-child { text-align: left; white-space: nowrap; min-width: 0; max-width: 9rem;
   overflow: hidden; text-overflow: ellipsis; }
 figure { margin: .75rem 0; }
 svg { display: block; overflow: visible; }

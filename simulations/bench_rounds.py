@@ -1,0 +1,248 @@
+"""What ``fedpers bench`` times of whole rounds: local training beside the loop that reference
+libraries run, and messages for many clients beside one message a client.
+
+All data are random and are written to a folder that the caller gives, so that no files are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from flwr.app import Message
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from clients.client_app import app
+from clients.host import ClientHost
+from fedpers.config import Config, load_config
+from fedpers.data import Examples
+from fedpers.parts import Parts
+from fedpers.records import pack, unpack
+from simulations.serial import SerialGrid, _identity
+
+IMAGE, FEATURES, CLASSES, BATCH, LR = (1, 28, 28), 512, 10, 32, 0.005
+SIZES = tuple(range(105, 305, 10))  # examples of 20 clients, 200 on average
+BANDWIDTHS, LAMBDA = (10.0, 15.0, 20.0, 50.0), 5.0  # FedCP's published settings
+
+
+def write_data(path: Path, sizes: Sequence[int], shape: Sequence[int]) -> None:
+    """Write an npz of random images of ``shape`` for clients "0000", "0001" and so on; all of them
+    form one group."""
+    rng, total = np.random.default_rng(0), sum(sizes)
+    x = rng.standard_normal((total, *shape), dtype=np.float32)
+    y = np.arange(total) % CLASSES
+    owner = np.repeat([f"{k:04d}" for k in range(len(sizes))], sizes)
+    np.savez(path, x=x, y=y, client=owner, group=np.zeros(total, dtype=np.int64))
+
+
+def settings(path: Path, *overrides: str) -> Config:
+    """A configuration over what ``write_data`` wrote, without public and validation examples."""
+    data = ("data.name=npz", f"data.path={path}", "data.partition.name=natural")
+    return load_config(None, [*data, "data.public_fraction=0", "data.val_fraction=0", *overrides])
+
+
+class Cnn(nn.Module):
+    """The CNN of FedAvg as plain modules: 582,026 parameters, in the order of ``cnn``'s parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(1, 32, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+            *(nn.Conv2d(32, 64, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten()),
+            *(nn.Linear(1024, FEATURES), nn.ReLU(inplace=True)),
+        )
+        self.head = nn.Linear(FEATURES, CLASSES)
+
+    def take(self, broadcast: Parts) -> None:
+        """Take what the server sent."""
+        copy_in(self.body, broadcast["body"].values())
+        copy_in(self.head, broadcast["head"].values())
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean cross-entropy of a batch."""
+        return F.cross_entropy(self(x), y)
+
+    def upload(self) -> list[Tensor]:
+        """What the client sends."""
+        return [parameter.detach().clone() for parameter in self.parameters()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [batch, classes]."""
+        logits: Tensor = self.head(self.body(x))
+        return logits
+
+
+class FedCPModel(Cnn):
+    """FedCP as published (2307.01217, section 4): the policy's shares are drawn in every batch, and
+    the frozen extractor sees every batch again for the alignment."""
+
+    vector: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        wide = 2 * FEATURES
+        self.policy = nn.Sequential(nn.Linear(FEATURES, wide), nn.LayerNorm(wide), nn.ReLU())
+        self.frozen_body, self.frozen_head = deepcopy(self.body), deepcopy(self.head)
+        self.frozen_body.requires_grad_(False)
+        self.frozen_head.requires_grad_(False)
+        self.register_buffer("vector", torch.zeros(FEATURES))
+
+    def take(self, broadcast: Parts) -> None:
+        """Take what the server sent: the personal head stays, its sum conditions the policy."""
+        for body in (self.body, self.frozen_body):
+            copy_in(body, broadcast["body"].values())
+        copy_in(self.frozen_head, broadcast["head"].values())
+        copy_in(self.policy, broadcast["gate"].values())
+        self.vector = F.normalize(self.head.weight.detach().sum(dim=0), dim=0)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """W_i (r * z) + W_g (s * z) [batch, classes]; (r, s) with Gumbel noise in training only."""
+        context = features * self.vector.expand_as(features)
+        scores = self.policy(context).view(-1, 2, FEATURES)
+        shares = F.gumbel_softmax(scores, dim=1) if self.training else scores.softmax(dim=1)
+        own: Tensor = self.head(shares[:, 0] * features)
+        return own + self.frozen_head(shares[:, 1] * features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [batch, classes]."""
+        return self.logits(self.body(x))
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy + lambda MMD(f(X), f_g(X))."""
+        features = self.body(x)
+        return F.cross_entropy(self.logits(features), y) + LAMBDA * mmd(
+            features, self.frozen_body(x)
+        )
+
+    def upload(self) -> list[Tensor]:
+        """Extractor, policy, and the mean of both heads."""
+        shared = [*self.body.parameters(), *self.policy.parameters()]
+        pairs = zip(self.head.parameters(), self.frozen_head.parameters(), strict=True)
+        mixed = [0.5 * own.detach() + 0.5 * received for own, received in pairs]
+        return [*(parameter.detach().clone() for parameter in shared), *mixed]
+
+
+def mmd(x: Tensor, y: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy of x and y [n, d], with one kernel for each bandwidth."""
+    xx, yy, xy = x @ x.T, y @ y.T, x @ y.T
+    of_x, of_y = xx.diag().expand_as(xx), yy.diag().expand_as(yy)
+    between_x, between_y = of_x.T + of_x - 2 * xx, of_y.T + of_y - 2 * yy
+    across = of_x.T + of_y - 2 * xy
+    total = torch.zeros_like(xx)
+    for q in BANDWIDTHS:
+        total = total + torch.exp(-between_x / (2 * q)) + torch.exp(-between_y / (2 * q))
+        total = total - 2 * torch.exp(-across / (2 * q))
+    return total.mean()
+
+
+def copy_in(module: nn.Module, values: Any) -> None:
+    """Copy tensors into a module's parameters, in their order."""
+    with torch.no_grad():
+        for parameter, value in zip(module.parameters(), values, strict=True):
+            parameter.copy_(value)
+
+
+MODELS: dict[str, type[Cnn]] = {"fedavg": Cnn, "fedcp": FedCPModel}
+
+
+class CnnRound:
+    """A round of local training, twice: by ``ClientHost`` and by the plain loop.
+
+    Args:
+        method: fedavg or fedcp.
+        folder: for the data and for what the clients keep.
+        sizes: examples of each client, one of which is for testing.
+    """
+
+    def __init__(self, method: str, folder: Path, sizes: Sequence[int] = SIZES) -> None:
+        write_data(folder / "data.npz", sizes, IMAGE)
+        config = settings(
+            folder / "data.npz",
+            *("data.test_fraction=0.001", "model.name=cnn", "model.lora=null"),
+            *(f"strategy.name={method}", f"training.batch_size={BATCH}", f"training.lr={LR}"),
+        )
+        self.host = ClientHost(config, method, [], folder / "run" / "state")
+        self.broadcast = self.host.algorithm.initial.only(self.host.algorithm.sends)
+        self.clients, self.server_round = self.host.data.clients, 0
+        model = MODELS[method]()
+        copy_in(model.head, self.broadcast["head"].values())
+        self.models = [deepcopy(model) for _ in self.clients]
+
+    def examples(self) -> list[Examples]:
+        """Each client's, for training."""
+        return [self.host.data.client(client).train for client in self.clients]
+
+    def ours(self) -> list[Parts]:
+        """The uploads of the clients, trained one by one."""
+        self.server_round += 1
+        return [self.host.train(c, self.server_round, self.broadcast)[0] for c in self.clients]
+
+    def loop(self) -> list[list[Tensor]]:
+        """The same as reference libraries do it: a model and a DataLoader for each client."""
+        uploads = []
+        for model, examples in zip(self.models, self.examples(), strict=True):
+            model.take(self.broadcast)
+            model.train()
+            dataset = TensorDataset(examples.x, examples.y)
+            trained = [p for p in model.parameters() if p.requires_grad]
+            optimizer = torch.optim.SGD(trained, lr=LR)
+            for x, y in DataLoader(dataset, BATCH, shuffle=True):
+                loss = model.loss(x, y)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            uploads.append(model.upload())
+        return uploads
+
+
+class Tasks:
+    """Clients that have nothing to train, asked over a ``SerialGrid``.
+
+    A client without examples uploads what it received: what is left is the cost of asking it.
+
+    Args:
+        folder: for the data and for what the clients keep.
+        clients: how many there are.
+    """
+
+    def __init__(self, folder: Path, clients: int) -> None:
+        write_data(folder / "data.npz", [1] * clients, (1, 8, 8))
+        # All examples are in one group, which by its hash is for testing.
+        config = settings(
+            folder / "data.npz",
+            *("data.split=group", "data.test_fraction=0.999"),
+            *("model.name=mlp", "strategy.name=fedavg"),
+        )
+        self.head = {
+            "settings": config.to_json(),
+            "algorithm": "fedavg",
+            "server_params": [],
+            "run_folder": str(folder / "run"),
+            "base": None,
+            "task": ["image", [1, 8, 8], CLASSES],
+            "round": 1,
+        }
+        host = ClientHost(config, "fedavg", [], folder / "run" / "state")
+        self.clients, self.sizes = host.data.clients, [*map(host.data.size, host.data.clients)]
+        self.broadcast = host.algorithm.initial.only(host.algorithm.sends)
+        self.grids = {nodes: SerialGrid(app, nodes=nodes) for nodes in (2, clients)}
+
+    def ask(self, nodes: int) -> list[Parts]:
+        """All clients' uploads, by one message to each of so many nodes."""
+        grid, uploads = self.grids[nodes], []
+        with _identity(run_id=1):
+            messages = []
+            for k, node in enumerate(grid.get_node_ids()):
+                named = self.clients[k::nodes]
+                body = {**self.head, "clients": named, "rows": dict.fromkeys(named, 0)}
+                content = pack([self.broadcast], body)
+                messages.append(Message(content, dst_node_id=node, message_type="train"))
+            for reply in grid.send_and_receive(messages):
+                uploads += [row for row in unpack(reply.content)[0] if isinstance(row, Parts)]
+        return uploads
