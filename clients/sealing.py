@@ -27,7 +27,7 @@ from fedpers.seeding import torch_generator
 if TYPE_CHECKING:
     from fedpers.encryption import ClientCipher, Sealed
 
-CLIENT_FILE, SERVER_FILE = "client.key", "server.context"
+CLIENT_FILE, SERVER_FILE, NEXT_FILE = "client.key", "server.context", "next.key"
 
 
 class Sealer:
@@ -76,10 +76,36 @@ class Sealer:
             raise ConfigError("encryption.keys", cipher.parameters.scheme, takes, cure)
         return cipher
 
+    @cached_property
+    def next_cipher(self) -> ClientCipher | None:
+        """The cipher from ``encryption.rotate_at`` on; None where the key stays.
+
+        Raises:
+            ConfigError: a key file that cannot be used.
+        """
+        from fedpers.encryption import load_client
+
+        if self.config.encryption.rotate_at is None or self.named is None:
+            return None
+        return load_client(self.named / NEXT_FILE)
+
+    def _sealing(self, server_round: int) -> ClientCipher:
+        turn = self.config.encryption.rotate_at
+        later = self.next_cipher if turn is not None and server_round >= turn else None
+        return later or self.cipher
+
+    def _opening(self, row: SealedParts) -> ClientCipher:
+        later = self.next_cipher
+        if later is not None and all(one.key_id == later.key_id for one in row.sealed):
+            return later
+        return self.cipher  # which refuses what it cannot open
+
     def key(self) -> dict[str, Any]:
-        """What the server is told: the key's id, and a context without the secret key where the
-        pair was made here."""
+        """What the server is told: the key's id, the next one's, and a context without the secret
+        key where the pair was made here."""
         said: dict[str, Any] = {"id": self.cipher.key_id}
+        if self.next_cipher is not None:
+            said["next"] = self.next_cipher.key_id
         if self.named is None:
             context = (self.throw_away / SERVER_FILE).read_bytes()
             said["context"] = base64.b64encode(context).decode()
@@ -104,7 +130,7 @@ class Sealer:
         name = hashlib.sha256(row.to_bytes()).digest()
         if name not in self._opened:
             with self._timed("decrypt"):
-                parts = open_parts(self.cipher, row)
+                parts = open_parts(self._opening(row), row)
             if len(self._opened) >= KEPT:
                 self._opened.pop(next(iter(self._opened)))
             self._opened[name] = parts
@@ -147,7 +173,7 @@ class Sealer:
         generator = torch_generator(seed, "seal", server_round, client)
         with self._timed("encrypt"):
             return seal_parts(
-                self.cipher,
+                self._sealing(server_round),
                 upload,
                 groups,
                 range=self.config.encryption.range,

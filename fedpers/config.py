@@ -231,6 +231,8 @@ class Encryption:
     ``fedpers keys new``; null: the nodes of a simulation make a key for the run. ``range``: values
     beyond -range..range are clipped to it. ``honest``: of a cohort, the share of clients that is
     trusted to add its part of the noise, where the server cannot (``privacy.unit: client``).
+    ``rotate_at``: from this round on updates are sealed under the key in ``next.key`` and
+    ``next.context`` beside the other files; what was sealed before can still be opened.
     """
 
     enabled: bool = False
@@ -238,6 +240,7 @@ class Encryption:
     keys: str | None = None
     range: float = setting(8.0, above=0, most=1e6)
     honest: float = setting(0.5, above=0, most=1)
+    rotate_at: int | None = setting(None, least=2)
 
 
 @dataclass

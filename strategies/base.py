@@ -56,6 +56,8 @@ class PersonalizedStrategy(Method, Strategy):
         pay for, would not be used.
         """
         self._asked, self.short = {}, len(self.eligible) < self.config.strategy.min_clients
+        if self.sealing is not None:
+            self.sealing.turn(server_round)
         if self.short:
             return []
         cohort = self.select(server_round, self.eligible)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedpers")
 
-SERVER_FILE = "server.context"
+SERVER_FILE, NEXT_FILE = "server.context", "next.context"
 
 
 class Sealing:
@@ -46,6 +46,7 @@ class Sealing:
     def __init__(self, strategy: Method) -> None:
         self.strategy, self.config = strategy, strategy.config
         self.cipher: ServerCipher | None = None
+        self.next: ServerCipher | None = None  # from encryption.rotate_at on
         self.grid: Grid | None = None
         self.bytes_per_parameter = 0.0
         self._weights: dict[str, float] = {}  # by which updates were multiplied before the sealing
@@ -97,12 +98,15 @@ class Sealing:
                 cure = "make keys: fedpers keys new --out DIR"
                 raise ConfigError("encryption.keys", None, f"a folder with {SERVER_FILE}", cure)
             self.cipher = server_from(base64.b64decode(context, validate=True))
+        if self.config.encryption.rotate_at is not None:
+            self.next = self._rotation(Path(self.config.encryption.keys or ""))
         for node, key in keys.items():
-            if key.get("id") != self.cipher.key_id:
-                raise FedpersError(
-                    f"node {node} has key {key.get('id')}, takes {self.cipher.key_id}; "
-                    "give all nodes the same client.key"
-                )
+            for name, cipher in (("id", self.cipher), ("next", self.next)):
+                if cipher is not None and key.get(name) != cipher.key_id:
+                    raise FedpersError(
+                        f"node {node} has key {key.get(name)}, takes {cipher.key_id}; "
+                        "give all nodes the same client.key, and next.key where keys rotate"
+                    )
         self.cipher.parameters.check(max(1, len(self.strategy.roster.clients)))
         self.strategy.roster.key_id = self.cipher.key_id
         parameters = self.cipher.parameters
@@ -112,6 +116,27 @@ class Sealing:
             self.cipher.key_id,
             parameters.security,
         )
+
+    def _rotation(self, folder: Path) -> ServerCipher:
+        from fedpers.encryption import load_server
+
+        turn = self.config.encryption.rotate_at
+        if self.config.encryption.keys is None:
+            takes, cure = "null with a key that is made for the run", "or give encryption.keys"
+            raise ConfigError("encryption.rotate_at", turn, takes, cure)
+        if self.strategy.mixes_rows:
+            takes = "null for a method that mixes rows of several rounds' updates"
+            raise ConfigError("encryption.rotate_at", turn, takes)
+        cipher = load_server(folder / NEXT_FILE)
+        cipher.parameters.check(max(1, len(self.strategy.roster.clients)))
+        return cipher
+
+    def turn(self, server_round: int) -> None:
+        """Before a round: take up the next key if it is time."""
+        turn = self.config.encryption.rotate_at
+        if self.next is not None and turn is not None and server_round >= turn:
+            self.cipher, self.next = self.next, None
+            log.info("encryption: key %s from round %d on", self.cipher.key_id, server_round)
 
     def refused(self, update: Row) -> str | None:
         """Why an update cannot be mixed with others; None if, as far as one can see, it can."""
@@ -169,7 +194,8 @@ class Sealing:
             if isinstance(row, SealedParts)
             for one in row.sealed
         }
-        if other := ids - {self.cipher.key_id}:
+        own = {cipher.key_id for cipher in (self.cipher, self.next) if cipher is not None}
+        if other := ids - own:
             self.forget()
             takes = f"{other.pop()}, under which the checkpoint is sealed"
             cure = "a key made for a run is thrown away when it ends: give one with encryption.keys"
