@@ -32,13 +32,12 @@ BANDWIDTHS, LAMBDA = (10.0, 15.0, 20.0, 50.0), 5.0  # FedCP's published settings
 
 
 def write_data(path: Path, sizes: Sequence[int], shape: Sequence[int]) -> None:
-    """Write an npz of random images of ``shape`` for clients "0000", "0001" and so on; all of them
-    form one group."""
+    """Write an npz of random images of ``shape`` for clients "0000", "0001" and so on."""
     rng, total = np.random.default_rng(0), sum(sizes)
     x = rng.standard_normal((total, *shape), dtype=np.float32)
     y = np.arange(total) % CLASSES
     owner = np.repeat([f"{k:04d}" for k in range(len(sizes))], sizes)
-    np.savez(path, x=x, y=y, client=owner, group=np.zeros(total, dtype=np.int64))
+    np.savez(path, x=x, y=y, client=owner)
 
 
 def settings(path: Path, *overrides: str) -> Config:
@@ -212,11 +211,14 @@ class Tasks:
     """
 
     def __init__(self, folder: Path, clients: int) -> None:
-        write_data(folder / "data.npz", [1] * clients, (1, 8, 8))
-        # All examples are in one group, which by its hash is for testing.
+        write_data(folder / "data.npz", [1] * (clients + 1), (1, 8, 8))
+        # One more client, which is never asked, has the training example that data must have.
+        split = {f"test_{k}": np.arange(k, k + (k < clients)) for k in range(clients + 1)}
+        split |= {f"train_{k}": np.arange(k, k + (k == clients)) for k in range(clients + 1)}
+        np.savez(folder / "split.npz", allow_pickle=False, **split)
         config = settings(
             folder / "data.npz",
-            *("data.split=group", "data.test_fraction=0.999"),
+            *("data.partition.name=file", f"data.partition.path={folder / 'split.npz'}"),
             *("model.name=mlp", "strategy.name=fedavg"),
         )
         self.head = {
@@ -229,7 +231,7 @@ class Tasks:
             "round": 1,
         }
         host = ClientHost(config, "fedavg", [], folder / "run" / "state")
-        self.clients, self.sizes = host.data.clients, [*map(host.data.size, host.data.clients)]
+        self.clients = [client for client in host.data.clients if not host.data.size(client)]
         self.broadcast = host.algorithm.initial.only(host.algorithm.sends)
         self.grids = {nodes: SerialGrid(app, nodes=nodes) for nodes in (2, clients)}
 
