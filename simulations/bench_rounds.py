@@ -105,8 +105,9 @@ class FedCPModel(Cnn):
         context = features * self.vector.expand_as(features)
         scores = self.policy(context).view(-1, 2, FEATURES)
         shares = F.gumbel_softmax(scores, dim=1) if self.training else scores.softmax(dim=1)
-        own: Tensor = self.head(shares[:, 0] * features)
-        return own + self.frozen_head(shares[:, 1] * features)
+        own, shared = self.head(shares[:, 0] * features), self.frozen_head(shares[:, 1] * features)
+        total: Tensor = own + shared
+        return total
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [batch, classes]."""
@@ -215,7 +216,7 @@ class Tasks:
         # One more client, which is never asked, has the training example that data must have.
         split = {f"test_{k}": np.arange(k, k + (k < clients)) for k in range(clients + 1)}
         split |= {f"train_{k}": np.arange(k, k + (k == clients)) for k in range(clients + 1)}
-        np.savez(folder / "split.npz", allow_pickle=False, **split)
+        np.savez(folder / "split.npz", **split)  # type: ignore[arg-type]
         config = settings(
             folder / "data.npz",
             *("data.partition.name=file", f"data.partition.path={folder / 'split.npz'}"),

@@ -14,6 +14,7 @@ from fedpers.config import Config
 from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import gated
 from fedpers.evaluation.metrics import accuracy_summary
+from fedpers.privacy import BudgetSpent
 from fedpers.records import Row, pack
 from fedpers.registry import Registry
 from strategies.exchange import collect, reports_of, results_of, spending_of, unusable
@@ -64,7 +65,12 @@ class PersonalizedStrategy(Method, Strategy):
         if self.client_level is not None:  # charged before anything is released
             if self.sealing is not None:
                 self.sealing.check_noise(self.client_level, len(cohort))
-            self.client_level.charge()
+            try:
+                self.client_level.charge()
+            except BudgetSpent as error:
+                log.warning("round %d: %s", server_round, error)
+                self.spent.update(self.roster.clients)  # one account, for all
+                return []
         return self.messages("train", server_round, cohort)
 
     def aggregate_train(
@@ -92,7 +98,8 @@ class PersonalizedStrategy(Method, Strategy):
         trained = set(reports) - set(answers.failures)
         cohort = [client for client in self.roster.clients if client in trained]
         asked = set(self.asked)
-        if not cohort and asked and asked <= self.spent:  # the others, if any, go on
+        nothing_left = bool(self.roster.clients) and not self.eligible
+        if not cohort and (nothing_left or (asked and asked <= self.spent)):  # others may go on
             return None, MetricRecord({"answered": 0})
         in_order = {client: reports[client] for client in cohort}
         for client, report in in_order.items():

@@ -11,7 +11,9 @@ from torch import nn
 
 from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
+from fedpers.parts import Parts
 from simulations.bench import Party, Row, bench, lora_model, save
+from simulations.bench_rounds import CnnRound, FedCPModel, Tasks
 
 
 @pytest.mark.parametrize("backbone", ["mlp", "vit-tiny"])
@@ -51,3 +53,37 @@ def test_a_row_that_does_not_exist_is_one_line() -> None:
 
 def test_the_ratio_says_how_many_times_as_long_the_usual_way_takes() -> None:
     assert Row("a", "b", "c", 3.0, 2.0, 1.0).ratio == 1.5
+
+
+def test_a_round_of_the_cnn_trains_to_the_same_in_both_ways(tmp_path: Path) -> None:
+    both = CnnRound("fedavg", tmp_path, (13, 9))  # one batch each: its order does not matter
+    start = torch.cat([part.vector for part in both.broadcast.values()])
+    for upload, values in zip(both.ours(), both.loop(), strict=True):
+        ours = torch.cat([part.vector for part in upload.values()])
+        assert ours.numel() == 582_026
+        torch.testing.assert_close(
+            torch.cat([v.flatten() for v in values]), ours, rtol=0, atol=1e-6
+        )
+        assert float((ours - start).norm()) > 1e-3  # something was trained
+
+
+def test_fedcp_as_published_predicts_what_ours_does(tmp_path: Path) -> None:
+    both = CnnRound("fedcp", tmp_path, (13, 9))
+    model, host = both.models[0], both.host
+    assert isinstance(model, FedCPModel)
+    model.take(both.broadcast)
+    model.frozen_head.bias.data.zero_()  # ours has one bias
+    model.eval()
+    x = both.examples()[0].x
+    working = host.algorithm.receive(both.broadcast, Parts())
+    ours = host.algorithm.predict("personal", working, x, host._trainer(both.clients[0], 1))
+    assert ours is not None
+    torch.testing.assert_close(model(x).detach(), ours, rtol=0, atol=1e-5)
+    assert [len(upload) for upload in both.loop()] == [12, 12]
+
+
+def test_every_client_answers_with_what_it_received_however_it_is_asked(tmp_path: Path) -> None:
+    tasks = Tasks(tmp_path, 5)
+    for nodes in (2, 5):
+        uploads = tasks.ask(nodes)
+        assert [upload.digest() for upload in uploads] == [tasks.broadcast.digest()] * 5

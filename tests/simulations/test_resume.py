@@ -27,7 +27,6 @@ CASES = {
         *(*PRIVATE, "privacy.lr=0.5", "privacy.weights=counts"),
         *("strategy.name=perada", "strategy.params.distill=false"),
     ],
-    "population": [*PRIVATE, "privacy.unit=client", "strategy.name=fedper"],
 }
 
 # The command line in a process that is killed when round 4 is over but for its checkpoint.
@@ -119,11 +118,28 @@ def test_a_killed_run_goes_on_bit_for_bit(start: Start, tmp_path: Path, name: st
     output = resumed.communicate()[0]
     assert resumed.returncode == 0 and "resumed after round 3" in output, output
     reference = run_folder(tmp_path / "whole")
-    assert left(folder) == left(reference)
+    found, expected = left(folder), left(reference)
+    assert found == expected
     assert scores(folder) == scores(reference)
     reports = [json.loads((f / "report.json").read_text()) for f in (folder, reference)]
     for figure in ("accuracy", "gain_over_global", "privacy", "communication"):
         assert reports[0][figure] == reports[1][figure]
+
+
+@pytest.mark.slow
+def test_a_round_that_was_charged_is_charged_again_for_a_population(
+    start: Start, tmp_path: Path
+) -> None:
+    settings = [*PRIVATE, "privacy.unit=client", "strategy.name=fedper"]
+    assert start("killed", *settings, killed=True).wait() == -signal.SIGKILL
+    folder = run_folder(tmp_path / "killed")
+    resumed = start("killed", *settings, "--resume", str(folder))
+    output = resumed.communicate()[0]
+    # Round 4 was paid for and its noise is drawn anew: nothing is left for round 6.
+    assert resumed.returncode == 0 and "round 6: budget spent" in output, output
+    (release,) = json.loads((folder / "state/ledgers/population.json").read_text())["releases"]
+    assert release[2] == 6
+    assert json.loads((folder / "report.json").read_text())["privacy"]["epsilon_max"] <= 8
 
 
 @pytest.mark.slow
