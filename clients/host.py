@@ -41,6 +41,7 @@ class Started(NamedTuple):
     client: str
     server_round: int
     broadcast: Parts
+    asked: list[Any]
     store: ClientStore
     account: Account | None
     released: dict[str, Any]
@@ -221,8 +222,8 @@ class ClientHost(Keeper):
         personal, account = store.load_before(PERSONAL, server_round), self._account(client)
         # Asked twice, by a server that was restarted or a message that came twice, a private client
         # releases nothing new.
-        asked = [self.run, server_round, broadcast.digest()]
-        if account is not None and (answer := store.answer_to(asked)):
+        asked = [] if account is None else [self.run, server_round, broadcast.digest()]
+        if asked and (answer := store.answer_to(asked)):
             return answer
         released = store.load_json(RELEASED)
         if account is not None:  # before anything is released, so that a crash can only over-count
@@ -230,11 +231,12 @@ class ClientHost(Keeper):
             account.charge(*(what for what in account.once if fresh[what]))
         trainer = self._trainer(client, server_round, account=account)
         working = self.algorithm.receive(broadcast, personal)
-        return Started(client, server_round, broadcast, store, account, released, trainer, working)
+        known = (client, server_round, broadcast, asked, store, account, released)
+        return Started(*known, trainer, working)
 
     def _finish(self, start: Started, working: Parts) -> Answer:
         """Keep what stays, and say what leaves."""
-        client, server_round, broadcast, store, account, released, trainer, _ = start
+        client, server_round, broadcast, asked, store, account, released, trainer, _ = start
         upload = self.algorithm.upload(working)
         self._check(upload)
         if (most := self.config.strategy.max_update_norm) is not None:
@@ -263,7 +265,7 @@ class ClientHost(Keeper):
         }
         report = {"examples": released.get(EXAMPLES, 1), "loss": loss, "noise": noise}
         report |= self.spending(client)
-        store.keep_answer([self.run, server_round, broadcast.digest()], upload, report)
+        store.keep_answer(asked, upload, report)
         return upload, report
 
     def spending(self, client: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedpers.config import Config
+from fedpers.encryption.keys import CLIENT_FILE, SERVER_FILE
 from fedpers.encryption.sealed_parts import Group, SealedParts, open_parts, seal_parts
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
@@ -27,7 +28,7 @@ from fedpers.seeding import torch_generator
 if TYPE_CHECKING:
     from fedpers.encryption import ClientCipher, Sealed
 
-CLIENT_FILE, SERVER_FILE, NEXT_FILE = "client.key", "server.context", "next.key"
+NEXT_FILE = "next.key"
 
 
 class Sealer:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from safetensors import SafetensorError
 
+from fedpers.files import flush
 from fedpers.parts import Parts
 
 log = logging.getLogger("fedpers")
@@ -137,10 +138,10 @@ class ClientStore:
             write(Path(temporary))
             os.chmod(temporary, 0o600)  # safetensors may have put a new file in its place
             if self.durable:
-                _flush(Path(temporary))
+                flush(Path(temporary))
             os.replace(temporary, self.folder / name)
             if self.durable:
-                _flush(self.folder)
+                flush(self.folder)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -148,11 +149,3 @@ class ClientStore:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from fedpers.encryption.sealed_parts import SealedParts
 from fedpers.errors import ClientError, ConfigError
+from fedpers.files import flush
 from fedpers.parts import Part, Parts
 from fedpers.records import Row
 
@@ -52,12 +53,12 @@ def save_checkpoint(folder: Path, server_round: int, state: State) -> None:
     text = json.dumps({**names, VALUES: values})
     (temporary / "state.json").write_text(text, encoding="utf-8")
     for file in temporary.iterdir():
-        _flush(file)
-    _flush(temporary)
+        flush(file)
+    flush(temporary)
     if path.exists():  # the round was run again
         _remove(path)
     os.replace(temporary, path)
-    _flush(folder)
+    flush(folder)
     for old in sorted(folder.glob("round-*"))[:-KEPT]:
         _remove(old)
 
@@ -90,11 +91,3 @@ def _remove(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -27,9 +27,9 @@ from strategies.checkpoint import State, members
 from strategies.client_level import ClientLevel, check_client_level
 from strategies.exchange import Answers
 from strategies.mixing import Mixing
-from strategies.protection import check_combine
+from strategies.protection import check_combine, check_encryption
 from strategies.roster import Roster
-from strategies.sealing import Sealing, check_encryption, plain
+from strategies.sealing import Sealing, plain
 from strategies.signal import SignalToNoise
 
 log = logging.getLogger("fedpers")

@@ -1,4 +1,5 @@
-"""Where combinations other than the mean are refused: before the run, each in one line."""
+"""Where combinations other than the mean, and methods that read updates under encryption, are
+refused: before the run, each in one line."""
 
 from __future__ import annotations
 
@@ -32,3 +33,14 @@ def check_combine(config: Config, reads: str | None, own_mixing: bool) -> None:
     if own_mixing:
         takes = "mean for a method with a mixing of its own"
         raise ConfigError("strategy.combine", rule, takes, cure)
+
+
+def check_encryption(config: Config, reads: str | None, encrypted_form: bool) -> None:
+    """Refuse a method that the server could not run on ciphertexts.
+
+    Raises:
+        ConfigError: naming what it reads.
+    """
+    if reads is not None and not encrypted_form:
+        takes = f"a method whose server only mixes; this one reads {reads}"
+        raise ConfigError("strategy.name", config.strategy.name, takes)

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedpers.config import Config
+from fedpers.encryption.keys import SERVER_FILE
 from fedpers.encryption.sealed_parts import Group, SealedParts
 from fedpers.errors import ClientError, ConfigError, FedpersError, RunError
 from fedpers.parts import Layout, Parts
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedpers")
 
-SERVER_FILE, NEXT_FILE = "server.context", "next.context"
+NEXT_FILE = "next.context"
 
 
 class Sealing:
@@ -398,14 +398,3 @@ def plain(parts: Row) -> Parts:
     """Parts that are known to be in the clear."""
     assert isinstance(parts, Parts)
     return parts
-
-
-def check_encryption(config: Config, reads: str | None, encrypted_form: bool) -> None:
-    """Refuse a method that the server could not run on ciphertexts.
-
-    Raises:
-        ConfigError: naming what it reads.
-    """
-    if reads is not None and not encrypted_form:
-        takes = f"a method whose server only mixes; this one reads {reads}"
-        raise ConfigError("strategy.name", config.strategy.name, takes)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from fedpers.errors import ClientError
+from fedpers.files import flush
 from fedpers.privacy.accounting import Release, epsilon_of, noise_multiplier
 
 LEFT = 0.01  # of epsilon, the least that another run can be planned for
@@ -116,11 +117,7 @@ class Ledger:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            flush(self.path.parent)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
