@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fedpers.parts import Parts
 
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    *("rounds=6", "data.clients=5", "model.pretrain.epochs=2", "evaluation.every=2"),
-    *("evaluation.local_baseline=false", "evaluation.outside=20", "evaluation.adapters=false"),
-    "encryption.enabled=true",
-]
-
+ENCRYPTED = "encryption.enabled=true"
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """``start("out", "rounds=3")``: the command line in a process of its own."""
-    started = []
-    (tmp_path / "tmp").mkdir()
-
-    def start(output: str, *settings: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "simulations.cli", "run", "configs/digits.yaml"]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "FEDPERS_CACHE": str(tmp_path / "cache")}
-        env["TMPDIR"] = str(tmp_path / "tmp")
-        process = subprocess.Popen(
-            [*command, "--backend", "serial", *SMALL, f"output={tmp_path / output}", *settings],
-            cwd=ROOT,
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 def run_folder(output: Path) -> Path:
@@ -68,13 +33,6 @@ def correct(folder: Path) -> dict[tuple[int, str], object]:
     return {(line["round"], line["client"]): line["test"]["correct"] for line in lines}
 
 
-def kill_after(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdout is not None
-    assert any(found.startswith(line) for found in process.stdout)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 # Sums under BFV are exact, and so the whole run; CKKS adds its own small errors anew each time.
 CASES = {
     "fedavg": ["strategy.name=fedavg-ft"],
@@ -86,10 +44,10 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_killed_run_goes_on(start: Start, tmp_path: Path, name: str) -> None:
-    settings = [*CASES[name], "training.lr=0.3"]
+    settings = [ENCRYPTED, *CASES[name], "training.lr=0.3"]
     whole = start("whole", *settings)
     assert whole.wait() == 0, whole.communicate()[0]
-    kill_after(start("killed", *settings), "round 4/6")
+    assert start("killed", *settings, killed=True).wait() == -signal.SIGKILL
     folder, homes = run_folder(tmp_path / "killed"), tmp_path / "tmp"
     assert len(list(homes.glob("fedpers-keys-*/*/client.key"))) == 1  # it waits to go on
     sealed = list(folder.glob("checkpoint/*/*.sealed"))
@@ -108,10 +66,10 @@ def test_a_killed_run_goes_on(start: Start, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_a_key_that_is_gone_is_one_line(start: Start, tmp_path: Path) -> None:
-    first = start("out", "strategy.name=fedper", "rounds=2")
+    first = start("out", ENCRYPTED, "strategy.name=fedper", "rounds=2")
     assert first.wait() == 0, first.communicate()[0]
     folder = run_folder(tmp_path / "out")
-    again = start("out", "strategy.name=fedper", "rounds=3", "--resume", str(folder))
+    again = start("out", ENCRYPTED, "strategy.name=fedper", "rounds=3", "--resume", str(folder))
     output = again.communicate()[0]
     assert again.returncode == 2, output
     last = output.splitlines()[-1]
@@ -121,7 +79,7 @@ def test_a_key_that_is_gone_is_one_line(start: Start, tmp_path: Path) -> None:
     from fedpers.encryption import new_keys
 
     new_keys(tmp_path / "keys", "auto", 5)
-    own = ["strategy.name=fedper", f"encryption.keys={tmp_path / 'keys'}"]
+    own = [ENCRYPTED, "strategy.name=fedper", f"encryption.keys={tmp_path / 'keys'}"]
     assert start("own", *own, "rounds=2").wait() == 0
     more = start("own", *own, "rounds=3", "--resume", str(run_folder(tmp_path / "own")))
     assert more.wait() == 0, more.communicate()[0]

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fedpers.parts import Parts
 
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    *("rounds=6", "data.clients=5", "model.pretrain.epochs=2", "evaluation.every=2"),
-    *("evaluation.local_baseline=false", "evaluation.outside=20", "evaluation.adapters=false"),
-]
 PRIVATE = ["privacy.enabled=true", "privacy.deterministic_for_tests=true"]
 CASES = {
     "ditto": [],
@@ -29,50 +22,7 @@ CASES = {
     ],
 }
 
-# The command line in a process that is killed when round 4 is over but for its checkpoint.
-KILLED = """
-import os, signal
-import strategies.rounds as rounds
-
-save = rounds.save_checkpoint
-
-def die(folder, server_round, state):
-    if server_round == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(folder, server_round, state)
-
-rounds.save_checkpoint = die
-from simulations.cli import main
-main()
-"""
-
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """``start("out", "rounds=3")``: the command line in a process of its own."""
-    started = []
-
-    def start(output: str, *settings: str, killed: bool = False) -> subprocess.Popen[str]:
-        program = ["-c", KILLED] if killed else ["-m", "simulations.cli"]
-        command = [sys.executable, *program, "run", "configs/digits.yaml"]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "FEDPERS_CACHE": str(tmp_path / "cache")}
-        process = subprocess.Popen(
-            [*command, "--backend", "serial", *SMALL, f"output={tmp_path / output}", *settings],
-            cwd=ROOT,
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 def run_folder(output: Path) -> Path:
