@@ -208,7 +208,7 @@ def test_what_a_device_keeps_is_on_its_disk_and_its_own(
 def test_in_a_simulation_nothing_is_flushed(
     small: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clients.store._flush", lambda path: pytest.fail(f"{path} is flushed"))
+    monkeypatch.setattr("clients.store.flush", lambda path: pytest.fail(f"{path} is flushed"))
     node = ClientHost(small("ditto"), "ditto", (), tmp_path / "state")
     node.train("0", 1, start_of(node))
     assert ClientStore(node.stores, "0").load_round("personal", 1)
