@@ -98,8 +98,18 @@ class Rehearsal:
         """What a client's SuperNode said."""
         return self.space.folder / f"node-{client}.log"
 
-    def run(self, config: Config, run_folder: Path, show: Callable[[str], None]) -> None:
+    def run(
+        self,
+        config: Config,
+        run_folder: Path,
+        show: Callable[[str], None],
+        *,
+        resume: bool = False,
+    ) -> None:
         """Run an app to its end.
+
+        Args:
+            resume: go on with the run that is in ``run_folder``.
 
         Raises:
             FedpersError: a mistake that the user can mend.
@@ -108,11 +118,12 @@ class Rehearsal:
         space = self.space
         settings, events = space.path("settings.yaml"), space.path("events.jsonl")
         settings.write_text(config.to_yaml(), encoding="utf-8")
+        events.unlink(missing_ok=True)  # an earlier run's
         write_bundle(
             space.path("app"),
             serverapp=SERVERAPP,
             clientapp=CLIENTAPP,
-            run_config=run_config(settings, run_folder, resume=False),
+            run_config=run_config(settings, run_folder, resume),
             events=events,
             search=Path.cwd(),
         )

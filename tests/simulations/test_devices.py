@@ -92,7 +92,9 @@ def rehearsed(tmp_path: Path) -> Iterator[Rehearsal]:
 class Running:
     """A run in the background."""
 
-    def __init__(self, rehearsed: Rehearsal, config: Config, folder: Path) -> None:
+    def __init__(
+        self, rehearsed: Rehearsal, config: Config, folder: Path, *, resume: bool = False
+    ) -> None:
         self.lines: list[str] = []
         self.error: BaseException | None = None
         self.seen = threading.Condition()
@@ -104,7 +106,7 @@ class Running:
 
         def work() -> None:
             try:
-                rehearsed.run(config, folder, show)
+                rehearsed.run(config, folder, show, resume=resume)
             except BaseException as error:
                 self.error = error
 
@@ -191,6 +193,56 @@ def test_a_device_that_is_killed_in_a_round_takes_part_again(
     }
     assert scored[3] >= scored[1] - 0.1, scored
     print(scored, starts, [line["seconds"] for line in rounds])
+
+
+def test_a_server_that_is_killed_in_a_round_goes_on_with_its_run(
+    rehearsed: Rehearsal, tmp_path: Path
+) -> None:
+    steps = 3
+    config = load_config(
+        CONFIG,
+        [
+            *("encryption.enabled=false", f"privacy.steps={steps}", "round_timeout=240"),
+            *("evaluation.local_baseline=false", "evaluation.adapters=false"),
+        ],
+    )
+    files = make_files(config, rehearsed.space.folder)
+    for client, data in files.data.items():
+        rehearsed.register(client)
+        rehearsed.start_node(client, data, None)
+    ledgers = [
+        rehearsed.space.folder / f"state-{client}" / "ledgers" / f"{client}.json"
+        for client in files.data
+    ]
+
+    def steps_charged() -> list[int]:
+        return [
+            sum(release.steps for release in Ledger(ledger).releases) if ledger.exists() else 0
+            for ledger in ledgers
+        ]
+
+    running = Running(rehearsed, files.config, tmp_path / "run")
+    running.wait(lambda: max(steps_charged()) == 2 * steps, rehearsed.superlink)
+    killed = [
+        process
+        for process in psutil.Process(rehearsed.superlink.pid).children(recursive=True)
+        if any("serverapp" in word for word in process.cmdline())
+    ]
+    for process in killed:
+        process.kill()
+    running.thread.join(PATIENCE)
+    assert killed and running.error is not None, (killed, running.lines)
+    assert [line["round"] for line in read(tmp_path / "run", "rounds")] == [1]
+
+    resumed = Running(rehearsed, files.config, tmp_path / "run", resume=True)
+    resumed.thread.join(PATIENCE)
+    assert resumed.error is None, (resumed.error, resumed.lines)
+    rounds = read(tmp_path / "run", "rounds")
+    assert [(line["round"], line["answered"]) for line in rounds] == [(1, 3), (2, 3), (3, 3)]
+    # Nobody paid twice for the round that was asked for twice.
+    assert steps_charged() == [3 * steps] * 3
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert 0 < report["privacy"]["epsilon_max"] <= config.privacy.epsilon
 
 
 def kill_all(node: subprocess.Popen[bytes]) -> None:
