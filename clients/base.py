@@ -36,9 +36,9 @@ class LocalAlgorithm:
         keeps: slots of which the client has a personal copy.
         sends: slots whose working parts are uploaded.
         scored: the moment at which the personal model is evaluated, for the report.
-        accounted: set by a class that overrides ``train``, if that reads the client's data through
-            its phases only, or for parts that influence nothing that leaves. Private runs refuse
-            a ``train`` for which nobody said so.
+        accounted: set by a class that overrides ``train``, ``prepare`` or ``conclude``, if that
+            reads the client's data through its phases only, or for parts that influence nothing
+            that leaves. Private runs refuse an override for which nobody said so.
         releases_counts: the method sends counts of the client's labels, once, by
             ``trainer.release_counts``; they are noised and charged in private runs.
     """
@@ -123,13 +123,22 @@ class LocalAlgorithm:
         return Phase(name=name, model=self.branch(()), trains=self.slots, released=True)
 
     def train(self, working: Parts, trainer: Trainer) -> Parts:
-        """Local training. Default: the phases, one after another.
+        """Local training: ``prepare``, the phases one after another, ``conclude``.
 
-        A method that needs more of the client's data than its phases (a mixing weight, a count)
-        overrides this, and still declares its phases.
+        A method whose phases hang on the client's data (a share that it learns) overrides this,
+        still declares its phases, and is not trained in groups.
         """
+        working = self.prepare(working, trainer)
         for phase in self.phases():
             working = trainer.run(phase, working)
+        return self.conclude(working, trainer)
+
+    def prepare(self, working: Parts, trainer: Trainer) -> Parts:
+        """What happens before the phases. Default: nothing."""
+        return working
+
+    def conclude(self, working: Parts, trainer: Trainer) -> Parts:
+        """What is made of the parts after the phases. Default: nothing."""
         return working
 
     def tune(self, working: Parts, trainer: Trainer) -> Parts:
@@ -191,15 +200,16 @@ def check_private(name: str, algorithm: LocalAlgorithm) -> None:
     Raises:
         ConfigError: naming what leaks, and the cure.
     """
-    definer = next(c for c in type(algorithm).__mro__ if "train" in c.__dict__)
-    if not definer.__dict__.get("accounted", False):
-        raise ConfigError(
-            "strategy.name",
-            name,
-            f"with privacy a method whose data are read in its phases alone, and "
-            f"{definer.__name__}.train reads more",
-            "set accounted = True in that class if what it reads influences nothing that leaves",
-        )
+    for hook in ("train", "prepare", "conclude"):
+        definer = next(c for c in type(algorithm).__mro__ if hook in c.__dict__)
+        if not definer.__dict__.get("accounted", False):
+            raise ConfigError(
+                "strategy.name",
+                name,
+                f"with privacy a method whose data are read in its phases alone, and "
+                f"{definer.__name__}.{hook} reads more",
+                "set accounted = True in that class if what it reads influences nothing that leaves",
+            )
     check_plan(name, algorithm, algorithm.initial.only(algorithm.sends))
 
 

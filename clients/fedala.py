@@ -80,12 +80,13 @@ class FedALA(LocalAlgorithm):
         """Everything is trained from the learned initialisation, and sent."""
         return [self.shared_phase()]
 
-    def train(self, working: Parts, trainer: Trainer) -> Parts:
-        """Learn W, start from the mixture, train."""
+    def prepare(self, working: Parts, trainer: Trainer) -> Parts:
+        """Learn W, and start from the mixture."""
         working = self.learn_weights(working, trainer)
-        working = working | {slot: working[f"mixed.{slot}"] for slot in self.slots}
-        for phase in self.phases():
-            working = trainer.run(phase, working)
+        return working | {slot: working[f"mixed.{slot}"] for slot in self.slots}
+
+    def conclude(self, working: Parts, trainer: Trainer) -> Parts:
+        """What was trained is mixed with the next global model."""
         return working | {f"personal.{slot}": working[slot] for slot in self.slots}
 
     def tune(self, working: Parts, trainer: Trainer) -> Parts:

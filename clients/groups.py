@@ -98,13 +98,19 @@ def train_group(
     if fold is None or not only_phases(algorithm):
         pairs = zip(workings, trainers, strict=True)
         return [_attempt(partial(algorithm.train, working, own)) for working, own in pairs]
-    results: list[Parts | Exception] = list(workings)
+    results = [
+        _attempt(partial(algorithm.prepare, working, own))
+        for working, own in zip(workings, trainers, strict=True)
+    ]
     for phase in algorithm.phases():
         well = {k: found for k, found in enumerate(results) if isinstance(found, Parts)}
         together = _together(fold, algorithm, phase, [trainers[k] for k in well], [*well.values()])
         for row, (k, working) in enumerate(well.items()):
             alone = partial(trainers[k].run, phase, working)
             results[k] = _attempt(alone) if together is None else together[row]
+    for k, (found, own) in enumerate(zip(results, trainers, strict=True)):
+        if isinstance(found, Parts):
+            results[k] = _attempt(partial(algorithm.conclude, found, own))
     return results
 
 

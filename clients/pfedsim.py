@@ -31,9 +31,8 @@ class PFedSim(LocalAlgorithm):
         """Everything together."""
         return [self.shared_phase()]
 
-    def train(self, working: Parts, trainer: Trainer) -> Parts:
-        """Train; the result is the personal model, too."""
-        working = super().train(working, trainer)
+    def conclude(self, working: Parts, trainer: Trainer) -> Parts:
+        """What was trained is the personal model, too."""
         return working | {f"personal.{slot}": working[slot] for slot in self.keeps}
 
     def filled(self, mode: str) -> dict[str, str]:

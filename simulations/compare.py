@@ -35,6 +35,7 @@ COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
     "harmed": lambda r: r["harmed_share"],
     "harmed, gated": lambda r: r["gated"]["harmed_share"],
     "macro-F1": lambda r: _of(r.get("macro_f1"), "personal"),
+    "AUC": lambda r: _of(r.get("auc"), "personal"),
     "outside": lambda r: r["out_of_client"]["personal"],
 }
 """What the table shows of a report; fractions, printed in percent."""

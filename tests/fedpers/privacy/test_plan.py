@@ -61,7 +61,7 @@ def test_what_is_shipped_is_sound(digits: FederatedData, name: str, share: str) 
 
 def test_fedala_is_not(digits: FederatedData) -> None:
     found, _ = find_algorithm("fedala", config_of("strategy.name=fedala"), [])
-    assert "FedALA.train reads more; set accounted = True in that class" in refused(found, digits)
+    assert "FedALA.prepare reads more; set accounted = True in that class" in refused(found, digits)
 
 
 class Two(LocalAlgorithm):
@@ -269,6 +269,16 @@ def test_its_own_train_has_to_say_that_it_is_accounted(digits: FederatedData) ->
         def train(self, working: Parts, trainer: Trainer) -> Parts:
             return super().train(working, trainer)
 
+    class Prepares(Two):
+        def prepare(self, working: Parts, trainer: Trainer) -> Parts:
+            return working
+
+    class Concludes(Two):
+        def conclude(self, working: Parts, trainer: Trainer) -> Parts:
+            return working
+
+    assert "Prepares.prepare reads more" in refused(Prepares, digits)
+    assert "Concludes.conclude reads more" in refused(Concludes, digits)
     assert "data are read in its phases alone, and Trains.train reads more" in refused(
         Trains, digits
     )
