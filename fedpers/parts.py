@@ -218,13 +218,22 @@ def combine(weights: torch.Tensor, updates: Sequence[Parts]) -> list[Parts]:
         raise ValueError(f"weights: got {got}, takes [rows, {len(updates)}], a column an update")
     mixed: list[dict[str, Part]] = [{} for _ in range(weights.shape[0])]
     for name, part in updates[0].items():
-        for row, vector in zip(mixed, _product(weights.float(), updates, name), strict=True):
+        for row, vector in zip(mixed, product(weights.float(), updates, name), strict=True):
             row[name] = part.like(vector)
     return [Parts(row) for row in mixed]
 
 
-def _product(weights: torch.Tensor, updates: Sequence[Parts], name: str) -> torch.Tensor:
-    """W X for one part, [R, size], in blocks of columns that stay in a core's cache."""
+def product(weights: torch.Tensor, updates: Sequence[Parts], name: str) -> torch.Tensor:
+    """W X for one part, in blocks of columns that stay in a core's cache.
+
+    Args:
+        weights: W [R, K], float32.
+        updates: the K clients' parts.
+        name: of the part.
+
+    Returns:
+        [R, size], float32.
+    """
     size = updates[0][name].layout.size
     out = torch.empty(len(weights), size)
     for start in range(0, size, BLOCK):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import operator
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
@@ -17,16 +20,33 @@ from fedpers.evaluation.metrics import accuracy_summary
 from fedpers.privacy import BudgetSpent
 from fedpers.records import Row, pack
 from fedpers.registry import Registry
-from strategies.exchange import collect, reports_of, results_of, spending_of, unusable
+from fedpers.streaming import StreamingMean
+from strategies.exchange import (
+    NOTHING,
+    Answers,
+    collect,
+    group_of,
+    read_each,
+    reports_of,
+    results_of,
+    spending_of,
+    unusable,
+)
 from strategies.method import Method
 from strategies.mixing import Mixing
+from strategies.roster import natural_order
 from strategies.rounds import RunFiles, run_rounds
+from strategies.sealing import plain
 
 __all__ = ["Mixing", "PersonalizedStrategy", "find_strategy", "strategies"]
 
 log = logging.getLogger("fedpers")
 
 PATIENCE = 3  # rounds in a row of which nothing is used, until the run ends
+REPLY = 64 * 2**20  # bytes of updates in one reply, at most; but
+FEWEST = 64  # clients a message at least, where a node has as many
+# A method with one of these of its own may look at single updates.
+HOOKS = ("mixing", "combine", "_mix", "refine", "aggregate_train")
 
 strategies: Registry[type[PersonalizedStrategy]] = Registry(
     "strategy", key="strategy.name", package="strategies", group="fedpers.strategies"
@@ -51,7 +71,7 @@ class PersonalizedStrategy(Method, Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message for each node that hosts a selected client (``arrays`` is not used).
+        """A message or more for each node that hosts a selected client (``arrays`` is not used).
 
         None while fewer than ``strategy.min_clients`` are there: what they would release, and
         pay for, would not be used.
@@ -83,17 +103,15 @@ class PersonalizedStrategy(Method, Strategy):
         Raises:
             RunError: that is so for the third time in a row, or in every round.
         """
-        self.answers = answers = collect(replies, self._asked)
-        reports = reports_of(answers, self._asked)
-        for node, body in answers.bodies.items():
+        mean = self._mean() if self.streams else None
+        reports = self._take_up(replies, mean)
+        answers = self.answers
+        for group, body in answers.bodies.items():
             spent = body.get("spent")
             spent = spent if isinstance(spent, Mapping) else {}
-            for client in set(self._asked[node]) & set(spent):
+            for client in set(self._asked[group]) & set(spent):
                 self.spent.add(client)
                 self.spending.update(spending_of(client, spent[client]))
-        later = self.sealing is not None and not self.sealing.at_once
-        judge = None if later or not self.shares else self.refused
-        self._leave_out(unusable(answers, self._asked, reports, judge))
         # In the roster's order, so that sums do not depend on who answered first.
         trained = set(reports) - set(answers.failures)
         cohort = [client for client in self.roster.clients if client in trained]
@@ -104,8 +122,14 @@ class PersonalizedStrategy(Method, Strategy):
         in_order = {client: reports[client] for client in cohort}
         for client, report in in_order.items():
             self.spending.update(spending_of(client, report))
-        enough = len(cohort) >= self.least
-        mixed = enough and (not self.shares or self._mix(server_round, in_order))
+        mixed = len(cohort) >= self.least
+        if mixed and mean is not None:
+            before, self.parts = plain(self.parts), mean.result()
+            if not self.rows:  # all received the same parts
+                mixing = self.mixing(server_round, in_order)
+                self._note_signal(server_round, before, mixing, in_order)
+        elif mixed and self.shares:
+            mixed = self._mix(server_round, in_order)
         answers.failures |= dict.fromkeys(self.roster.absent, "its node is not there")
         for client, reason in answers.failures.items():
             log.warning("round %d: client %s left out: %s", server_round, client, reason)
@@ -116,6 +140,52 @@ class PersonalizedStrategy(Method, Strategy):
         losses = [r["loss"] for r in in_order.values() if r.get("loss") is not None]
         loss = {"loss": sum(losses) / len(losses)} if losses else {}
         return None, MetricRecord({"answered": len(cohort), **loss})
+
+    @property
+    def streams(self) -> bool:
+        """Whether updates are added up as they come, so that they are never there all at once.
+
+        So it is for a mean of plain updates of which nobody looks at a single one.
+        """
+        own = any(
+            getattr(getattr(self, name), "__func__", None)
+            is not getattr(PersonalizedStrategy, name)
+            for name in HOOKS
+        )
+        in_the_clear = self.sealing is None and self.client_level is None
+        mean = self.config.strategy.combine == "mean" and self.reads_updates(self.params) is None
+        return bool(self.shares) and in_the_clear and mean and not own
+
+    def _mean(self) -> StreamingMean:
+        return StreamingMean(self.layouts, len(self.asked), self._log_product_error)
+
+    def _take_up(
+        self, replies: Iterable[Message], mean: StreamingMean | None
+    ) -> dict[str, Mapping[str, Any]]:
+        """Read each reply as it comes, leave out what cannot be used, add the rest to ``mean``.
+
+        Returns:
+            The reports that can be read.
+        """
+        self.answers, reports = Answers(), dict[str, Mapping[str, Any]]()
+        later = self.sealing is not None and not self.sealing.at_once
+        judge = None if later or not self.shares else self.refused
+        # In the roster's order, so that sums do not depend on who is where.
+        place = {client: k for k, client in enumerate(sorted(self.asked, key=natural_order))}
+        for came in read_each(replies, self._asked, group_of):
+            reports |= (told := reports_of(came, self._asked))
+            came.leave_out(unusable(came, self._asked, told, judge))
+            if mean is not None:
+                for client in came.failures:
+                    mean.leave_out(place[client])
+                for client in list(came.rows):
+                    weight = 1.0 if self.weights == "equal" else float(told[client]["examples"])
+                    mean.add(place[client], weight, plain(came.rows.pop(client)))
+            self.answers.merge(came)
+        self.answers.complete = time.perf_counter()
+        silent = set(place) - set(reports) - set(self.answers.failures)
+        self.answers.leave_out(dict.fromkeys(sorted(silent, key=natural_order), NOTHING))
+        return reports
 
     def _skip(self, server_round: int, cohort: Collection[str]) -> MetricRecord:
         """Nothing of a round is used; that may be so twice in a row."""
@@ -151,7 +221,7 @@ class PersonalizedStrategy(Method, Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Keep every client's result; the metrics are unweighted means over clients."""
-        answers = collect(replies, self._asked)
+        answers = collect(replies, self._asked, group_of)
         self.unscored = answers.failures
         found, missing = results_of(answers, self._asked)
         self.unscored |= {c: why for c, why in missing.items() if c not in self.unscored}
@@ -220,18 +290,24 @@ class PersonalizedStrategy(Method, Strategy):
     def messages(
         self, kind: str, server_round: int, clients: Sequence[str], **body: Any
     ) -> list[Message]:
-        """A message for each node that hosts any of ``clients``, with what each is to receive.
+        """Messages for the nodes that host any of ``clients``, with what each client is to receive:
+        one a node, or as many as keep replies small.
 
-        Parts that several clients of a node receive are sent once.
+        Parts that several clients of a message receive are sent once.
         """
         broadcast = self.broadcast if kind == "train" else self.broadcast_to_evaluate
-        self._asked = self.roster.by_node(clients)
-        made, header = [], self.header()
-        for node, hosted in self._asked.items():
+        hosts = self.roster.by_node(clients)
+        if kind == "train" and self.sealing is None:
+            asked = self._split(hosts)
+        else:
+            asked = list(hosts.items())
+        self._asked = {f"{server_round}/{k}": some for k, (_, some) in enumerate(asked)}
+        made, header, last = list[Message](), self.header(), list[Row]()
+        for group, (node, some) in zip(self._asked, asked, strict=True):
             rows: list[Row] = []
             row_of: dict[str, int] = {}
             place: dict[int, int] = {}
-            for client in hosted:
+            for client in some:
                 parts = broadcast(server_round, client)
                 if kind == "train":
                     self.sent[client] = parts
@@ -239,16 +315,31 @@ class PersonalizedStrategy(Method, Strategy):
                     place[id(parts)] = len(rows)
                     rows.append(parts)
                 row_of[client] = place[id(parts)]
-            head = {**header, "round": server_round, "clients": hosted, "rows": row_of}
-            made.append(
-                Message(
-                    pack(rows, {**head, **body}),
-                    dst_node_id=node,
-                    message_type=kind,
-                    group_id=str(server_round),
-                )
-            )
+            head = {**header, "round": server_round, "clients": some, "rows": row_of}
+            content = pack(rows, {**head, **body})
+            if made and len(rows) == len(last) and all(map(operator.is_, rows, last)):
+                content["parts"] = made[-1].content["parts"]  # the same bytes, in memory once
+            last = rows
+            made.append(Message(content, dst_node_id=node, message_type=kind, group_id=group))
         return made
+
+    def _split(self, hosts: Mapping[int, list[str]]) -> list[tuple[int, list[str]]]:
+        """Each message's node and clients, for replies of ``REPLY`` bytes at most.
+
+        In the roster's order, and all nodes in as many pieces: blocks of the mean are then complete
+        early.
+        """
+        update = sum(layout.size * layout.dtype.itemsize for layout in self.layouts.values())
+        most = max(FEWEST, REPLY // max(update, 1))
+        pieces = max((ceil(len(hosted) / most) for hosted in hosts.values()), default=1)
+        if pieces == 1:
+            return list(hosts.items())
+        split = []
+        for node, hosted in hosts.items():
+            in_order = sorted(hosted, key=natural_order)
+            count = max(FEWEST, ceil(len(hosted) / pieces))
+            split += [(node, in_order[k : k + count]) for k in range(0, len(hosted), count)]
+        return split
 
 
 def find_strategy(config: Config) -> type[PersonalizedStrategy]:

@@ -89,7 +89,7 @@ class ClientLevel:
         """How many of a cohort have to add their share of the noise."""
         return max(1, ceil(self.config.encryption.honest * cohort))
 
-    def enough(self, asked: Mapping[int, Sequence[str]], came: Mapping[str, Any]) -> bool:
+    def enough(self, asked: Mapping[str, Sequence[str]], came: Mapping[str, Any]) -> bool:
         """Whether so many shares of the noise came that they add up to all of it."""
         return len(came) >= self.honest(sum(len(clients) for clients in asked.values()))
 

@@ -1,10 +1,12 @@
-"""Messages between the server and the nodes: one a node, answers sorted by client."""
+"""Messages between the server and the nodes, and their answers sorted by client."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from flwr.app import Error, Message
@@ -17,17 +19,30 @@ from fedpers.records import Row, unpack
 
 FIRST_WAIT, LONGEST_WAIT = 0.002, 0.2  # seconds between two looks for answers
 NO_ANSWER = 1000  # an error code of ours, beyond Flower's
+AT_ONCE = 64  # messages whose answers are looked for, and may be in memory, at a time
+NOTHING = "the node sent no update for it, or no report that can be read"
 
 
-def send_and_receive(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
-    """Push messages and wait for the answers: one reply a message, from the node it went to.
+def send_and_receive(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Message]:
+    """Push messages and yield the answers as they come: one reply a message, from the node it went
+    to. A node is given its next message when its last one is answered and has been taken up.
 
-    A message not answered within ``timeout`` seconds is given an error reply that says so.
+    A message not answered within ``timeout`` seconds of waiting is given an error reply that says
+    so, at the end.
     """
-    pending = push(grid, messages)
-    replies = receive(grid, pending, timeout)
+    later: dict[int, deque[Message]] = defaultdict(deque)
+    for message in messages:
+        later[message.metadata.dst_node_id].append(message)
+    pending = push(grid, [queue.popleft() for queue in later.values()])
+    for reply in receive(grid, pending, timeout):
+        queue = later[reply.metadata.src_node_id]
+        yield reply
+        del reply  # it may be large, and the node is at work on the next one
+        if queue:
+            pending |= push(grid, [queue.popleft()])
     silent = Error(code=NO_ANSWER, reason=f"no answer within {timeout:g} s")
-    return replies + [Message(silent, reply_to=message) for message in pending.values()]
+    for message in [*pending.values(), *(message for queue in later.values() for message in queue)]:
+        yield Message(silent, reply_to=message)
 
 
 def push(grid: Grid, messages: Sequence[Message]) -> dict[str, Message]:
@@ -36,28 +51,43 @@ def push(grid: Grid, messages: Sequence[Message]) -> dict[str, Message]:
     return {message.metadata.message_id: message for message in messages}
 
 
-def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> list[Message]:
-    """Wait for answers to ``pending``, out of which the messages answered are taken.
+def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> Iterator[Message]:
+    """Yield answers to ``pending``, out of which the messages answered are taken, and to what is
+    added to it meanwhile.
 
     Looks often at first and less often later: an answer in a simulation takes milliseconds, one
     from a device seconds. What answers no message in ``pending`` is dropped: a reply that came
-    twice, or to an earlier message.
+    twice, or to an earlier message, or from a node that was not asked. A reply's group is that of
+    the message that it answers, whatever the node says.
     """
-    replies: list[Message] = []
     deadline, wait = time.monotonic() + timeout, FIRST_WAIT
     while pending:
-        came = list(grid.pull_messages(list(pending)))
-        for reply in came:
-            message = pending.pop(reply.metadata.reply_to_message_id, None)
-            if message is None:
-                continue
-            # The SuperLink answers for a dead node under its own id: put the node's in its place.
-            replies.append(Message(reply.error, reply_to=message) if reply.has_error() else reply)
+        ids, some = list(pending), False
+        for first in range(0, len(ids), AT_ONCE):
+            came = deque(grid.pull_messages(ids[first : first + AT_ONCE]))
+            while came:
+                reply = came.popleft()
+                message = pending.get(reply.metadata.reply_to_message_id)
+                if message is None:
+                    continue
+                if reply.has_error():
+                    # The SuperLink answers for a dead node under its own id: put the node's there.
+                    reply = Message(reply.error, reply_to=message)
+                elif reply.metadata.src_node_id != message.metadata.dst_node_id:
+                    continue
+                pending.pop(message.metadata.message_id)
+                reply.metadata.group_id = message.metadata.group_id
+                some, taken = True, time.monotonic()
+                yield reply
+                del reply
+                deadline += time.monotonic() - taken  # not the nodes' time
         if not pending or time.monotonic() >= deadline:
             break
-        wait = FIRST_WAIT if came else min(1.3 * wait, LONGEST_WAIT)
-        time.sleep(wait)
-    return replies
+        if some:
+            wait = FIRST_WAIT
+        else:
+            time.sleep(wait)
+            wait = min(1.3 * wait, LONGEST_WAIT)
 
 
 @dataclass
@@ -65,78 +95,125 @@ class Answers:
     """What the nodes answered to one batch of messages.
 
     Attributes:
-        rows: the parts that came, by client.
-        bodies: the JSON body of each node that answered.
+        rows: the parts that came, by client; without those that were added up as they came.
+        bodies: the JSON body of each answer, by node or, where a node has several, by group.
         failures: for each client without a result, the reason.
-        seconds: the longest work time of any node.
         nbytes: bytes of the parts received.
         encrypt, decrypt: the longest time that any node encrypted and decrypted.
+        complete: when the last answer had come, by ``time.perf_counter``.
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
-    bodies: dict[int, dict[str, Any]] = field(default_factory=dict)
+    bodies: dict[Any, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
     nbytes: int = 0
     encrypt: float = 0.0
     decrypt: float = 0.0
+    complete: float = 0.0
+
+    def merge(self, other: Answers) -> None:
+        """Take up what another node answered."""
+        self.rows |= other.rows
+        self.bodies |= other.bodies
+        self.failures |= other.failures
+        self.nbytes += other.nbytes
+        self.encrypt = max(self.encrypt, other.encrypt)
+        self.decrypt = max(self.decrypt, other.decrypt)
 
     def add(self, other: Answers) -> None:
         """Add the bytes and times of a second batch of messages of the same round."""
         self.nbytes += other.nbytes
-        self.seconds += other.seconds
         self.encrypt += other.encrypt
         self.decrypt += other.decrypt
 
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Note that clients failed after all, and drop what they sent."""
+        self.failures |= reasons
+        for client in reasons:
+            self.rows.pop(client, None)
 
-def collect(replies: Iterable[Message], asked: Mapping[int, Sequence[str]]) -> Answers:
+
+def node_of(reply: Message) -> int:
+    """The node that answers."""
+    return reply.metadata.src_node_id
+
+
+def group_of(reply: Message) -> str:
+    """The group of the message that is answered, see ``receive``."""
+    return reply.metadata.group_id
+
+
+def collect(
+    replies: Iterable[Message],
+    asked: Mapping[Any, Sequence[str]],
+    key: Callable[[Message], int | str] = node_of,
+) -> Answers:
     """Sort the nodes' replies by client.
 
     A client, or a node with all its clients, that failed is named in ``failures``; the others'
     results count.
 
     Args:
-        replies: one for each node asked.
-        asked: by node, the clients it was asked about.
+        replies: one for each message sent.
+        asked: the clients that each message was about, by node; or by what ``key`` says.
+        key: of a reply, which of ``asked`` it is about.
 
     Raises:
         RunError: the simulation itself broke down, so that every later message would fail too.
     """
     answers = Answers()
-    for reply in replies:
-        node = reply.metadata.src_node_id
-        clients = asked.get(node, ())
-        try:
-            rows, body = read_reply(reply)
-            failed = {str(c): str(why) for c, why in dict(body.get("failures", {})).items()}
-            done = [client for client in clients if client not in failed]
-            seconds = float(body.get("seconds", 0.0))
-            encrypt, decrypt = (float(body.get(name, 0.0)) for name in ("encrypt", "decrypt"))
-            if rows and len(rows) != len(done):
-                raise ClientError(f"node sent {len(rows)} results for {len(done)} clients")
-        except (ClientError, AttributeError, TypeError, ValueError) as error:
-            answers.failures.update(dict.fromkeys(clients, str(error)))
-            continue
-        answers.bodies[node] = body
-        answers.failures.update({client: failed[client] for client in clients if client in failed})
-        answers.rows.update(zip(done, rows, strict=False))  # no rows: none were asked for
-        answers.seconds = max(answers.seconds, seconds)
-        answers.encrypt = max(answers.encrypt, encrypt)
-        answers.decrypt = max(answers.decrypt, decrypt)
-        answers.nbytes += sum(row.nbytes for row in rows)
+    for came in read_each(replies, asked, key):
+        answers.merge(came)
+    answers.complete = time.perf_counter()
     return answers
 
 
+def read_each(
+    replies: Iterable[Message],
+    asked: Mapping[Any, Sequence[str]],
+    key: Callable[[Message], int | str] = node_of,
+) -> Iterator[Answers]:
+    """``collect`` for each reply as it comes, which is not kept."""
+    return map(partial(_read, asked=asked, key=key), replies)
+
+
+def _read(
+    reply: Message,
+    asked: Mapping[Any, Sequence[str]],
+    key: Callable[[Message], int | str],
+) -> Answers:
+    if key(reply) not in asked:
+        return Answers()
+    clients = asked[key(reply)]
+    try:
+        rows, body = read_reply(reply)
+        failed = {str(c): str(why) for c, why in dict(body.get("failures", {})).items()}
+        done = [client for client in clients if client not in failed]
+        encrypt, decrypt = (float(body.get(name, 0.0)) for name in ("encrypt", "decrypt"))
+        if rows and len(rows) != len(done):
+            raise ClientError(f"node sent {len(rows)} results for {len(done)} clients")
+    except (ClientError, AttributeError, TypeError, ValueError) as error:
+        return Answers(failures=dict.fromkeys(clients, str(error)))
+    return Answers(
+        rows=dict(zip(done, rows, strict=False)),  # no rows: none were asked for
+        bodies={key(reply): body},
+        failures={client: failed[client] for client in clients if client in failed},
+        nbytes=sum(row.nbytes for row in rows),
+        encrypt=encrypt,
+        decrypt=decrypt,
+    )
+
+
 def reports_of(
-    answers: Answers, asked: Mapping[int, Sequence[str]]
+    answers: Answers, asked: Mapping[Any, Sequence[str]]
 ) -> dict[str, Mapping[str, Any]]:
-    """What each node says of its own clients' training, as far as that can be read."""
+    """What each node says of the training of the clients asked about, as far as it can be read."""
     reports = {}
-    for node, body in answers.bodies.items():
+    for key, body in answers.bodies.items():
         given = body.get("reports")
         if not isinstance(given, Mapping):
             continue
-        for client in asked[node]:
+        for client in asked[key]:
             report = given.get(client)
             if isinstance(report, Mapping) and readable(report):
                 reports[client] = report
@@ -144,13 +221,13 @@ def reports_of(
 
 
 def results_of(
-    answers: Answers, asked: Mapping[int, Sequence[str]]
+    answers: Answers, asked: Mapping[Any, Sequence[str]]
 ) -> tuple[dict[str, ClientResult], dict[str, str]]:
     """The clients' evaluations, and why some are missing. A node that holds results back, as they
     are releases, is missing nothing."""
     found: dict[str, ClientResult] = {}
     missing: dict[str, str] = {}
-    for node, body in answers.bodies.items():
+    for key, body in answers.bodies.items():
         reason = "the node sent no result for it"
         try:
             results = [ClientResult.from_json(result) for result in body["results"]]
@@ -159,7 +236,7 @@ def results_of(
         given = {result.client: result for result in results}
         if body.get("held_back"):
             continue
-        for client in asked[node]:  # a node speaks for its own clients only
+        for client in asked[key]:  # a node speaks for the clients asked about only
             if client in given:
                 found[client] = given[client]
             else:
@@ -169,22 +246,23 @@ def results_of(
 
 def unusable(
     answers: Answers,
-    asked: Mapping[int, Sequence[str]],
+    asked: Mapping[Any, Sequence[str]],
     reports: Mapping[str, Mapping[str, Any]],
     refused: Callable[[str, Row], str | None] | None,
 ) -> dict[str, str]:
-    """Why clients' updates cannot be used, of those that have not failed already.
+    """Why clients' updates cannot be used, of the nodes that answered and of the clients that have
+    not failed already.
 
     Args:
         refused: says of a client's update why it cannot be mixed with others.
     """
     reasons = {}
-    for client in (c for clients in asked.values() for c in clients):
+    for client in (c for key in answers.bodies for c in asked[key]):
         update = answers.rows.get(client)
         if client in answers.failures:
             continue
         if client not in reports or (update is None and refused is not None):
-            reasons[client] = "the node sent no update for it, or no report that can be read"
+            reasons[client] = NOTHING
         elif refused and update is not None and (reason := refused(client, update)) is not None:
             reasons[client] = reason
     return reasons

@@ -41,6 +41,10 @@ class Method:
     A round: ``select`` -> ``broadcast`` -> local training -> Y = W X with W from ``mixing`` ->
     ``refine``.
 
+    A mean by the default mixing is taken as the updates come, and none of them is kept. A method
+    that looks at single updates overrides ``mixing``, ``combine`` or ``refine``, or says so in
+    ``reads_updates``, and then gets them all: as an argument, and in ``answers.rows``.
+
     Class attributes:
         Params: a dataclass of the method's own settings on the server (``strategy.params``).
         algorithm: the client side, by name or dotted path. Default: the strategy's own name.
@@ -92,7 +96,7 @@ class Method:
         self.run_folder, self.last_round = "", 0
         self.base_digest = self.base.digest() if self.base else None
         self.task = data.task
-        self._asked: dict[int, list[str]] = {}
+        self._asked: dict[str, list[str]] = {}  # by message's group
 
     @classmethod
     def check(cls, config: Config, data: FederatedData) -> Any:
@@ -227,11 +231,6 @@ class Method:
             return 1 if self.asked else 0
         return self.config.strategy.min_clients
 
-    def _leave_out(self, reasons: Mapping[str, str]) -> None:
-        for client, reason in reasons.items():
-            self.answers.failures[client] = reason
-            self.answers.rows.pop(client, None)
-
     def _mix(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether enough updates were left to be mixed."""
         rows = self.answers.rows
@@ -239,7 +238,7 @@ class Method:
             if not self.sealing.at_once:
                 mixing = self.sealing.collect(server_round, reports)
                 judged = {c: self.refused(c, update) for c, update in rows.items()}
-                self._leave_out({c: reason for c, reason in judged.items() if reason})
+                self.answers.leave_out({c: reason for c, reason in judged.items() if reason})
                 if len(rows) < self.least:
                     return False
             else:
@@ -258,11 +257,21 @@ class Method:
         common = not self.rows and self.config.strategy.combine == "mean"
         self.combine(mixing, updates)
         if common and mixing.recipients[0] is None:
-            noises = [r["noise"] for r in reports.values() if isinstance(r.get("noise"), Mapping)]
-            if len(noises) == len(updates):
-                weights, mean = mixing.weights[0], plain(self.parts)
-                self.signal.note(server_round, sent, mean, weights, noises)
+            self._note_signal(server_round, sent, mixing, reports)
         return True
+
+    def _note_signal(
+        self,
+        server_round: int,
+        sent: Parts,
+        mixing: Mixing,
+        reports: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Follow the mean, whose first row of weights is ``mixing``'s, if the noise in all updates
+        is known."""
+        noises = [r["noise"] for r in reports.values() if isinstance(r.get("noise"), Mapping)]
+        if len(noises) == len(reports):
+            self.signal.note(server_round, sent, plain(self.parts), mixing.weights[0], noises)
 
     def refused(self, client: str, update: Row) -> str | None:
         """Why a client's update cannot be mixed with others; None if it can."""
@@ -282,7 +291,7 @@ class Method:
         ``strategy.combine``, parts that do not hang on W."""
         if self.sealing is not None:
             sums, failures = self.sealing.combine(mixing, updates)
-            self._leave_out(failures)
+            self.answers.leave_out(failures)
             level, added = self.client_level, set(updates) - set(failures)
             if level is not None and not level.enough(self._asked, dict.fromkeys(added)):
                 log.warning("too few shares of the noise came: no update")
@@ -293,7 +302,7 @@ class Method:
             if settings.combine != "mean":
                 self.parts = combine_robustly(settings.combine, given, settings.trim)
                 return
-            self._log_product_error(mixing, given)
+            self._log_product_error(mixing.weights[0], given)
             mixed = combine(mixing.weights, given)
         for recipient, parts in zip(mixing.recipients, mixed, strict=True):
             if recipient is None:
@@ -301,15 +310,18 @@ class Method:
             else:
                 self.rows[recipient] = parts
 
-    def _log_product_error(self, mixing: Mixing, updates: Sequence[Parts]) -> None:
-        """Say once what averaging both LoRA factors costs (``model.lora.share: both``)."""
+    def _log_product_error(self, weights: Tensor, updates: Sequence[Parts]) -> None:
+        """Say once what averaging both LoRA factors costs (``model.lora.share: both``): of the
+        updates of a round, or of the first that are mixed where they are mixed as they come."""
         lora = self.config.model.lora
         if self._product_error_known or lora is None or "body" not in updates[0]:
             return
         self._product_error_known = True
         if lora.share == "both":
-            error = product_error(mixing.weights[0], [update["body"] for update in updates])
+            error = product_error(weights, [update["body"] for update in updates])
             if error is not None:
                 log.info(
-                    "LoRA: averaging both factors misses the mean product by %.1f %%", 100 * error
+                    "LoRA: averaging both factors misses the mean product by %.1f %% (%d clients)",
+                    100 * error,
+                    len(updates),
                 )

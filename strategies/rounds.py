@@ -82,12 +82,11 @@ def run_rounds(
         started = time.perf_counter()
         messages = list(strategy.configure_train(server_round, arrays, settings, grid))
         replies = send_and_receive(grid, messages, timeout)
-        came = time.perf_counter()
         _, metrics = strategy.aggregate_train(server_round, replies)
         assert metrics is not None
         result.train_metrics_clientapp[server_round] = metrics
         answered = int(metrics["answered"])  # type: ignore[arg-type]
-        files.trained(server_round, strategy.answers, answered, messages, started, came)
+        files.trained(server_round, strategy.answers, answered, messages, started)
 
         strategy.last_round, last = server_round, strategy.ends_with(server_round)
         if last and config.evaluation.local_baseline:
@@ -250,10 +249,9 @@ class RunFiles:
         answered: int,
         messages: list[Message],
         started: float,
-        came: float,
     ) -> None:
         """Note a round's training: who answered, seconds and bytes."""
-        now = time.perf_counter()
+        now, came = time.perf_counter(), answers.complete
         down = sum(
             len(a.data)
             for m in messages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -368,7 +368,7 @@ class Sealing:
             ]
             collect(self._send(messages), {node: [str(node)] for node in nodes})
 
-    def _send(self, messages: list[Message]) -> list[Message]:
+    def _send(self, messages: list[Message]) -> Iterator[Message]:
         assert self.grid is not None
         return send_and_receive(self.grid, messages, self.config.round_timeout)
 
