@@ -208,8 +208,12 @@ def check_private(name: str, algorithm: LocalAlgorithm) -> None:
                 name,
                 f"with privacy a method whose data are read in its phases alone, and "
                 f"{definer.__name__}.{hook} reads more",
-                "set accounted = True in that class if what it reads influences nothing that leaves",
+                "set accounted = True in that class if what it reads influences nothing that "
+                "leaves",
             )
+    if (precision := algorithm.config.training.precision) != "float32":
+        takes = "float32 with privacy: what is clipped to a bound must be computed as finely"
+        raise ConfigError("training.precision", precision, takes)
     check_plan(name, algorithm, algorithm.initial.only(algorithm.sends))
 
 

@@ -2,54 +2,74 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import tempfile
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedpers.data import ClientData, Examples, FederatedData
+from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
 from fedpers.models.cache import cached, fingerprint
 
-LIMIT = 2**30  # bytes kept in one process
+LIMIT = 2**30  # bytes that one process keeps where it computes
 CHUNK = 1024  # examples in one forward pass
 
 
 class FeatureCache:
     """The clients' examples as the layers below the first trained one leave them.
 
-    The model is told to expect them so (``PersonalModel.after_stem``). What does not fit into
-    ``limit`` bytes is computed anew; the clients used least recently make room. Texts are encoded
-    once a machine: it is slow, and the same texts come back at other clients and in other runs.
+    The model is told to expect them so (``PersonalModel.after_stem``). They are where the model is.
+    Texts are encoded once a machine: it is slow, and the same texts come back at other clients and
+    in other runs.
+
+    Args:
+        data: whose examples these are.
+        model: the node's, on its device.
+        limit: bytes to keep there. What goes beyond that is kept in memory-mapped files that have
+            no name, and are gone with the process however it ends. Inputs that no layer changed are
+            taken from ``data`` again instead.
+        stem: False to keep the inputs themselves.
     """
 
-    def __init__(self, data: FederatedData, model: PersonalModel, limit: int = LIMIT) -> None:
+    def __init__(
+        self, data: FederatedData, model: PersonalModel, limit: int = LIMIT, *, stem: bool = True
+    ) -> None:
         self.data, self.model, self.limit = data, model, limit
-        model.after_stem = True
-        self._kept: OrderedDict[str, ClientData] = OrderedDict()
+        self.model.after_stem = stem
+        self._kept: dict[str, ClientData] = {}
+        self._mapped: dict[str, ClientData] = {}
         self._bytes = 0
-        self._encoded = encode_texts(data, model, limit) if data.task.kind == "text" else {}
+        self._encoded: dict[bytes, Tensor] = {}
+        if stem and data.task.kind == "text":
+            self._encoded = encode_texts(data, model, limit)
 
     def client(self, client: str) -> ClientData:
         """A client's training, validation and test examples."""
         if client in self._kept:
-            self._kept.move_to_end(client)
             return self._kept[client]
-        own = self.data.client(client)
-        made = ClientData(*(self._through_stem(e) for e in (own.train, own.val, own.test)))
-        self._kept[client] = made
-        self._bytes += _nbytes(made)
-        while self._bytes > self.limit and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
-            self._bytes -= _nbytes(dropped)
-        return made
+        if client not in self._mapped:
+            made = ClientData(*(self._through_stem(e) for e in _splits(self.data.client(client))))
+            size = sum(e.x.nbytes + e.y.nbytes for e in _splits(made))
+            if self._bytes + size <= self.limit:
+                self._kept[client] = made
+                self._bytes += size
+                return made
+            if not (self.model.after_stem and self.model.has_stem):
+                return made
+            self._mapped[client] = ClientData(*(mapped(e) for e in _splits(made)))
+        return ClientData(*(e.to(self.model.device) for e in _splits(self._mapped[client])))
 
     def _through_stem(self, examples: Examples) -> Examples:
         if self._encoded and len(examples):
             rows = [self._encoded[row.tobytes()] for row in examples.x.numpy()]
-            return Examples(torch.stack(rows), examples.y)
-        pieces: list[Tensor] = [self.model.stem(piece) for piece in torch.split(examples.x, CHUNK)]
-        return Examples(torch.cat(pieces), examples.y)
+            return Examples(torch.stack(rows), examples.y).to(self.model.device)
+        moved = examples.to(self.model.device)
+        if not self.model.after_stem:
+            return moved
+        pieces: list[Tensor] = [self.model.stem(piece) for piece in torch.split(moved.x, CHUNK)]
+        return Examples(torch.cat(pieces), moved.y)
 
 
 def encode_texts(data: FederatedData, model: PersonalModel, limit: int) -> dict[bytes, Tensor]:
@@ -58,16 +78,43 @@ def encode_texts(data: FederatedData, model: PersonalModel, limit: int) -> dict[
     Empty where there are no such layers, or where it would take more than ``limit`` bytes.
     """
     texts = torch.unique(data.inputs, dim=0)
-    first = model.stem(texts[:1])
+    device = model.device
+    first = model.stem(texts[:1].to(device))
     if first.dtype == texts.dtype or len(texts) * first.nbytes > limit:  # still tokens, or too much
         return {}
     frozen = {
         name: tensor for name, tensor in model.trunk.state_dict().items() if ".lora_" not in name
     }
-    key = fingerprint({"encoded": type(model.trunk).__name__}, {"texts": texts, **frozen})
-    encoded = cached(key, lambda: {"x": model.stem(texts)})["x"]
+    named = {"encoded": type(model.trunk).__name__}
+    if device.type != "cpu":  # the last bits are other ones there
+        named["device"] = device.type
+    key = fingerprint(named, {"texts": texts, **frozen})
+    encoded = cached(key, lambda: {"x": model.stem(texts.to(device))})["x"]
     return {row.tobytes(): x for row, x in zip(texts.numpy(), encoded, strict=True)}
 
 
-def _nbytes(data: ClientData) -> int:
-    return sum(part.x.nbytes + part.y.nbytes for part in (data.train, data.val, data.test))
+def mapped(examples: Examples) -> Examples:
+    """The same examples on the CPU, their inputs in a file that is mapped into memory.
+
+    It lies in a private folder under TMPDIR, and loses its name as soon as it is mapped.
+
+    Raises:
+        ConfigError: the folder cannot be written, or has no room for it.
+    """
+    x, y = examples.x.cpu(), examples.y.cpu()
+    if not x.numel():
+        return Examples(x, y)
+    flat = x.as_strided((x.numel(),), (1,))  # in the order in which it lies: channels may be last
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedpers-features-") as folder:  # this user's alone
+            path = Path(folder) / "x"
+            path.write_bytes(flat.numpy().data)  # tofile would not say that the disk is full
+            kept = torch.from_file(str(path), shared=False, size=x.numel(), dtype=x.dtype)
+    except OSError as error:
+        takes = f"a folder with room for {x.nbytes} bytes of features ({error})"
+        raise ConfigError("TMPDIR", tempfile.gettempdir(), takes) from None
+    return Examples(kept.as_strided(x.shape, x.stride()), y)
+
+
+def _splits(data: ClientData) -> tuple[Examples, Examples, Examples]:
+    return data.train, data.val, data.test

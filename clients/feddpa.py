@@ -80,13 +80,13 @@ class FedDPA(LocalAlgorithm):
         """Each instance under its own mixture, its weight rounded to tenths."""
         if mode != "personal" or len(trainer.examples) < 2:
             return super().predict("global", working, x, trainer)
-        levels = (self.instance_weights(working, x, trainer) * LEVELS).round()
+        levels = (self.instance_weights(working, x, trainer).cpu() * LEVELS).round()
         filling = self.filled("personal")
         logits = torch.zeros(len(x), trainer.model.num_classes)
         for level in torch.unique(levels):
             chosen = levels == level
             mixed = working | self.mixture(working, float(level) / LEVELS)
-            logits[chosen] = trainer.outputs(filling, mixed, x[chosen]).logits
+            logits[chosen] = trainer.outputs(filling, mixed, x[chosen]).logits.cpu()
         return logits
 
     def instance_weights(self, working: Parts, x: Tensor, trainer: Trainer) -> Tensor:

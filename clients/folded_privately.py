@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from clients.private_steps import noise_generator, noise_in_update, poisson
+from clients.private_steps import generators, noise_in_update, poisson
 from fedpers.errors import ClientError
 
 if TYPE_CHECKING:
@@ -46,26 +46,28 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
     releases = [trainer.account.phase for trainer in trainers if trainer.account is not None]
     assert len(releases) == len(trainers)
     sizes = [len(trainer.examples) for trainer in trainers]
-    generators = [
-        noise_generator(
+    draws = [
+        generators(
             privacy.deterministic_for_tests,
             config.seed,
             *(trainer.server_round, trainer.client, phase.name),
+            device=group.device,
         )
         for trainer in trainers
     ]
     parameters = group.parameters
     optimizer = trainers[0].optimizer(phase, list(parameters.values()), group.share, privacy.lr)
     expected = torch.tensor([r.rate * n for r, n in zip(releases, sizes, strict=True)])
+    expected = expected.to(group.device)
     width = max(1, ROWS // len(trainers))
     before = {slot: parameter.detach().clone() for slot, parameter in parameters.items()}
-    total, count = torch.zeros(len(trainers)), torch.zeros(len(trainers))
+    total, count = torch.zeros(2, len(trainers), device=group.device)
     fold.use(group.matrices)
     for _ in range(releases[0].steps):
         optimizer.zero_grad(set_to_none=False)
         drawn = [
-            next(poisson(n, release.rate, n, generator))
-            for n, release, generator in zip(sizes, releases, generators, strict=True)
+            next(poisson(n, release.rate, n, sampling))
+            for n, release, (sampling, _) in zip(sizes, releases, draws, strict=True)
         ]
         index, counts = group.padded(drawn)
         # Nobody's sample may hold anything; then the step is noise alone.
@@ -79,10 +81,8 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
         for slot, parameter in parameters.items():
             assert parameter.grad is not None
             for start, end, _ in fold.layouts[slot].spans.values():
-                for row, release, generator in zip(
-                    parameter.grad, releases, generators, strict=True
-                ):
-                    add_noise(row[start:end], release.sigma * privacy.max_grad_norm, generator)
+                for row, release, (_, noise) in zip(parameter.grad, releases, draws, strict=True):
+                    add_noise(row[start:end], release.sigma * privacy.max_grad_norm, noise)
             parameter.grad /= expected[:, None]
         group.penalise()
         optimizer.step()
@@ -91,8 +91,8 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
         noise_in_update(optimizer, release, privacy.max_grad_norm, release.rate * n)
         for release, n in zip(releases, sizes, strict=True)
     ]
-    noise = [spread for spread in spreads if spread is not None]
-    return [float(loss) for loss in total / count.clamp(min=1)], noise
+    known = [spread for spread in spreads if spread is not None]
+    return (total / count.clamp(min=1)).cpu().tolist(), known
 
 
 def add_clipped(group: Group, index: Tensor, counts: Tensor, max_grad_norm: float) -> Tensor:
@@ -116,7 +116,7 @@ def add_clipped(group: Group, index: Tensor, counts: Tensor, max_grad_norm: floa
     if len({product.layer.weight for product in products}) < len(products):
         raise ClientError("private training in groups: a layer is called twice")
     gradients = torch.autograd.grad(losses.sum(), [product.y for product in products])
-    clipped, squares = [], torch.zeros(shape)
+    clipped, squares = [], torch.zeros(shape, device=index.device)
     for product, gradient in zip(products, gradients, strict=True):
         # [K, B, places, features]: a layer may see several places (patches) of an example.
         x = product.x.detach().reshape(*shape, -1, product.x.shape[-1])
@@ -157,7 +157,9 @@ def per_sample(x: Tensor, g: Tensor) -> tuple[Tensor | None, Tensor]:
 def add_noise(gradient: Tensor, deviation: float, generator: torch.Generator) -> None:
     """Add Gaussian noise to one tensor's gradient [n] in place; none, and no draw, without one."""
     if deviation > 0:
-        gradient += torch.normal(0.0, deviation, gradient.shape, generator=generator)
+        gradient += torch.normal(
+            0.0, deviation, gradient.shape, generator=generator, device=gradient.device
+        )
 
 
 def check_moved(group: Group, before: dict[str, Tensor], sigmas: list[float]) -> None:
@@ -166,7 +168,7 @@ def check_moved(group: Group, before: dict[str, Tensor], sigmas: list[float]) ->
     Raises:
         ClientError: one did not: DP training is set up wrongly.
     """
-    noisy = torch.tensor(sigmas) > 0
+    noisy = (torch.tensor(sigmas) > 0).to(group.device)
     for slot, parameter in group.parameters.items():
         moved = parameter.detach() != before[slot]
         for start, end, _ in group.fold.layouts[slot].spans.values():

@@ -8,6 +8,7 @@ summed losses is then each client's own gradient in its own row.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clients.base import LocalAlgorithm
 from clients.folded_privately import Product, descend_privately
 from clients.trainer import Trainer
+from fedpers.compute import computing_in
 from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
@@ -107,6 +109,7 @@ class Fold:
         self.model, self.layers = model, layers
         self.layouts = {slot: model.read(slot).layout for slot in model.slots}
         self.tape: list[Product] | None = None
+        self.most = sys.maxsize  # clients that memory takes at once, as far as is known
         self._now: dict[str, Tensor] = {}
 
     def run(
@@ -158,7 +161,8 @@ class Fold:
         Raises:
             ValueError: the forward pass does not call one of the stacked layers.
         """
-        self.use({s: torch.stack([f[s].vector for f in filled]) for s in self.layouts})
+        device = self.model.device
+        self.use({s: torch.stack([f[s].vector for f in filled]).to(device) for s in self.layouts})
         with self._installed(), torch.no_grad():
             self.tape = []
             found = self.model(torch.cat([x] * len(filled)))
@@ -232,6 +236,7 @@ class Group:
         self, fold: Fold, phase: Phase, trainers: Sequence[Trainer], workings: Sequence[Parts]
     ) -> None:
         self.fold, self.phase, self.trainers, self.workings = fold, phase, trainers, workings
+        self.device = fold.model.device
         self.blend, self.share = phase.blend or ({}, 1.0)
         self.x = torch.cat([trainer.examples.x for trainer in trainers])
         self.y = torch.cat([trainer.examples.y for trainer in trainers])
@@ -262,12 +267,15 @@ class Group:
             index: rows of ``x``, [K, B]; in row k those of client k.
         """
         flat = index.reshape(-1)
-        outputs: Outputs = self.fold.model(self.x[flat])
+        with computing_in(self.trainers[0].config.training.precision, self.device):
+            found: Outputs = self.fold.model(self.x[flat])
+        outputs = Outputs(found.features.float(), found.logits.float())
         seen = None if self.reference is None else Outputs(*(r[flat] for r in self.reference))
         return self.phase.loss(outputs, self.y[flat], seen).view(index.shape)
 
     def padded(self, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Batches [b_k] of the first clients as rows of ``x`` [k, B], and which of them count.
+        """Batches [b_k] of the first clients as rows of ``x`` [k, B], and which of them count; from
+        the CPU to where the examples are.
 
         A row that fills up is one of the client's own examples: were it somebody else's, that
         one's broken values could spread, even at a weight of zero.
@@ -275,7 +283,11 @@ class Group:
         starts = self.starts[: len(batches), None]
         index = pad_sequence(list(batches), batch_first=True, padding_value=-1)
         counts = index >= 0
-        return index.clamp(min=0) + starts, counts
+        rows = index.clamp(min=0) + starts
+        return (
+            rows.to(self.device, non_blocking=True),
+            counts.to(self.device, non_blocking=True),
+        )
 
     def penalise(self) -> None:
         """Add the prox's gradient mu (w - anchor)."""
@@ -307,7 +319,7 @@ class Group:
                 matrix = (matrix - (1 - self.share) * frozen) / self.share
             if not bool(torch.isfinite(matrix).all()):
                 raise ClientError(f"phase {self.phase.name!r}: part {name!r} is no longer finite")
-            for row, vector in zip(found, matrix, strict=True):
+            for row, vector in zip(found, matrix.cpu(), strict=True):
                 row[name] = Part(layout, vector.clone())
         return found
 
@@ -324,7 +336,8 @@ class Group:
         for working in self.workings:
             if working[part].layout.shapes != layout.shapes:
                 raise ValueError(f"slot {slot}: part {part!r} is laid out in another way")
-        return torch.stack([working[part].vector for working in self.workings]).to(layout.dtype)
+        matrix = torch.stack([working[part].vector for working in self.workings])
+        return matrix.to(self.device, layout.dtype)
 
 
 def descend(group: Group, batches: Sequence[Sequence[Tensor]]) -> list[float]:
@@ -335,7 +348,7 @@ def descend(group: Group, batches: Sequence[Sequence[Tensor]]) -> list[float]:
     """
     phase, fold = group.phase, group.fold
     optimizer = group.trainers[0].optimizer(phase, list(group.parameters.values()), group.share)
-    total, count = torch.zeros(len(batches)), torch.zeros(len(batches))
+    total, count = torch.zeros(2, len(batches), device=group.device)
     active = 0
     for step in range(len(batches[0])):
         left = sum(len(own) > step for own in batches)
@@ -365,7 +378,7 @@ def descend(group: Group, batches: Sequence[Sequence[Tensor]]) -> list[float]:
         optimizer.step()
     if group.ends is not None:
         group.finish(0, active)
-    return [float(loss) for loss in total / count.clamp(min=1)]
+    return (total / count.clamp(min=1)).cpu().tolist()  # type: ignore[no-any-return]
 
 
 def _convolve(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from statistics import median
 
@@ -23,6 +25,7 @@ from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 
 SIZES = (8, 32)  # of groups that are tried
+GPU_SIZES = (*SIZES, 128, 256)
 STEPS, REPEATS = 3, 3
 SLOW = 0.05  # seconds: a step as long as that has no overhead worth sharing
 AGREE = 1e-4
@@ -48,6 +51,7 @@ class Groups:
         self.setting, self.algorithm, self.file = setting, algorithm, file
         stackable = setting != "off" and not isinstance(stacked_layers(model), str)
         self.fold = Fold(model) if stackable else None
+        self._bounded = model.device.type != "cuda"
         self._size: int | None = None if stackable else 1
 
     @property
@@ -68,10 +72,14 @@ class Groups:
             return 1
         if self._size is None and self.file.exists():
             self._size = int(self.file.read_text(encoding="ascii"))
-        if self._size is None:
+        if self.fold is not None and (self._size is None or not self._bounded):
             trainers, workings = trial()
             if sum(len(trainer.examples) > 0 for trainer in trainers) < 2:
-                return 1  # nothing to try it on yet
+                return self.known  # nothing to try it on yet
+            if not self._bounded:
+                self.fold.most = fitting(self.fold, self.algorithm, trainers, workings)
+                self._bounded = True
+        if self._size is None:
             assert self.fold is not None
             found = group_size(self.setting, self.fold, self.algorithm, trainers, workings)
             self._size = _agreed(self.file, found)
@@ -105,9 +113,9 @@ def train_group(
     for phase in algorithm.phases():
         well = {k: found for k, found in enumerate(results) if isinstance(found, Parts)}
         together = _together(fold, algorithm, phase, [trainers[k] for k in well], [*well.values()])
-        for row, (k, working) in enumerate(well.items()):
+        for trained, (k, working) in zip(together, well.items(), strict=True):
             alone = partial(trainers[k].run, phase, working)
-            results[k] = _attempt(alone) if together is None else together[row]
+            results[k] = _attempt(alone) if trained is None else trained
     for k, (found, own) in enumerate(zip(results, trainers, strict=True)):
         if isinstance(found, Parts):
             results[k] = _attempt(partial(algorithm.conclude, found, own))
@@ -128,7 +136,7 @@ def group_size(
         trainers, workings: of this node's clients in a round, with which it is tried; both are
             thrown away.
     """
-    busy = [k for k, trainer in enumerate(trainers) if len(trainer.examples)][: max(SIZES)]
+    busy = [k for k, trainer in enumerate(trainers) if len(trainer.examples)]
     if setting == "off" or len(busy) < 2 or not only_phases(algorithm):
         return 1
     phases = [p for p in algorithm.phases() if foldable(fold.model, algorithm, p) is None]
@@ -155,24 +163,96 @@ def fastest_size(
 
     Measured on plain steps: under DP-SGD one by one has its hooks to pay for, and groups gain more.
     """
-    plain = replace(phase, steps=STEPS, released=False)
+    plain, device = replace(phase, steps=STEPS, released=False), fold.model.device
 
     def seconds(size: int) -> float:
         own, parts = trainers[:size], workings[:size]
-        started = time.process_time()
-        if size == 1:
-            own[0].run(plain, parts[0])
-        else:
-            fold.run(plain, own, parts)
-        return (time.process_time() - started) / len(own)
+        started = _now(device)
+        try:
+            if size == 1:
+                own[0].run(plain, parts[0])
+            else:
+                fold.run(plain, own, parts)
+        except Exception:  # out of memory, or a client that will be found when it is trained
+            log.debug("a group of %d cannot be tried", size, exc_info=True)
+            return inf
+        return (_now(device) - started) / len(own)
 
     seconds(1)  # warm
     if seconds(1) > SLOW * STEPS:
         return 1
-    sizes = [1, *(size for size in SIZES if size == SIZES[0] or len(trainers) > SIZES[0])]
+    tried = zip((0, *sizes_on(device)), sizes_on(device), strict=False)
+    sizes = [1, *(size for before, size in tried if before < len(trainers) and size <= fold.most)]
     times = [[seconds(size) for size in sizes] for _ in range(1 + REPEATS)][1:]
     medians = [median(found) for found in zip(*times, strict=True)]
     return sizes[medians.index(min(medians))]
+
+
+def sizes_on(device: torch.device) -> tuple[int, ...]:
+    """The group sizes that ``auto`` tries."""
+    return GPU_SIZES if device.type == "cuda" else SIZES
+
+
+def _now(device: torch.device) -> float:
+    """Seconds: of this process where it computes on the CPU, which it shares; of the clock, once
+    all is done, where it computes on a GPU."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def fitting(
+    fold: Fold, algorithm: LocalAlgorithm, trainers: Sequence[Trainer], workings: Sequence[Parts]
+) -> int:
+    """How many clients a GPU's memory takes at once.
+
+    Measured on plain steps of one client and of two, in each phase. A step of DP-SGD takes more:
+    what does not fit after all is halved when it shows.
+
+    Args:
+        trainers, workings: of at least two clients with examples, those with the most first; both
+            are thrown away.
+    """
+    busy = [k for k, trainer in enumerate(trainers) if len(trainer.examples)]
+    most, share = sys.maxsize, algorithm.config.simulation.gpus_per_node
+    for phase in algorithm.phases():
+        if foldable(fold.model, algorithm, phase) is not None:
+            continue
+        plain, peaks = replace(phase, steps=STEPS, released=False), []
+        try:
+            for count in (1, 2):
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                some = busy[:count]
+                fold.run(plain, [trainers[k] for k in some], [workings[k] for k in some])
+                peaks.append(torch.cuda.max_memory_allocated() - before)
+        except torch.OutOfMemoryError:
+            return 1
+        except Exception:  # whoever it was is found when it is trained
+            log.debug("phase %r cannot be measured", phase.name, exc_info=True)
+            continue
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        # Others may be about to take what is free: a node that has a share of a GPU keeps to it.
+        own = int(min(share, 1.0) * total) - torch.cuda.memory_allocated()
+        most = min(most, most_clients(peaks[0], peaks[1], min(free, own)))
+    return most
+
+
+def most_clients(one: int, two: int, free: int) -> int:
+    """How many clients at once stay within 80 % of the free memory; at least 1.
+
+    Args:
+        one, two: bytes that a group of one client and a group of two take at their peak. Each
+            further one is expected to add what the second did.
+        free: bytes that are free.
+    """
+    left, more = 4 * free // 5 - one, two - one
+    if more <= 0:
+        return sys.maxsize if left >= 0 else 1
+    return max(1, 1 + left // more)
 
 
 def disagreement(fold: Fold, x: Tensor) -> str | None:
@@ -228,15 +308,27 @@ def _together(
     phase: Phase,
     trainers: Sequence[Trainer],
     workings: Sequence[Parts],
-) -> list[Parts] | None:
-    """The phase for all at once; None where that cannot be, or where it fails for one of them."""
-    if len(trainers) < 2 or foldable(fold.model, algorithm, phase) is not None:
-        return None
-    try:
-        return fold.run(phase, trainers, workings)
-    except Exception:  # whoever it was is found one by one
-        log.debug("phase %r failed in a group", phase.name, exc_info=True)
-        return None
+) -> list[Parts | None]:
+    """The phase in groups as large as memory takes; None for those who are to be trained alone,
+    where it cannot be folded or where it fails for one of a group."""
+    found: list[Parts | None] = []
+    if foldable(fold.model, algorithm, phase) is not None:
+        return [None] * len(trainers)
+    while len(found) < len(trainers):
+        first, last = len(found), min(len(found) + fold.most, len(trainers))
+        if last - first < 2:
+            found.append(None)
+            continue
+        try:
+            found += fold.run(phase, trainers[first:last], workings[first:last])
+        except torch.OutOfMemoryError:
+            # For the rest of the run: what was too much once would be so again.
+            fold.most = (last - first) // 2
+            log.info("out of memory: at most %d clients train at once from now on", fold.most)
+        except Exception:  # whoever it was is found one by one
+            log.debug("phase %r failed in a group", phase.name, exc_info=True)
+            found += [None] * (last - first)
+    return found
 
 
 def _attempt(train: Callable[[], Parts]) -> Parts | Exception:

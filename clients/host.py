@@ -15,12 +15,13 @@ from clients.base import LocalAlgorithm, check_private, find_algorithm
 from clients.clipping import clipped
 from clients.device import Device
 from clients.features import FeatureCache
-from clients.groups import SIZES, Groups, train_group
+from clients.groups import Groups, sizes_on, train_group
 from clients.keeper import Keeper, stores_of
 from clients.local import Local
 from clients.scoring import Scoring
 from clients.store import ClientStore
 from clients.trainer import Trainer, fill
+from fedpers.compute import device_for
 from fedpers.config import Config, config_from_json
 from fedpers.data import FederatedData, Task, device_data, load_data
 from fedpers.errors import ClientError, DataError
@@ -109,7 +110,11 @@ class ClientHost(Keeper):
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.local = Local(config, self.model, Local.Params())
         self.algorithm = found(config, self.model, params)
-        self.examples = FeatureCache(self.data, self.model) if config.model.cache else self.data
+        # Now that all of it is built, on the CPU as the server builds it.
+        self.model = self.model.to(device_for(config.simulation.gpus_per_node))
+        self.examples: FeatureCache | FederatedData = self.data
+        if config.model.cache or self.model.device.type != "cpu":
+            self.examples = FeatureCache(self.data, self.model, stem=config.model.cache)
         self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
         super().__init__(config, stores, device, len(self.data.clients))
         self.scoring = Scoring(self)
@@ -206,7 +211,7 @@ class ClientHost(Keeper):
         self, clients: Sequence[str], broadcasts: Mapping[str, Parts], server_round: int
     ) -> tuple[list[Trainer], list[Parts]]:
         """Trainers and working parts of the first clients, to be thrown away."""
-        some = clients[: max(SIZES)]
+        some = clients[: max(sizes_on(self.model.device))]
         trainers = [self._trainer(client, server_round) for client in some]
         return trainers, [self.algorithm.receive(broadcasts[client], Parts()) for client in some]
 
@@ -214,7 +219,8 @@ class ClientHost(Keeper):
     def public(self) -> Tensor:
         """The public inputs, as the model takes them: past the frozen layers where those are
         cached."""
-        return self.model.stem(self.data.public.x) if self.model.after_stem else self.data.public.x
+        x = self.data.public.x.to(self.model.device)
+        return self.model.stem(x) if self.model.after_stem else x
 
     def _start(self, client: str, server_round: int, broadcast: Parts) -> Started | Answer:
         """Charge the round; or what was answered to the same message before."""

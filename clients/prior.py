@@ -90,7 +90,8 @@ class Prior(LocalAlgorithm):
 
     def label_counts(self, trainer: Trainer) -> Tensor:
         """How many training examples of each class there are, [C]."""
-        return torch.bincount(trainer.examples.y, minlength=trainer.model.num_classes).float()
+        labels = trainer.examples.y.cpu()
+        return torch.bincount(labels, minlength=trainer.model.num_classes).float()
 
 
 def smoothed(counts: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from fedpers.compute import CPU
 from fedpers.errors import ClientError
 from fedpers.models import PersonalModel
 from fedpers.privacy import Release
@@ -28,6 +29,7 @@ def private_steps(
     max_grad_norm: float,
     after_noise: Callable[[], None],
     generator: torch.Generator,
+    sampling: torch.Generator | None = None,
 ) -> float:
     """``release.steps`` steps of DP-SGD on the parameters (Abadi et al. 2016, 1607.00133).
 
@@ -38,11 +40,12 @@ def private_steps(
     Args:
         model: the model that holds the parameters; every other one is frozen.
         optimizer: over exactly the parameters.
-        losses: from indices [n] to per-sample losses [n].
+        losses: from indices [n], on the CPU, to per-sample losses [n].
         examples: how many there are, > 0.
         after_noise: called with the noised gradients in place, before the step: for a penalty,
             which does not touch data and must not use up the clipping norm.
-        generator: of the sampling and the noise.
+        generator: of the noise, on the parameters' device.
+        sampling: of the sampling, on the CPU; None for ``generator``.
 
     Returns:
         The mean loss over the sampled examples (not private).
@@ -66,10 +69,11 @@ def private_steps(
     model.train()
     hooked = nn.ModuleList(_owners(model))
     hooks = prepare_module(hooked, "hooks", False, batch_first=True, loss_reduction="sum")
-    total, count = 0.0, 0
+    # Summed where they are: no step waits for its loss.
+    total, count = torch.zeros((), dtype=torch.float64, device=before[0].device), 0
     try:
         for _ in range(release.steps):
-            pieces = list(poisson(examples, release.rate, chunk, generator))
+            pieces = list(poisson(examples, release.rate, chunk, sampling or generator))
             for k, piece in enumerate(pieces):
                 if len(piece):
                     found = losses(piece)
@@ -77,7 +81,8 @@ def private_steps(
                         # The first trained layer's inputs need no gradient, and rightly so.
                         warnings.filterwarnings("ignore", message="Full backward hook is firing")
                         found.sum().backward()  # type: ignore[no-untyped-call]
-                    total, count = total + float(found.detach().sum()), count + len(piece)
+                    total += found.detach().sum()
+                    count += len(piece)
                 else:
                     for parameter in parameters:
                         parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
@@ -93,7 +98,7 @@ def private_steps(
     still = any(torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
     if still and release.sigma > 0:  # noise moves all; a bias of attention's keys has no gradient
         raise ClientError("private training: a trained tensor did not move; is the model frozen?")
-    return total / max(count, 1)
+    return float(total) / max(count, 1)
 
 
 def noise_in_update(
@@ -120,10 +125,23 @@ def secret_seed(deterministic: bool, seed: int) -> int:
     return seed if deterministic else secrets.randbits(63)
 
 
-def noise_generator(deterministic: bool, seed: int, *path: int | str) -> torch.Generator:
+def generators(
+    deterministic: bool, seed: int, *path: int | str, device: torch.device
+) -> tuple[torch.Generator, torch.Generator]:
+    """Of a phase's Poisson samples, which are drawn on the CPU, and of its noise, which is drawn on
+    ``device``; on the CPU one for both."""
+    noise = noise_generator(deterministic, seed, *path, device=device)
+    if device.type == "cpu":
+        return noise, noise
+    return noise_generator(deterministic, seed, *path, "samples"), noise
+
+
+def noise_generator(
+    deterministic: bool, seed: int, *path: int | str, device: torch.device = CPU
+) -> torch.Generator:
     """A generator seeded by the operating system's randomness, or for tests from the run's seed."""
     chosen = seed_for(secret_seed(deterministic, seed), "noise", *path)
-    return torch.Generator().manual_seed(chosen)
+    return torch.Generator(device).manual_seed(chosen)
 
 
 def poisson(examples: int, rate: float, chunk: int, generator: torch.Generator) -> Iterator[Tensor]:

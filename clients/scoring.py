@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clients.trainer import Trainer
+from fedpers.compute import CPU
 from fedpers.data import Examples
 from fedpers.evaluation import ClientResult, Counts
 from fedpers.parts import Parts
@@ -50,12 +51,12 @@ class Scoring:
             for mode in ("personal", "global"):
                 scores = host.algorithm.predict(mode, working, examples.x, trainer)
                 if scores is not None:
-                    logits[mode] = scores
+                    logits[mode] = scores.cpu()
             if baseline:
                 scores = host.local.predict("personal", baseline, examples.x, plain)
                 assert scores is not None
-                logits["local"] = scores
-            return Counts.of_logits(examples.y, logits, detail=detail)
+                logits["local"] = scores.cpu()
+            return Counts.of_logits(examples.y.cpu(), logits, detail=detail)
 
         wanted = host.config.evaluation.outside
         return ClientResult(
@@ -67,7 +68,8 @@ class Scoring:
         )
 
     def others(self, client: str) -> Examples:
-        """A seeded sample of the other clients' test examples, the same in every round."""
+        """A seeded sample of the other clients' test examples, the same in every round. It waits on
+        the CPU: there is one for each client."""
         if client not in self._outside:
             host = self.host
             wanted = host.config.evaluation.outside
@@ -75,11 +77,11 @@ class Scoring:
             everyone = host.data.clients
             # So many clients are enough, and few of thousands are looked at.
             drawn = rng.sample(everyone, min(len(everyone), POOL * wanted + 1))
-            tests, count = [host.examples.client(client).test.take(torch.arange(0))], 0
+            tests, count = [host.examples.client(client).test.to(CPU).take(torch.arange(0))], 0
             for other in drawn:
                 if other == client:
                     continue
-                tests.append(host.examples.client(other).test)
+                tests.append(host.examples.client(other).test.to(CPU))
                 count += len(tests[-1])
                 if count >= POOL * wanted:
                     break

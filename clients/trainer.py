@@ -11,16 +11,18 @@ from torch import Tensor
 from clients.account import LABELS, Account
 from clients.base import LocalAlgorithm, decayed
 from clients.private_steps import (
+    generators,
     noise_generator,
     noise_in_update,
     private_steps,
     secret_seed,
 )
+from fedpers.compute import computing_in
 from fedpers.config import Config
 from fedpers.data import Examples
 from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
-from fedpers.parts import Parts
+from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 from fedpers.seeding import seeded, torch_generator
 
@@ -33,7 +35,7 @@ class Trainer:
     Args:
         model: the resident model; its slots are overwritten.
         algorithm: the method, for its forward pass.
-        examples: the client's training examples.
+        examples: the client's training examples; moved to the model's device if they are not there.
         server_round: for the learning rate and the seeds.
         client: for the seeds.
         account: with privacy, what may be released; the round has been charged to it.
@@ -51,7 +53,9 @@ class Trainer:
         account: Account | None = None,
     ) -> None:
         self.config, self.model, self.algorithm = config, model, algorithm
-        self.examples, self.server_round, self.client = examples, server_round, client
+        self.device = model.device
+        self.examples = examples.to(self.device)
+        self.server_round, self.client = server_round, client
         self.account = account
         self.losses: dict[str, float] = {}
         self.noise: dict[str, float] = {}  # of a part's scalars, in standard deviations
@@ -78,7 +82,8 @@ class Trainer:
         if phase.released and self.account is not None:
             # Known draws, dealt to whoever is in the batch, would shift with an example removed.
             seed = secret_seed(self.config.privacy.deterministic_for_tests, seed)
-        with seeded(seed, "forward", self.server_round, self.client, phase.name):
+        path = ("forward", self.server_round, self.client, phase.name)
+        with seeded(seed, *path, device=self.device):
             self.losses[phase.name] = self._descend(phase, working, reference, share)
         trained = {phase.model[slot]: self.model.read(slot) for slot in phase.trains}
         for slot, part in blend.items():
@@ -96,25 +101,34 @@ class Trainer:
         self, phase: Phase, working: Parts, reference: Outputs | None, share: float
     ) -> float:
         """Gradient descent on the filled model; returns the mean loss over all steps."""
-        model, x, y = self.model, self.examples.x, self.examples.y
+        x, y = self.examples.x, self.examples.y
         parameters = self._only(phase.trains)
         if phase.released and self.account is not None:
             return self._descend_privately(phase, working, reference, share)
         anchors = self._anchors(phase, working)
         optimizer = self.optimizer(phase, parameters, share)
-        total, count = 0.0, 0
-        for batch in self.batches(phase):
-            outputs = self.algorithm.forward(model, x[batch], training=True)
+        # Summed where they are: no step waits for its loss.
+        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for drawn in self.batches(phase):
+            batch = drawn.to(self.device, non_blocking=True)
+            outputs = self._forward(x[batch])
             seen = None if reference is None else Outputs(*(r[batch] for r in reference))
             loss = phase.loss(outputs, y[batch], seen).mean()
-            total, count = total + float(loss.detach()) * len(batch), count + len(batch)
+            total.add_(loss.detach(), alpha=len(batch))
+            count += len(batch)
             if phase.batch_loss is not None:
                 loss = loss + phase.batch_loss(outputs, y[batch], seen)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._penalise(phase, anchors)
             optimizer.step()
-        return total / max(count, 1)
+        return float(total) / max(count, 1)
+
+    def _forward(self, x: Tensor) -> Outputs:
+        """The forward pass of training, in ``training.precision``; the outputs are float32."""
+        with computing_in(self.config.training.precision, self.device):
+            outputs = self.algorithm.forward(self.model, x, training=True)
+        return Outputs(outputs.features.float(), outputs.logits.float())
 
     def _descend_privately(
         self, phase: Phase, working: Parts, reference: Outputs | None, share: float
@@ -125,7 +139,8 @@ class Trainer:
         parameters = self._only(phase.trains)
         anchors = self._anchors(phase, working)
 
-        def losses(batch: Tensor) -> Tensor:
+        def losses(drawn: Tensor) -> Tensor:
+            batch = drawn.to(self.device, non_blocking=True)
             outputs = self.algorithm.forward(self.model, self.examples.x[batch], training=True)
             seen = None if reference is None else Outputs(*(r[batch] for r in reference))
             return phase.loss(outputs, self.examples.y[batch], seen)
@@ -137,6 +152,9 @@ class Trainer:
         )
         if spread is not None and not phase.blend:
             self.noise |= dict.fromkeys((phase.model[slot] for slot in phase.trains), spread)
+        sampling, noise = generators(
+            privacy.deterministic_for_tests, self.config.seed, *path, device=self.device
+        )
         return private_steps(
             self.model,
             parameters,
@@ -146,7 +164,8 @@ class Trainer:
             release=release,
             max_grad_norm=privacy.max_grad_norm,
             after_noise=lambda: self._penalise(phase, anchors),
-            generator=noise_generator(privacy.deterministic_for_tests, self.config.seed, *path),
+            generator=noise,
+            sampling=sampling,
         )
 
     def _penalise(self, phase: Phase, anchors: list[tuple[torch.nn.Parameter, Tensor]]) -> None:
@@ -156,7 +175,8 @@ class Trainer:
             parameter.grad.add_(parameter.detach() - anchor, alpha=phase.prox.mu)
 
     def release_counts(self, counts: Tensor, what: str = LABELS) -> Tensor:
-        """Counts [C] of the client's examples that are to be sent; noised under privacy."""
+        """Counts [C], on the CPU, of the client's examples that are to be sent; noised under
+        privacy."""
         if self.account is None:
             return counts
         path = (self.server_round, self.client, what)
@@ -173,23 +193,25 @@ class Trainer:
         fill(self.model, phase.model, working)
         for parameter in self._only(phase.trains):
             parameter.grad = torch.zeros_like(parameter)
-        outputs = self.algorithm.forward(self.model, self.examples.x[batch], training=True)
-        loss = phase.loss(outputs, self.examples.y[batch], None).mean()
+        chosen = self.examples.take(batch.to(self.device))
+        outputs = self.algorithm.forward(self.model, chosen.x, training=True)
+        loss = phase.loss(outputs, chosen.y, None).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = {}
         for slot in phase.trains:
             pieces = [
                 p.grad.reshape(-1) for p in self.model.trainable([slot]) if p.grad is not None
             ]
-            gradients[slot] = working[phase.model[slot]].like(torch.cat(pieces))
+            gradients[slot] = working[phase.model[slot]].like(torch.cat(pieces).cpu())
         return Parts(gradients), float(loss.detach())
 
     def outputs(self, filling: Mapping[str, str], working: Parts, x: Tensor) -> Outputs:
-        """Features [n, d] and logits [n, classes] of the model filled with working parts."""
+        """Features [n, d] and logits [n, classes] of the model filled with working parts, on its
+        device."""
         fill(self.model, filling, working)
         with torch.no_grad():
             pieces = [
-                self.algorithm.forward(self.model, piece)
+                self.algorithm.forward(self.model, piece.to(self.device))
                 for piece in torch.split(x, EVALUATION_BATCH)
             ]
         return Outputs(
@@ -249,7 +271,8 @@ class Trainer:
             return []
         pairs = []
         for slot, part in phase.prox.anchor.items():
-            pairs += list(zip(self.model.trainable([slot]), working[part].values(), strict=True))
+            anchor = Part(working[part].layout, working[part].vector.to(self.device))
+            pairs += list(zip(self.model.trainable([slot]), anchor.values(), strict=True))
         return pairs
 
 

@@ -175,7 +175,8 @@ class Training:
     ``fold``: how many clients of a node train at once, where model and method allow it: ``off``, a
     number, or ``auto``, which tries in the first round what is faster. Results are those of one by
     one up to rounding, which depends on who is in a group: off, a seed gives the same bits whatever
-    the number of nodes.
+    the number of nodes. ``precision``: what layers compute in while they are trained; what they
+    hold, losses, optimiser and predictions are float32.
     """
 
     epochs: int = setting(1, least=1)
@@ -186,6 +187,7 @@ class Training:
     momentum: float = setting(0.0, least=0, below=1)
     weight_decay: float = setting(0.0, least=0)
     fold: str = "off"
+    precision: str = setting("float32", choices=("float32", "bfloat16"))
 
 
 @dataclass
@@ -262,7 +264,10 @@ class Evaluation:
 
 @dataclass
 class Simulation:
-    """How a simulation runs: nodes (processes that host clients) and what each may use."""
+    """How a simulation runs: nodes (processes that host clients) and what each may use.
+
+    ``gpus_per_node``: 0, or the share of a GPU, at most 1, on which a node trains and predicts.
+    """
 
     nodes: int = setting(2, least=1)
     cpus_per_node: int = setting(1, least=1)

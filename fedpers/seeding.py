@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from fedpers.compute import CPU
+
 
 def seed_for(seed: int, *path: int | str) -> int:
     """A 63-bit seed for one purpose, such as ``seed_for(run_seed, round, client, "batches")``.
@@ -35,9 +37,14 @@ def numpy_generator(seed: int, *path: int | str) -> np.random.Generator:
 
 
 @contextmanager
-def seeded(seed: int, *path: int | str) -> Iterator[None]:
-    """Within, torch's CPU draws are seeded by ``seed_for(seed, *path)``; after, as they were."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int, *path: int | str, device: torch.device = CPU) -> Iterator[None]:
+    """Within, torch's draws on the CPU, and on ``device`` where it is a GPU, are seeded by
+    ``seed_for(seed, *path)``; after, they are as they were."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
         # Not torch.manual_seed, which would reseed the accelerators for good.
         torch.default_generator.manual_seed(seed_for(seed, *path))
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed_for(seed, *path))
         yield

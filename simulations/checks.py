@@ -58,11 +58,14 @@ def check(config: Config) -> None:
 
 
 def check_ray(config: Config) -> None:
-    """Check that this machine has what each node is to use.
+    """Check that a node can use what it is given, and that this machine has it.
 
     Raises:
-        ConfigError: it has not. With ``RAY_ADDRESS`` set, another machine may.
+        ConfigError: it cannot, or this machine has not. With ``RAY_ADDRESS`` set, another may.
     """
+    if config.simulation.gpus_per_node > 1:
+        takes, cure = "a number <= 1: a node computes on one GPU", "raise simulation.nodes instead"
+        raise ConfigError("simulation.gpus_per_node", config.simulation.gpus_per_node, takes, cure)
     if "RAY_ADDRESS" in os.environ:
         return
     simulation, cores = config.simulation, os.cpu_count() or 1

@@ -28,6 +28,10 @@ class Examples:
         """The examples at ``index`` ([m] int64), copied, in that order."""
         return Examples(self.x[index], self.y[index])
 
+    def to(self, device: torch.device) -> Examples:
+        """The examples on ``device``; these where they are there."""
+        return Examples(self.x.to(device), self.y.to(device))
+
 
 @dataclass(frozen=True)
 class Task:

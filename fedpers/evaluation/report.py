@@ -107,7 +107,7 @@ def build_report(
         "encryption": {"enabled": False, **dict.fromkeys(ENCRYPTION), **(encryption or {})},
         "communication": _named("communication", communication, COMMUNICATION),
         "seconds": _named("seconds", seconds, SECONDS),
-        "environment": environment(),
+        "environment": environment(config.simulation.gpus_per_node),
     }
 
 
@@ -182,9 +182,13 @@ def select_round(
     return rounds[-1], "last"
 
 
-def environment() -> dict[str, Any]:
-    """Versions of the main packages, the accelerator or "cpu", and the cores we may use."""
-    import torch
+def environment(gpus_per_node: float) -> dict[str, Any]:
+    """Versions of the main packages, what the nodes computed on, and the cores we may use.
+
+    Args:
+        gpus_per_node: the setting; see ``device_name``.
+    """
+    from fedpers.compute import device_name
 
     versions: dict[str, str | None] = {"fedpers": fedpers.__version__}
     for package in PACKAGES:
@@ -195,7 +199,7 @@ def environment() -> dict[str, Any]:
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: a container may have fewer
     return {
         "versions": versions,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(gpus_per_node),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
     }
 

@@ -72,6 +72,11 @@ class PersonalModel(nn.Module):
         self.after_stem = False
         self.eval()
 
+    @property
+    def has_stem(self) -> bool:
+        """Whether there is a stage below the first trained layer."""
+        return self._stem > 0
+
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """What the stages below the first trained layer make of inputs ``x``.
 
@@ -102,6 +107,11 @@ class PersonalModel(nn.Module):
         """Features and logits of a batch ``x`` of inputs."""
         features = self.features(x)
         return Outputs(features, self.head(features))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes. Parts are on the CPU, wherever that is."""
+        return self.head.weight.device
 
     @property
     def slots(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
@@ -136,7 +146,16 @@ class PersonalModel(nn.Module):
         Raises:
             ValueError: the model has no such slot, or it is empty.
         """
-        return Part.of(self._tensors(slot))
+        tensors = self._tensors(slot)
+        if self.device.type != "cpu" and tensors:  # one copy from there, not one for each tensor
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()]).cpu()
+            pieces = torch.split(flat, [tensor.numel() for tensor in tensors.values()])
+            shapes = [tensor.shape for tensor in tensors.values()]
+            tensors = {
+                name: piece.view(shape)
+                for name, piece, shape in zip(tensors, pieces, shapes, strict=True)
+            }
+        return Part.of(tensors)
 
     @torch.no_grad()
     def write(self, slot: str, part: Part) -> None:
@@ -154,6 +173,7 @@ class PersonalModel(nn.Module):
                 if got != own:
                     raise ValueError(f"slot {slot}: got {got[0]} {got[1]}, takes {own[0]} {own[1]}")
             raise ValueError(f"slot {slot}: got {len(gives)} tensors, takes {len(takes)}")
+        part = Part(part.layout, part.vector.to(self.device))
         for name, tensor in tensors.items():
             tensor.copy_(part[name])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from clients import folded_privately, groups
 from clients.account import Account
 from clients.base import LocalAlgorithm, find_algorithm
 from clients.folding import Fold, foldable
-from clients.groups import disagreement, group_size, train_group
+from clients.groups import disagreement, group_size, most_clients, train_group
 from clients.store import ClientStore
 from clients.trainer import Trainer
 from fedpers.config import Lora, load_config
@@ -416,3 +417,73 @@ def test_a_trunk_that_does_not_fold_is_found_out(trunk: type[nn.Module], why: st
     fold = Fold(PersonalModel(trunk(), nn.Linear(5, 3)))
     assert why in str(disagreement(fold, torch.randn(4, 6)))
     assert disagreement(Fold(model_of("mlp", "both")), torch.randn(4, 6)) is None
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(44, 11), (43, 5), (16, 2), (7, 1)])
+def test_a_group_that_memory_does_not_take_is_halved_for_good(rows: int, fits: int) -> None:
+    party = Party("mlp", sizes=(6,) * 11)
+    tried: list[int] = []
+
+    def loss(outputs: Outputs, labels: Tensor, reference: Outputs | None) -> Tensor:
+        if len(tried) == 0 or tried[-1] != len(labels):
+            tried.append(len(labels))
+        if len(labels) > rows:
+            raise torch.OutOfMemoryError
+        return cross_entropy(outputs, labels, reference)
+
+    phase = replace(party.algorithm.phases()[0], loss=loss, epochs=1)  # a batch of 4, one of 2
+    expected, _ = party.alone(phase)
+    algorithm, fold = one_phase(party, phase), Fold(party.model)
+    for _ in range(2):
+        tried.clear()
+        found = train_group(algorithm, fold, party.trainers(), party.workings)
+        assert_same((expected, []), ([p for p in found if isinstance(p, Parts)], []))
+        assert fold.most == (sys.maxsize if fits == 11 else fits)
+    # The second time nothing was too much: no more at once than what went well.
+    assert max(tried) == 4 * fits
+
+
+def one_phase(party: Party, phase: Phase) -> LocalAlgorithm:
+    class OnePhase(type(party.algorithm)):  # type: ignore[misc]
+        def phases(self) -> Sequence[Phase]:
+            return [phase]
+
+    return OnePhase(party.config, party.model, party.algorithm.params)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "free", "most"),
+    [
+        (100, 150, 1000, 15),  # 800 - 100 = 700 are left for 14 more at 50 each
+        (100, 150, 999, 14),  # 799 - 100 = 699 are not enough for the 14th
+        (100, 150, 125, 1),  # one alone fills the 80 %
+        (100, 150, 50, 1),  # never none
+        (100, 100, 200, sys.maxsize),  # a second one costs nothing that can be seen
+        (100, 90, 100, 1),
+    ],
+)
+def test_so_many_clients_fit_into_free_memory(one: int, two: int, free: int, most: int) -> None:
+    assert most_clients(one, two, free) == most
+
+
+def test_a_client_that_breaks_the_trial_does_not_stop_the_others() -> None:
+    party = Party("mlp", sizes=(6,) * 3)
+    party.examples[1].x[0] = float("nan")
+    trainers = party.trainers()
+    size = group_size("auto", Fold(party.model), party.algorithm, trainers, party.workings)
+    assert size == 1
+
+
+@pytest.mark.parametrize("name", ["mlp", "vit-tiny", "conv1d", "small"])
+def test_a_group_in_bfloat16_stays_near_one_in_float32(name: str) -> None:
+    rounded, exact = Party(name, "training.precision=bfloat16"), Party(name)
+    phase, same = rounded.algorithm.phases()[0], exact.algorithm.phases()[0]
+    (alone, _), (together, _) = rounded.alone(phase), rounded.together(phase)
+    expected, _ = exact.together(same)
+    for k, n in enumerate(SIZES):
+        for part in [phase.model[slot] for slot in phase.trains] if n else []:
+            wanted, start = expected[k][part].vector, rounded.workings[k][part].vector
+            for found in (alone[k][part].vector, together[k][part].vector):
+                assert found.dtype == torch.float32
+                apart = (found - wanted).norm() / (wanted - start).norm()
+                assert 0 < apart < 0.15  # of the way that was trained

@@ -45,6 +45,26 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     check_ray(config)
 
 
+@pytest.mark.parametrize("address", [None, "head:6379"])
+def test_more_than_one_gpu_for_a_node_is_refused(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError) as caught:
+        check_ray(load_config(None, ["simulation.gpus_per_node=2"]))
+    assert str(caught.value) == (
+        "simulation.gpus_per_node: got 2.0, takes a number <= 1: a node computes on one GPU; "
+        "raise simulation.nodes instead"
+    )
+
+
+def test_bfloat16_under_example_level_privacy_is_refused_before_the_run() -> None:
+    with pytest.raises(ConfigError, match=r"training\.precision: got 'bfloat16', takes float32"):
+        check(load_config(None, ["privacy.enabled=true", "training.precision=bfloat16"]))
+
+
 def test_more_cores_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cores = os.cpu_count() or 1

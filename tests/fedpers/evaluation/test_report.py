@@ -157,3 +157,9 @@ def test_table_shows_percent_and_only_the_modes_there_are() -> None:
     ]
     assert "worst decile" in text and "round 3" in text and "global" in text
     assert "gated" not in text and "local" not in text.replace("global", "")
+
+
+def test_the_device_is_what_the_nodes_computed_on() -> None:
+    # Not what the machine has: by default nodes use no GPU.
+    environment = report(TWO)["environment"]
+    assert isinstance(environment, dict) and environment["device"] == "cpu"
