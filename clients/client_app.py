@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.dealing import deal
 from clients.device import Device
-from clients.host import ClientHost, deal, host_of
+from clients.host import ClientHost, host_of
 from clients.keeper import Keeper, keeper_of
 from clients.pfedsim import weights_of
 from fedpers.data import Task

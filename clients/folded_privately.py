@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from clients.private_steps import generators, noise_in_update, poisson
+from clients.private_steps import CHUNK_SCALARS, generators, noise_in_update, poisson
 from fedpers.errors import ClientError
 
 if TYPE_CHECKING:
     from clients.folding import Group, Layer
 
-ROWS = 4096  # examples of all clients in one forward pass
+ROWS = 4096  # examples of all clients in one forward pass, at most
 
 
 class Product(NamedTuple):
@@ -59,7 +59,8 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
     optimizer = trainers[0].optimizer(phase, list(parameters.values()), group.share, privacy.lr)
     expected = torch.tensor([r.rate * n for r, n in zip(releases, sizes, strict=True)])
     expected = expected.to(group.device)
-    width = max(1, ROWS // len(trainers))
+    scalars = sum(fold.layouts[slot].size for slot in parameters)
+    width = max(1, min(ROWS, CHUNK_SCALARS // scalars) // len(trainers))
     before = {slot: parameter.detach().clone() for slot, parameter in parameters.items()}
     total, count = torch.zeros(2, len(trainers), device=group.device)
     fold.use(group.matrices)

@@ -51,8 +51,9 @@ class Groups:
         self.setting, self.algorithm, self.file = setting, algorithm, file
         stackable = setting != "off" and not isinstance(stacked_layers(model), str)
         self.fold = Fold(model) if stackable else None
-        self._bounded = model.device.type != "cuda"
-        self._size: int | None = None if stackable else 1
+        self._alone = algorithm.config.privacy.enabled  # there a fold is worth it for one client
+        self._checked = False
+        self._size: int | None = None
 
     @property
     def known(self) -> int:
@@ -68,23 +69,39 @@ class Groups:
             clients: how many there are.
             trial: makes trainers and working parts of some of them, to be tried and thrown away.
         """
-        if clients < 2:
+        if self.fold is None or (clients < 2 and not self._alone):
             return 1
         if self._size is None and self.file.exists():
             self._size = int(self.file.read_text(encoding="ascii"))
-        if self.fold is not None and (self._size is None or not self._bounded):
+        if self._size is None or not self._checked:
             trainers, workings = trial()
-            if sum(len(trainer.examples) > 0 for trainer in trainers) < 2:
+            busy = [k for k, trainer in enumerate(trainers) if len(trainer.examples)]
+            if not busy:
                 return self.known  # nothing to try it on yet
-            if not self._bounded:
-                self.fold.most = fitting(self.fold, self.algorithm, trainers, workings)
-                self._bounded = True
-        if self._size is None:
-            assert self.fold is not None
-            found = group_size(self.setting, self.fold, self.algorithm, trainers, workings)
-            self._size = _agreed(self.file, found)
-            log.debug("clients train in groups of %d", self._size)
-        return self._size
+            if not self._checked and not self._check(trainers, workings, busy):
+                self.fold = None
+                return 1
+            if self._size is None and len(busy) > 1:
+                found = group_size(self.setting, self.fold, self.algorithm, trainers, workings)
+                self._size = _agreed(self.file, found)
+                log.debug("clients train in groups of %d", self._size)
+        return self.known
+
+    def _check(
+        self, trainers: Sequence[Trainer], workings: Sequence[Parts], busy: Sequence[int]
+    ) -> bool:
+        """Whether the model computes for several clients what it computes for one; how many of them
+        a GPU takes is found out on the way."""
+        assert self.fold is not None
+        reason = disagreement(self.fold, trainers[busy[0]].examples.x[:3])
+        if reason is not None:
+            log.warning("clients are trained one by one: %s", reason)
+            return False
+        on_gpu = self.fold.model.device.type == "cuda"
+        if on_gpu and len(busy) > 1:
+            self.fold.most = fitting(self.fold, self.algorithm, trainers, workings)
+        self._checked = len(busy) > 1 or not on_gpu
+        return True
 
 
 def train_group(
@@ -141,10 +158,6 @@ def group_size(
         return 1
     phases = [p for p in algorithm.phases() if foldable(fold.model, algorithm, p) is None]
     if not phases:
-        return 1
-    reason = disagreement(fold, trainers[busy[0]].examples.x[:3])
-    if reason is not None:
-        log.warning("clients are trained one by one: %s", reason)
         return 1
     if setting != "auto":
         return int(setting)
@@ -310,18 +323,25 @@ def _together(
     workings: Sequence[Parts],
 ) -> list[Parts | None]:
     """The phase in groups as large as memory takes; None for those who are to be trained alone,
-    where it cannot be folded or where it fails for one of a group."""
+    where it cannot be folded or where it fails for one of a group.
+
+    A single client is worth a fold where its steps are private: those need no hooks then.
+    """
     found: list[Parts | None] = []
     if foldable(fold.model, algorithm, phase) is not None:
         return [None] * len(trainers)
     while len(found) < len(trainers):
         first, last = len(found), min(len(found) + fold.most, len(trainers))
-        if last - first < 2:
+        private = phase.released and trainers[first].account is not None
+        if last - first < 2 and not private:
             found.append(None)
             continue
         try:
             found += fold.run(phase, trainers[first:last], workings[first:last])
         except torch.OutOfMemoryError:
+            if last - first == 1:
+                found.append(None)
+                continue
             # For the rest of the run: what was too much once would be so again.
             fold.most = (last - first) // 2
             log.info("out of memory: at most %d clients train at once from now on", fold.most)

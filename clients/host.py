@@ -194,7 +194,7 @@ class ClientHost(Keeper):
                     answers[client] = error
             trained = train_group(
                 self.algorithm,
-                self.groups.fold if len(begun) > 1 else None,
+                self.groups.fold,
                 [start.trainer for start in begun],
                 [start.working for start in begun],
             )
@@ -231,8 +231,9 @@ class ClientHost(Keeper):
         asked = [] if account is None else [self.run, server_round, broadcast.digest()]
         if asked and (answer := store.answer_to(asked)):
             return answer
-        released = store.load_json(RELEASED)
+        released: dict[str, Any] = {}
         if account is not None:  # before anything is released, so that a crash can only over-count
+            released = store.load_json(RELEASED)
             fresh = {LABELS: not personal, EXAMPLES: EXAMPLES not in released}
             account.charge(*(what for what in account.once if fresh[what]))
         trainer = self._trainer(client, server_round, account=account)
@@ -392,17 +393,3 @@ class ClientHost(Keeper):
         # Only a report chosen by validation can ask for an earlier round's model.
         by_validation = self.config.evaluation.select == "validation"
         return f"{EVALUATED}-{server_round}" if by_validation else EVALUATED
-
-
-def deal(sizes: Mapping[str, int], nodes: int) -> list[list[str]]:
-    """Deal clients to nodes, the largest first to the least loaded node, ties to the first.
-
-    Every node computes the same answer, so nobody has to send it.
-    """
-    loads, hands = [0] * nodes, [[] for _ in range(nodes)]  # type: tuple[list[int], list[list[str]]]
-    for client in sorted(sizes, key=lambda c: -sizes[c]):
-        node = min(range(nodes), key=lambda n: (loads[n], len(hands[n])))
-        # A client costs a little even without examples.
-        loads[node] += sizes[client] + 1
-        hands[node].append(client)
-    return hands

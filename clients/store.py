@@ -83,10 +83,14 @@ class ClientStore:
     def _rounds_of(self, name: str) -> list[tuple[int, Path]]:
         """The files of ``name`` by round, the last first."""
         found = []
-        for path in self.folder.glob(f"{name}-*.safetensors"):
-            tail = path.stem.removeprefix(f"{name}-")
-            if tail.isdecimal():
-                found.append((int(tail), path))
+        try:
+            files = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        for file in files:
+            tail = file.removeprefix(f"{name}-").removesuffix(".safetensors")
+            if tail.isdecimal() and file == f"{name}-{tail}.safetensors":
+                found.append((int(tail), self.folder / file))
         return sorted(found, reverse=True)
 
     def load_json(self, name: str) -> dict[str, Any]:

@@ -174,9 +174,10 @@ class Training:
 
     ``fold``: how many clients of a node train at once, where model and method allow it: ``off``, a
     number, or ``auto``, which tries in the first round what is faster. Results are those of one by
-    one up to rounding, which depends on who is in a group: off, a seed gives the same bits whatever
-    the number of nodes. ``precision``: what layers compute in while they are trained; what they
-    hold, losses, optimiser and predictions are float32.
+    one up to rounding, which depends on who is in a group: off or 1, a seed gives the same bits
+    whatever the number of nodes. Off, DP-SGD uses Opacus' hooks; else none, where model and method
+    allow it, which costs less. ``precision``: what layers compute in while they are trained; what
+    they hold, losses, optimiser and predictions are float32.
     """
 
     epochs: int = setting(1, least=1)
@@ -392,6 +393,6 @@ def _merge(layers: Sequence[Any]) -> Config:
 def _fold(given: str) -> str:
     """``training.fold`` as auto, off, which YAML reads as false, or a number."""
     text = {"false": "off"}.get(given.lower(), given.lower())
-    if text in ("auto", "off") or (text.isdecimal() and int(text) >= 2):
+    if text in ("auto", "off") or (text.isdecimal() and int(text) >= 1):
         return text
-    raise ConfigError("training.fold", given, "auto, off, or how many clients at once, >= 2")
+    raise ConfigError("training.fold", given, "auto, off, or how many clients at once, >= 1")

@@ -50,7 +50,9 @@ def audited(config: Config) -> Iterator[ClientHost]:
     strategy = find_strategy(config)
     with TemporaryDirectory(prefix="fedpers-audit-") as folder:
         # Its ledgers too: the audit releases nothing, and must use up nobody's budget.
-        config = replace(config, state=None)
+        # On the CPU, where the attacks compute.
+        simulation = replace(config.simulation, gpus_per_node=0.0)
+        config = replace(config, state=None, simulation=simulation)
         names = strategy.param_names()
         yield ClientHost(config, strategy.client_side(), names, Path(folder) / "0")
 

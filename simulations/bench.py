@@ -1,20 +1,18 @@
 """What this costs beside the usual way, measured side by side: ``fedpers bench``.
 
-Each row times both ways by turns in one process and compares the medians, in seconds that the
-process computed: a machine that does other things slows both. Both ways do the same work on the
-same numbers; where it says LoRA, both work above the cached frozen layers.
+Most rows time both ways by turns in one process and compare the medians, in seconds that the
+process computed: a machine that does other things slows both. Rows of whole rounds run in processes
+of their own and are timed by the clock on the wall, so they need a machine that does nothing else.
+Both ways do the same work on the same numbers; what frozen layers make of the examples is at hand
+for both, but for rows that say ``whole``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,30 +33,18 @@ from fedpers.models.backbones import BACKBONES
 from fedpers.models.lora import add_lora
 from fedpers.parts import Part, Parts, combine
 from fedpers.privacy import Release
-from simulations.bench_rounds import CnnRound, Tasks
+from simulations.bench_flower import task_flower, tiny_flower
+from simulations.bench_processes import cnn_round
+from simulations.bench_rounds import Tasks
+from simulations.bench_row import Row, by_turns, folder_of_data
 
 CLIENTS, BATCH, SHAPE, CLASSES = 32, 32, (1, 8, 8), 10
-Run = Callable[[], object]
-
-
-class Row(NamedTuple):
-    """A comparison: the usual way's time over ours is to reach ``target``."""
-
-    name: str
-    usual: str
-    ours: str
-    usual_seconds: float
-    our_seconds: float
-    target: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times as long the usual way takes."""
-        return self.usual_seconds / self.our_seconds
+AS_PEFT, CACHED = ", through all layers in each step", ", above what frozen layers made once"
 
 
 def bench(names: Sequence[str], repeats: int, show: Callable[[str], None]) -> list[Row]:
-    """Measure the rows called ``names``, all if none; each line is shown when it is known.
+    """Measure the rows called ``names``, if none all but those of ``WHOLE_RUNS``; each line is
+    shown when it is known.
 
     Raises:
         ConfigError: no row has that name.
@@ -72,12 +58,12 @@ def bench(names: Sequence[str], repeats: int, show: Callable[[str], None]) -> li
     show(f"{'row':<13}{'usual way':>12}{'ours':>12}{'ratio':>8}{'target':>8}  load")
     found = []
     try:
-        for name in names or ROWS:
+        for name in names or [name for name in ROWS if name not in WHOLE_RUNS]:
             row = ROWS[name](name, repeats)
             found.append(row)
             verdict = "" if row.ratio >= row.target else "  missed"
             verdict += "  ours is slower" if row.ratio < 1 else ""
-            figures = f"{1e3 * row.usual_seconds:>9.2f} ms{1e3 * row.our_seconds:>9.2f} ms"
+            figures = f"{1e3 * row.usual_seconds:>9.3f} ms{1e3 * row.our_seconds:>9.3f} ms"
             goal = f"{row.ratio:>8.2f}{row.target:>8.1f}  {os.getloadavg()[0]:.1f}"
             show(f"{name:<13}{figures}{goal}{verdict}")
             show(f"{'':<13}{row.usual} / {row.ours}")
@@ -97,23 +83,11 @@ def save(rows: Sequence[Row], path: Path) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def by_turns(usual: Run, ours: Run, repeats: int) -> tuple[float, float]:
-    """The median seconds of processor time that each takes."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 1):
-        for run, own in zip((usual, ours), seconds, strict=True):
-            started = time.process_time()
-            run()
-            if turn:  # the first warms up
-                own.append(time.process_time() - started)
-    return median(seconds[0]), median(seconds[1])
-
-
 class Party:
     """Clients with a model that train as in FedAvg.
 
     Args:
-        model: theirs.
+        model: theirs; what its frozen layers make of the examples is computed before.
         each: examples a client.
     """
 
@@ -126,11 +100,10 @@ class Party:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(clients * each, *SHAPE, generator=generator)
         y = torch.randint(0, CLASSES, (clients * each,), generator=generator)
-        given = model.stem(x)
-        self.examples = [
-            Examples(*pair)
-            for pair in zip(torch.split(given, each), torch.split(y, each), strict=True)
-        ]
+        self.whole, self.examples = (
+            [Examples(*pair) for pair in zip(given, torch.split(y, each), strict=True)]
+            for given in (torch.split(x, each), torch.split(model.stem(x), each))
+        )
         self.broadcast = Parts(
             {
                 slot: part.like(
@@ -175,15 +148,20 @@ class Party:
                 uploads.append(self.algorithm.upload(result))
         return uploads
 
-    def loop(self) -> Tensor:
+    def loop(self, whole: bool = False) -> Tensor:
         """The usual way: the model is filled, trained by SGD and read, one client after another;
-        the sum of what came out."""
+        the mean of what came out.
+
+        Args:
+            whole: through all layers, or from what the frozen ones made of the examples.
+        """
         training = self.config.training
+        self.model.after_stem = not whole
         parameters = trainable(self.model)
         start = [parameter.detach().clone() for parameter in self._filled(parameters)]
         optimizer = torch.optim.SGD(parameters, lr=training.lr)
         total = [torch.zeros_like(value) for value in start]
-        for examples in self.examples:
+        for examples in self.whole if whole else self.examples:
             with torch.no_grad():
                 for parameter, value in zip(parameters, start, strict=True):
                     parameter.copy_(value)
@@ -195,12 +173,14 @@ class Party:
             with torch.no_grad():
                 for summed, parameter in zip(total, parameters, strict=True):
                     summed.add_(parameter)
+        self.model.after_stem = True
         return torch.cat([summed.flatten() for summed in total]) / len(self.examples)
 
-    def opacus_loop(self, release: Release) -> None:
-        """The usual way under DP: Opacus' hooks, one client after another."""
+    def opacus_loop(self, release: Release, whole: bool = False) -> None:
+        """The usual way under DP: Opacus' hooks, one client after another; ``whole`` as above."""
         parameters = trainable(self.model)
-        for k, examples in enumerate(self.examples):
+        self.model.after_stem = not whole
+        for k, examples in enumerate(self.whole if whole else self.examples):
             self._filled(parameters)
             optimizer = torch.optim.SGD(parameters, lr=self.config.training.lr)
 
@@ -219,6 +199,7 @@ class Party:
                 after_noise=lambda: None,
                 generator=torch.Generator().manual_seed(k),
             )
+        self.model.after_stem = True
 
     def _filled(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
         fill(self.model, {slot: slot for slot in self.model.slots}, self.broadcast)
@@ -257,26 +238,34 @@ def lora_model(name: str) -> PersonalModel:
 
 def lora(name: str, repeats: int) -> Row:
     """Clients with LoRA, at once against one by one."""
-    backbone = name.removeprefix("lora-")
+    backbone, whole = _parsed(name.removeprefix("lora-"))
     party = Party(lora_model(backbone), CLIENTS, 2 * BATCH)
     size = party.group()
-    times = by_turns(party.loop, lambda: party.folded(size), repeats)
+    times = by_turns(lambda: party.loop(whole), lambda: party.folded(size), repeats)
     usual = f"{CLIENTS} clients, LoRA by PEFT on {backbone}, two batches of {BATCH}, one by one"
     target = {"mlp": 3.0, "vit-tiny": 1.5}[backbone]
-    return Row(name, usual, f"in groups of {size}", *times, target)
+    return Row(
+        name, usual + AS_PEFT * whole, f"in groups of {size}" + CACHED * whole, *times, target
+    )
 
 
 def lora_privately(name: str, repeats: int) -> Row:
     """The same under DP-SGD, against Opacus' hooks."""
-    backbone, release = name.removeprefix("dp-"), Release(1.0, 0.5, 2)
+    backbone, whole = _parsed(name.removeprefix("dp-"))
+    release = Release(1.0, 0.5, 2)
     private = ("privacy.enabled=true", "privacy.lr=0.05", "privacy.sampling_rate=0.5")
     party = Party(lora_model(backbone), CLIENTS, 2 * BATCH, *private, "privacy.steps=2")
     size, accounts = max(8, party.group()), [Free(release)] * CLIENTS
     times = by_turns(
-        lambda: party.opacus_loop(release), lambda: party.folded(size, accounts), repeats
+        lambda: party.opacus_loop(release, whole), lambda: party.folded(size, accounts), repeats
     )
     usual = f"{CLIENTS} clients, LoRA on {backbone}, two private steps of {BATCH}, Opacus' hooks"
-    return Row(name, usual, f"in groups of {size}", *times, 2.0)
+    return Row(name, usual + AS_PEFT * whole, f"in groups of {size}" + CACHED * whole, *times, 2.0)
+
+
+def _parsed(name: str) -> tuple[str, bool]:
+    """A backbone's name, and whether the usual way goes through all of its layers."""
+    return name.removesuffix("-whole"), name.endswith("-whole")
 
 
 def head_only(name: str, repeats: int) -> Row:
@@ -338,31 +327,11 @@ def mixing(name: str, repeats: int) -> Row:
     return Row(name, what, "one product Y = W X", *times, 20.0)
 
 
-def private_step(name: str, repeats: int) -> Row:
-    """A private step against a plain one: there is no target but to know it."""
-    party = Party(lora_model("vit-tiny"), 1, 2 * BATCH, f"training.batch_size={2 * BATCH}")
-    release = Release(1.0, 1.0, 1)
-    times = by_turns(lambda: party.opacus_loop(release), party.loop, 4 * repeats)
-    usual = f"a step under DP-SGD, LoRA on vit-tiny, batch {2 * BATCH}"
-    return Row(name, usual, "a plain step", *times, 0.0)
-
-
-def cnn_round(name: str, repeats: int) -> Row:
-    """A round of the whole CNN, one client after another in both ways."""
-    method = name.removesuffix("-cnn")
-    with TemporaryDirectory(prefix="fedpers-bench-") as folder:
-        both = CnnRound(method, Path(folder))
-        times = by_turns(both.loop, both.ours, max(1, repeats // 3))
-    usual = f"a round of {method}, {len(both.clients)} clients, CNN, a loop with DataLoaders"
-    target = {"fedavg": 1.8, "fedcp": 2.0}[method]
-    return Row(name, usual, "one resident model, one by one", *times, target)
-
-
 def task(name: str, repeats: int) -> Row:
     """What asking a client costs: a message for each, or one for each of two nodes."""
     clients = 1000
-    with TemporaryDirectory(prefix="fedpers-bench-") as folder:
-        tasks = Tasks(Path(folder), clients)
+    with folder_of_data() as folder:
+        tasks = Tasks(folder, clients)
         times = by_turns(lambda: tasks.ask(clients), lambda: tasks.ask(2), max(1, repeats // 3))
     usual = f"{clients} clients with nothing to train, a message each"
     ours = "a message for each of 2 nodes (within one process, without Flower's transport)"
@@ -372,13 +341,17 @@ def task(name: str, repeats: int) -> Row:
 ROWS: dict[str, Callable[[str, int], Row]] = {
     "lora-mlp": lora,
     "lora-vit-tiny": lora,
+    "lora-vit-tiny-whole": lora,
     "dp-mlp": lora_privately,
     "dp-vit-tiny": lora_privately,
+    "dp-vit-tiny-whole": lora_privately,
     "head": head_only,
     "tiny": tiny,
     "mixing": mixing,
-    "private-step": private_step,
     "fedavg-cnn": cnn_round,
     "fedcp-cnn": cnn_round,
     "task": task,
+    "task-flower": task_flower,
+    "tiny-flower": tiny_flower,
 }
+WHOLE_RUNS = ("task-flower", "tiny-flower")  # they take minutes, and are to be asked for by name

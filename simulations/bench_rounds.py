@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ from flwr.app import Message
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from clients.base import LocalAlgorithm, find_algorithm
 from clients.client_app import app
+from clients.dealing import deal
 from clients.host import ClientHost
 from fedpers.config import Config, load_config
-from fedpers.data import Examples
+from fedpers.data import load_data
+from fedpers.models import build_model
+from fedpers.models.backbones import Backbone, Stage
 from fedpers.parts import Parts
 from fedpers.records import pack, unpack
 from simulations.serial import SerialGrid, _identity
@@ -151,54 +156,170 @@ def copy_in(module: nn.Module, values: Any) -> None:
 MODELS: dict[str, type[Cnn]] = {"fedavg": Cnn, "fedcp": FedCPModel}
 
 
-class CnnRound:
-    """A round of local training, twice: by ``ClientHost`` and by the plain loop.
+class Share:
+    """Some of a configuration's clients, and what the server sends in the first round.
 
     Args:
-        method: fedavg or fedcp.
-        folder: for the data and for what the clients keep.
-        sizes: examples of each client, one of which is for testing.
+        config: over data that ``write_data`` wrote.
+        share, shares: which of so many hands of ``clients.host.deal`` the clients are.
     """
 
-    def __init__(self, method: str, folder: Path, sizes: Sequence[int] = SIZES) -> None:
-        write_data(folder / "data.npz", sizes, IMAGE)
-        config = settings(
-            folder / "data.npz",
-            *("data.test_fraction=0.001", "model.name=cnn", "model.lora=null"),
-            *(f"strategy.name={method}", f"training.batch_size={BATCH}", f"training.lr={LR}"),
-        )
-        self.host = ClientHost(config, method, [], folder / "run" / "state")
-        self.broadcast = self.host.algorithm.initial.only(self.host.algorithm.sends)
-        self.clients, self.server_round = self.host.data.clients, 0
-        model = MODELS[method]()
+    def __init__(self, config: Config, share: int, shares: int) -> None:
+        data, method = load_data(config), config.strategy.name
+        model = build_model(config, data)
+        found, params = find_algorithm(method, config, [])
+        algorithm: LocalAlgorithm = found(config, model, params)
+        self.broadcast = algorithm.initial.only(algorithm.sends)
+        self.clients = deal({client: data.size(client) for client in data.clients}, shares)[share]
+        self.examples = [data.client(client).train for client in self.clients]
+
+
+class HostRounds:
+    """Our way: a ``ClientHost`` as in a node, asked as ``clients.client_app`` asks it.
+
+    Args:
+        folder: for what the clients keep.
+        config, share, shares: as of ``Share``.
+    """
+
+    def __init__(self, config: Config, folder: Path, share: int, shares: int) -> None:
+        own = Share(config, share, shares)
+        self.broadcasts, self.server_round = dict.fromkeys(own.clients, own.broadcast), 0
+        self.host = ClientHost(config, config.strategy.name, [], folder / "run" / "state")
+
+    def round(self) -> dict[str, Parts]:
+        """The clients' uploads; one that cannot be trained raises."""
+        self.server_round += 1
+        uploads = {}
+        for client, answer in self.host.train_all(self.broadcasts, self.server_round).items():
+            if isinstance(answer, Exception):
+                raise answer
+            uploads[client] = answer[0]
+        return uploads
+
+
+class CnnLoop:
+    """The usual way, as reference libraries do it: a model and a DataLoader for each client, one
+    client after another on two threads. Arguments as of ``HostRounds``."""
+
+    def __init__(self, config: Config, folder: Path, share: int, shares: int) -> None:
+        torch.set_num_threads(2)
+        own, training = Share(config, share, shares), config.training
+        self.broadcast, self.clients, self.lr = own.broadcast, own.clients, training.lr
+        self.batch_size = training.batch_size
+        self.datasets = [TensorDataset(examples.x, examples.y) for examples in own.examples]
+        model = MODELS[config.strategy.name]()
         copy_in(model.head, self.broadcast["head"].values())
         self.models = [deepcopy(model) for _ in self.clients]
 
-    def examples(self) -> list[Examples]:
-        """Each client's, for training."""
-        return [self.host.data.client(client).train for client in self.clients]
-
-    def ours(self) -> list[Parts]:
-        """The uploads of the clients, trained one by one."""
-        self.server_round += 1
-        return [self.host.train(c, self.server_round, self.broadcast)[0] for c in self.clients]
-
-    def loop(self) -> list[list[Tensor]]:
-        """The same as reference libraries do it: a model and a DataLoader for each client."""
-        uploads = []
-        for model, examples in zip(self.models, self.examples(), strict=True):
+    def round(self) -> dict[str, list[Tensor]]:
+        """The clients' uploads."""
+        uploads = {}
+        for client, model, dataset in zip(self.clients, self.models, self.datasets, strict=True):
             model.take(self.broadcast)
             model.train()
-            dataset = TensorDataset(examples.x, examples.y)
             trained = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.SGD(trained, lr=LR)
-            for x, y in DataLoader(dataset, BATCH, shuffle=True):
+            optimizer = torch.optim.SGD(trained, lr=self.lr)
+            for x, y in DataLoader(dataset, self.batch_size, shuffle=True):
                 loss = model.loss(x, y)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            uploads.append(model.upload())
+            uploads[client] = model.upload()
         return uploads
+
+
+def cnn_config(method: str, folder: Path, sizes: Sequence[int] = SIZES) -> Config:
+    """Write the data of clients that train the whole CNN for an epoch, and configure it.
+
+    Args:
+        method: fedavg or fedcp.
+        sizes: examples of each client, one of which is for testing.
+    """
+    write_data(folder / "data.npz", sizes, IMAGE)
+    return settings(
+        folder / "data.npz",
+        *("data.test_fraction=0.001", "model.name=cnn", "model.lora=null"),
+        *(f"strategy.name={method}", f"training.batch_size={BATCH}", f"training.lr={LR}"),
+    )
+
+
+class TinyMlp(Backbone):
+    """A hidden layer of 32 units with ReLU: with a head an MLP 64-32-10 on images of 8 x 8."""
+
+    kinds = ("image",)
+    feature_dim = 32
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(prod(input_shape), 32)
+
+    def stages(self) -> Sequence[Stage]:
+        """The hidden layer, from x [batch, ...]."""
+        return (Stage(("hidden",), lambda x: F.relu(self.hidden(x.flatten(1)))),)
+
+
+def tiny_config(folder: Path, clients: int, rounds: int) -> Config:
+    """Write the data of clients that train a tiny MLP on one batch of 10, and configure it."""
+    write_data(folder / "data.npz", [11] * clients, (1, 8, 8))
+    return settings(
+        folder / "data.npz",
+        *("data.test_fraction=0.001", "model.name=simulations.bench_rounds:TinyMlp"),
+        *("model.lora=null", "strategy.name=fedavg", "training.batch_size=10"),
+        *("training.fold=32", *whole_run(rounds)),
+    )
+
+
+class TinyLoop:
+    """The usual way for tiny clients: one model, filled, trained by SGD and added to a sum, for one
+    client after another on one thread. Arguments as of ``HostRounds``."""
+
+    def __init__(self, config: Config, folder: Path, share: int, shares: int) -> None:
+        torch.set_num_threads(1)
+        own, self.lr = Share(config, share, shares), config.training.lr
+        self.batches, self.broadcast = [(e.x, e.y) for e in own.examples], own.broadcast
+        self.model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES)
+        )
+
+    def round(self) -> list[Tensor]:
+        """The mean of the clients' models, all having as many examples."""
+        values = [value for part in self.broadcast.values() for value in part.values()]
+        parameters = list(self.model.parameters())
+        optimizer = torch.optim.SGD(parameters, lr=self.lr)
+        total = [torch.zeros_like(value) for value in values]
+        for x, y in self.batches:
+            copy_in(self.model, values)
+            loss = F.cross_entropy(self.model(x), y)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                for summed, parameter in zip(total, parameters, strict=True):
+                    summed.add_(parameter)
+        return [summed / len(self.batches) for summed in total]
+
+
+def whole_run(rounds: int) -> tuple[str, ...]:
+    """Settings of a run that evaluates at its end only, and saves no models."""
+    quiet = ("evaluation.local_baseline=false", "evaluation.outside=0", "evaluation.adapters=false")
+    return (f"rounds={rounds}", f"evaluation.every={rounds}", *quiet)
+
+
+def task_config(folder: Path, clients: int, rounds: int = 1) -> Config:
+    """Write the data of clients with nothing to train, and configure FedAvg on them.
+
+    One more client has the training example that data must have.
+    """
+    write_data(folder / "data.npz", [1] * (clients + 1), (1, 8, 8))
+    split = {f"test_{k}": np.arange(k, k + (k < clients)) for k in range(clients + 1)}
+    split |= {f"train_{k}": np.arange(k, k + (k == clients)) for k in range(clients + 1)}
+    np.savez(folder / "split.npz", **split)  # type: ignore[arg-type]
+    return settings(
+        folder / "data.npz",
+        *("data.partition.name=file", f"data.partition.path={folder / 'split.npz'}"),
+        *("model.name=mlp", "strategy.name=fedavg", *whole_run(rounds)),
+    )
 
 
 class Tasks:
@@ -212,16 +333,7 @@ class Tasks:
     """
 
     def __init__(self, folder: Path, clients: int) -> None:
-        write_data(folder / "data.npz", [1] * (clients + 1), (1, 8, 8))
-        # One more client, which is never asked, has the training example that data must have.
-        split = {f"test_{k}": np.arange(k, k + (k < clients)) for k in range(clients + 1)}
-        split |= {f"train_{k}": np.arange(k, k + (k == clients)) for k in range(clients + 1)}
-        np.savez(folder / "split.npz", **split)  # type: ignore[arg-type]
-        config = settings(
-            folder / "data.npz",
-            *("data.partition.name=file", f"data.partition.path={folder / 'split.npz'}"),
-            *("model.name=mlp", "strategy.name=fedavg"),
-        )
+        config = task_config(folder, clients)
         self.head = {
             "settings": config.to_json(),
             "algorithm": "fedavg",

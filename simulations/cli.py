@@ -221,12 +221,16 @@ def audit(
 @app.command()
 def bench(
     rows: Annotated[
-        str | None, typer.Option(help="Names of rows, separated by commas; all if not given.")
+        str | None,
+        typer.Option(help="Names of rows, separated by commas; if not given all that are quick."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often each way is timed.")] = 9,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
 ) -> None:
-    """Time what is done here beside the usual way, side by side in this process."""
+    """Time what is done here beside the usual way, by turns.
+
+    The rows task-flower and tiny-flower start whole simulations, and are measured if named only.
+    """
     with _errors(), _signals():
         from simulations import bench as measured
 

@@ -30,6 +30,7 @@ from simulations import guard
 LOG = "flower.log"
 
 CONNECTION = "launch"
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's own name for it
 START = 60.0  # seconds for a SuperLink to answer, on a machine that is busy
 _COMMAND = 120.0  # seconds for one Flower command
 _END = 30.0  # seconds for Flower to note the end of a run whose ServerApp has ended
@@ -100,7 +101,11 @@ def environment(folder: Path, mark: str) -> dict[str, str]:
     env["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths)
     if "FEDPERS_DATA" in env:
         env["FEDPERS_DATA"] = str(Path(env["FEDPERS_DATA"]).expanduser().resolve())
-    if "RAY_ADDRESS" not in env:
+    if "RAY_ADDRESS" in env:
+        # The workers of a cluster that is there have its environment, and what a job adds to it.
+        own = {name: env[name] for name in ("FEDPERS_DATA", "FEDPERS_CACHE") if name in env}
+        env.setdefault(JOB_CONFIG, json.dumps({"runtime_env": {"env_vars": own}}))
+    else:
         # Else Ray may join a cluster that somebody else's run has noted in /tmp/ray.
         env["RAY_TMPDIR"] = str(folder)
     return env

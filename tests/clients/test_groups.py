@@ -60,6 +60,29 @@ def test_groups_answer_and_keep_what_single_clients_do(
     assert (alone.groups.known, together.groups.known) == (1, 3)
 
 
+@pytest.mark.parametrize("fold", ["1", "auto"])
+def test_a_private_client_alone_needs_no_hooks_but_for_off(
+    node: Callable[..., ClientHost], fold: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, host = node("off", *PRIVATE), node(fold, *PRIVATE)
+    broadcast = sent(reference)["0"]
+    expected, _ = reference.train("0", 1, broadcast)
+    monkeypatch.setattr("clients.trainer.private_steps", lambda *_, **__: pytest.fail("hooks"))
+    found, _ = host.train("0", 1, broadcast)
+    assert_close(found, expected)
+
+
+def test_a_private_client_alone_keeps_the_hooks_where_the_model_does_not_fold(
+    node: Callable[..., ClientHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, host = node("off", *PRIVATE), node("1", *PRIVATE)
+    broadcast = sent(reference)["0"]
+    expected, _ = reference.train("0", 1, broadcast)
+    monkeypatch.setattr("clients.groups.disagreement", lambda *_: "its trunk looks elsewhere")
+    found, _ = host.train("0", 1, broadcast)
+    assert all(torch.equal(found[name].vector, part.vector) for name, part in expected.items())
+
+
 def assert_close(found: Parts, expected: Parts) -> None:
     assert found.layouts == expected.layouts
     for name, part in expected.items():
@@ -117,8 +140,9 @@ def test_the_choice_is_made_once_a_run(node: Callable[..., ClientHost]) -> None:
 
 
 def test_the_setting_takes_auto_off_or_a_number() -> None:
-    for given, taken in {"auto": "auto", "off": "off", "false": "off", "16": "16"}.items():
+    for given in ("auto", "off", "false", "16", "1"):
+        taken = {"false": "off"}.get(given, given)
         assert load_config(None, [f"training.fold={given}"]).training.fold == taken
-    for wrong in ("1", "0", "-2", "many", "2.5"):
+    for wrong in ("0", "-2", "many", "2.5"):
         with pytest.raises(ConfigError, match=r"training\.fold: got .*, takes auto, off, or how"):
             load_config(None, [f"training.fold={wrong}"])

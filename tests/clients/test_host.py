@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.host import ClientHost, deal
+from clients.dealing import deal
+from clients.host import ClientHost
 from clients.store import ClientStore
 from fedpers.config import Config
 from fedpers.errors import ClientError
