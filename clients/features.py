@@ -14,7 +14,7 @@ from fedpers.models import PersonalModel
 from fedpers.models.cache import cached, fingerprint
 
 LIMIT = 2**30  # bytes that one process keeps where it computes
-CHUNK = 1024  # examples in one forward pass
+CHUNK = 256  # examples in one forward pass
 
 
 class FeatureCache:

@@ -26,7 +26,7 @@ from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 from fedpers.seeding import seeded, torch_generator
 
-EVALUATION_BATCH = 1024
+EVALUATION_BATCH = 256  # what stays in a core's cache; 1024 takes an eighth longer
 
 
 class Trainer:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,8 @@ class Parts(Mapping[str, Part]):
     def first_not_finite(self) -> str | None:
         """The name of the first part that holds a NaN or an infinity, or None."""
         for name, part in self.items():
-            if not bool(torch.isfinite(part.vector).all()):
+            # What is not finite shows in the sum, which is had in one pass; or the sum is too large.
+            if not isfinite(part.vector.sum()) and not bool(torch.isfinite(part.vector).all()):
                 return name
         return None
 

@@ -55,7 +55,7 @@ def bench(names: Sequence[str], repeats: int, show: Callable[[str], None]) -> li
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_memory()
-    show(f"{'row':<13}{'usual way':>12}{'ours':>12}{'ratio':>8}{'target':>8}  load")
+    show(f"{'row':<21}{'usual way':>12}{'ours':>12}{'ratio':>8}{'target':>8}  load")
     found = []
     try:
         for name in names or [name for name in ROWS if name not in WHOLE_RUNS]:
@@ -65,8 +65,8 @@ def bench(names: Sequence[str], repeats: int, show: Callable[[str], None]) -> li
             verdict += "  ours is slower" if row.ratio < 1 else ""
             figures = f"{1e3 * row.usual_seconds:>9.3f} ms{1e3 * row.our_seconds:>9.3f} ms"
             goal = f"{row.ratio:>8.2f}{row.target:>8.1f}  {os.getloadavg()[0]:.1f}"
-            show(f"{name:<13}{figures}{goal}{verdict}")
-            show(f"{'':<13}{row.usual} / {row.ours}")
+            show(f"{name:<21}{figures}{goal}{verdict}")
+            show(f"{'':<21}{row.usual} / {row.ours}")
     finally:
         torch.set_num_threads(threads)
     return found
@@ -350,6 +350,7 @@ ROWS: dict[str, Callable[[str, int], Row]] = {
     "mixing": mixing,
     "fedavg-cnn": cnn_round,
     "fedcp-cnn": cnn_round,
+    "fedavg-cnn-bfloat16": cnn_round,
     "task": task,
     "task-flower": task_flower,
     "tiny-flower": tiny_flower,

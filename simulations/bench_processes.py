@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from fedpers.config import Config, load_config
@@ -97,20 +98,22 @@ def _expect(child: subprocess.Popen[str], word: str) -> None:
 
 def cnn_round(name: str, repeats: int) -> Row:
     """A round of the whole CNN, between processes, by the clock on the wall."""
-    method = name.removesuffix("-cnn")
+    method, _, precision = name.partition("-cnn")
+    precision = precision.removeprefix("-") or "float32"
     with folder_of_data() as folder:
         config = cnn_config(method, folder)
+        own = replace(config, training=replace(config.training, precision=precision))
         with (
             round_of("cnn-loop", config, folder / "usual", 1) as usual,
-            round_of("host", config, folder / "ours", 2) as ours,
+            round_of("host", own, folder / "ours", 2) as ours,
         ):
-            times = by_turns(usual, ours, repeats, time.perf_counter)
+            times = by_turns(usual, ours, max(3, repeats // 3), time.perf_counter)
     work = {"fedavg": "FedAvg", "fedcp": "FedCP as published"}[method]
     return Row(
         name,
         f"local training of a round of {work}, 20 clients, CNN: one process, two threads, glibc's "
         "allocator as it is, a model and a DataLoader a client",
-        "two processes of one thread as in a simulation, half of the clients each "
+        f"two processes of one thread as in a simulation, half of the clients each, in {precision} "
         "(wall time; uploads stay in the processes on both sides)",
         *times,
         {"fedavg": 1.8, "fedcp": 2.0}[method],

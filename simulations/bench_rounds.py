@@ -32,7 +32,14 @@ from fedpers.records import pack, unpack
 from simulations.serial import SerialGrid, _identity
 
 IMAGE, FEATURES, CLASSES, BATCH, LR = (1, 28, 28), 512, 10, 32, 0.005
-SIZES = tuple(range(105, 305, 10))  # examples of 20 clients, 200 on average
+# Examples of 20 clients, as many for training as in the split w1_20k (Dirichlet 0.1), and one more.
+SIZES = tuple(
+    1 + n
+    for n in (
+        *(42, 284, 225, 1225, 1246, 730, 975, 585, 177, 816),
+        *(951, 182, 408, 1207, 1399, 1898, 782, 827, 873, 162),
+    )
+)
 BANDWIDTHS, LAMBDA = (10.0, 15.0, 20.0, 50.0), 5.0  # FedCP's published settings
 
 

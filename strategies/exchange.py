@@ -17,7 +17,8 @@ from fedpers.evaluation import ClientResult
 from fedpers.evaluation.counts import MOST
 from fedpers.records import Row, unpack
 
-FIRST_WAIT, LONGEST_WAIT = 0.002, 0.2  # seconds between two looks for answers
+# Seconds between two looks for answers: a twentieth of the time that was waited, but within these.
+SHARE, FIRST_WAIT, LONGEST_WAIT = 0.05, 0.002, 0.2
 NO_ANSWER = 1000  # an error code of ours, beyond Flower's
 AT_ONCE = 64  # messages whose answers are looked for, and may be in memory, at a time
 NOTHING = "the node sent no update for it, or no report that can be read"
@@ -60,7 +61,8 @@ def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> Iterator
     twice, or to an earlier message, or from a node that was not asked. A reply's group is that of
     the message that it answers, whatever the node says.
     """
-    deadline, wait = time.monotonic() + timeout, FIRST_WAIT
+    since = time.monotonic()
+    deadline = since + timeout
     while pending:
         ids, some = list(pending), False
         for first in range(0, len(ids), AT_ONCE):
@@ -81,13 +83,13 @@ def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> Iterator
                 yield reply
                 del reply
                 deadline += time.monotonic() - taken  # not the nodes' time
-        if not pending or time.monotonic() >= deadline:
+        now = time.monotonic()
+        if not pending or now >= deadline:
             break
         if some:
-            wait = FIRST_WAIT
+            since = now
         else:
-            time.sleep(wait)
-            wait = min(1.3 * wait, LONGEST_WAIT)
+            time.sleep(min(max(FIRST_WAIT, SHARE * (now - since)), LONGEST_WAIT))
 
 
 @dataclass

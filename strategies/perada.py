@@ -27,7 +27,7 @@ from strategies.sealing import plain
 log = logging.getLogger("fedpers")
 
 LOGITS, LOGITS_SCALE = "logits", 4.0  # sent divided by it, to lie within encryption.range
-CHUNK = 1024  # public examples in one forward pass
+CHUNK = 256  # public examples in one forward pass
 
 
 @dataclass
