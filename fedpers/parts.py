@@ -154,7 +154,7 @@ class Parts(Mapping[str, Part]):
     def first_not_finite(self) -> str | None:
         """The name of the first part that holds a NaN or an infinity, or None."""
         for name, part in self.items():
-            # What is not finite shows in the sum, which is had in one pass; or the sum is too large.
+            # What is not finite shows in the sum, had in one pass; or the sum is too large itself.
             if not isfinite(part.vector.sum()) and not bool(torch.isfinite(part.vector).all()):
                 return name
         return None
