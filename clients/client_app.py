@@ -77,7 +77,8 @@ def roster(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the clients named; their uploads are one row each, in the order of ``clients``.
 
-    Under encryption the uploads are sealed; or kept, where their weights are not known yet.
+    Under encryption the uploads are sealed, multiplied by ``weights``; or kept, where those are not
+    known yet.
     """
     rows, body = _opened(message, context)
     uploads: list[Row] = []
@@ -101,7 +102,8 @@ def train(message: Message, context: Context) -> Message:
             upload = host.with_derived(client, server_round, upload, also)
             if sealing["seal_at_once"]:
                 where = {"client": client, "server_round": server_round}
-                uploads.append(host.sealer.sealed(upload, sealing, weight=1.0, **where))
+                weight = float(body.get("weights", {}).get(client, 1.0))
+                uploads.append(host.sealer.sealed(upload, sealing, weight=weight, **where))
             else:
                 host.hold(client, server_round, upload)
         reports[client] = report

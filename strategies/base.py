@@ -302,6 +302,9 @@ class PersonalizedStrategy(Method, Strategy):
         else:
             asked = list(hosts.items())
         self._asked = {f"{server_round}/{k}": some for k, (_, some) in enumerate(asked)}
+        weights: dict[str, float] = {}
+        if kind == "train" and self.sealing is not None:
+            weights = self.sealing.foresee(self.asked)
         made, header, last = list[Message](), self.header(), list[Row]()
         for group, (node, some) in zip(self._asked, asked, strict=True):
             rows: list[Row] = []
@@ -316,6 +319,8 @@ class PersonalizedStrategy(Method, Strategy):
                     rows.append(parts)
                 row_of[client] = place[id(parts)]
             head = {**header, "round": server_round, "clients": some, "rows": row_of}
+            if weights:  # each node is told its own clients'
+                head["weights"] = {client: weights[client] for client in some}
             content = pack(rows, {**head, **body})
             if made and len(rows) == len(last) and all(map(operator.is_, rows, last)):
                 content["parts"] = made[-1].content["parts"]  # the same bytes, in memory once

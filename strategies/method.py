@@ -141,6 +141,11 @@ class Method:
         uniform = privacy.enabled and (privacy.unit == "client" or privacy.weights == "uniform")
         return self.weights == "equal" or uniform
 
+    @property
+    def weighs_examples(self) -> bool:
+        """Whether clients' numbers of examples, and nothing else, are the weights of updates."""
+        return type(self).mixing is Method.mixing and not self.equal_weights
+
     # -- what a method may override -----------------------------------------------------------
 
     def extend(self, model: PersonalModel) -> None:
@@ -198,6 +203,7 @@ class Method:
             "noise": self.signal.variance,
             "last_round": self.last_round,
             "sigma": self.client_level.sigma if self.client_level else None,
+            "counts": self.sealing.counts if self.sealing else {},
         }
         return groups, values
 
@@ -206,6 +212,7 @@ class Method:
         groups, values = state
         if self.sealing is not None:
             self.sealing.check_key(groups)
+            self.sealing.counts = values["counts"]
         self.parts, self.signal.moved = groups["parts"], plain(groups["signal"])
         self.rows = members(groups, "row")
         self.spent, self.spending = set(values["spent"]), values["spending"]
@@ -235,6 +242,7 @@ class Method:
         """Whether enough updates were left to be mixed."""
         rows = self.answers.rows
         if self.sealing is not None:
+            self.sealing.counts |= {c: report["examples"] for c, report in reports.items()}
             if not self.sealing.at_once:
                 mixing = self.sealing.collect(server_round, reports)
                 judged = {c: self.refused(c, update) for c, update in rows.items()}

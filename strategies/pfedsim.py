@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
+from typing import Any, TypeGuard
 
 import torch
+from flwr.app import Message
 from torch import Tensor
 
 from fedpers.config import Config, setting
@@ -16,9 +18,10 @@ from fedpers.encryption.sealed_parts import Group, SealedParts, with_groups
 from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
 from fedpers.parts import Layout, Part, Parts, combine
-from fedpers.records import Row
+from fedpers.records import Row, pack
 from strategies.base import strategies
 from strategies.checkpoint import State, members
+from strategies.exchange import collect
 from strategies.fedavg import FedAvg
 from strategies.mixing import Mixing
 from strategies.sealing import Sealing, plain
@@ -155,7 +158,7 @@ class PFedSim(FedAvg):
 
     def _refine_sealed(self, sealing: Sealing) -> None:
         models = {c: m for c, m in self.models.items() if isinstance(m, SealedParts)}
-        rows = sealing.similar({c: model.of([UNIT]) for c, model in models.items()})
+        rows = similar(sealing, {c: model.of([UNIT]) for c, model in models.items()})
         if not rows:
             log.warning("no node compared heads: everybody keeps its row")
             return
@@ -227,3 +230,40 @@ def mixing_weights(similarity: Tensor) -> Tensor:
     """A [K, K]: a_ij = -ln(1 - s_ij), each row divided by its sum."""
     weights = -torch.log1p(-similarity)
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+def similar(sealing: Sealing, units: Mapping[str, SealedParts]) -> dict[str, list[float]]:
+    """For each client its weights of all clients in ``units``, in order, rounded: its own node
+    opens the inner products of its unit vector with the others'.
+
+    A client whose node does not answer gets no row.
+    """
+    assert sealing.cipher is not None
+    clients = list(units)
+    products = sealing.cipher.inner_products([unit.sealed[0] for unit in units.values()])
+    pairs = {p: k for k, p in enumerate(combinations(range(len(clients)), 2))}
+    asked, header = sealing.strategy.roster.by_node(clients), sealing.strategy.header()
+    messages = []
+    for node, hosted in asked.items():
+        blobs, own = [], [clients.index(client) for client in hosted]
+        for i in own:
+            others = [(min(i, j), max(i, j)) for j in range(len(clients)) if j != i]
+            blobs += [products[pairs[pair]].to_bytes() for pair in others]
+        row = SealedParts({}, tuple(Group((), True) for _ in blobs), tuple(blobs))
+        body = {**header, "clients": hosted, "places": own, "of": len(clients)}
+        content = pack([row], body)
+        messages.append(Message(content, dst_node_id=node, message_type="query.similarity"))
+    found: dict[str, list[float]] = {}
+    for node, body in collect(sealing.send(messages), asked).bodies.items():
+        rows = body.get("rows")
+        rows = rows if isinstance(rows, Mapping) else {}
+        given = {client: rows.get(client) for client in asked[node]}
+        found |= {c: row for c, row in given.items() if weighs(row, len(clients))}
+    return found
+
+
+def weighs(row: Any, size: int) -> TypeGuard[list[float]]:
+    """Whether a node's answer is a row of weights within 0..1, of which one or more count."""
+    if not isinstance(row, list) or len(row) != size:
+        return False
+    return all(type(w) in (int, float) and 0 <= w <= 1 for w in row) and sum(row) > 0

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.app import Message
@@ -34,10 +33,10 @@ NEXT_FILE = "next.context"
 class Sealing:
     """Y = W X on ciphertexts, for the strategy that it belongs to.
 
-    One common row whose weights are all the same is a sum of what came with the training. Other
-    weights are known only after the reports: clients then keep their update until they are told its
-    weight, and seal the product, so that the server adds here, too. Rows for single clients are
-    mixed by the server, from updates sealed for that (three primes).
+    One common row is a sum of what came with the training, where the weights are known before it:
+    they are all the same, or by numbers of examples that were reported in an earlier round. Else
+    clients keep their update until they are told its weight, and seal the product then. Rows for
+    single clients are mixed by the server, from updates sealed for that (three primes).
 
     Args:
         strategy: whose updates these are.
@@ -49,6 +48,8 @@ class Sealing:
         self.next: ServerCipher | None = None  # from encryption.rotate_at on
         self.grid: Grid | None = None
         self.bytes_per_parameter = 0.0
+        self.counts: dict[str, int] = {}  # of examples, as reported last
+        self._known: dict[str, float] = {}  # the weights that were sent with the broadcast
         self._weights: dict[str, float] = {}  # by which updates were multiplied before the sealing
 
     @property
@@ -59,7 +60,17 @@ class Sealing:
     @property
     def at_once(self) -> bool:
         """Whether updates are sealed with the training, as their weights need not be known."""
-        return self.strategy.mixes_rows or self.strategy.equal_weights
+        return self.strategy.mixes_rows or self.strategy.equal_weights or bool(self._known)
+
+    def foresee(self, clients: Sequence[str]) -> dict[str, float]:
+        """Each client's weight in the round that begins, 1 being the largest; none if they cannot
+        be known yet."""
+        self._known = {}
+        counts = {client: self.counts[client] for client in clients if client in self.counts}
+        if self.strategy.weighs_examples and len(counts) == len(clients) and any(counts.values()):
+            most = max(counts.values())
+            self._known = {client: count / most for client, count in counts.items()}
+        return self._known
 
     def header(self) -> dict[str, Any]:
         """What clients are told with every message."""
@@ -221,7 +232,7 @@ class Sealing:
             body = {**header, "round": server_round, "clients": hosted, "weights": own}
             content = pack([], body)
             messages.append(Message(content, dst_node_id=node, message_type="train.seal"))
-        came = collect(self._send(messages), asked)
+        came = collect(self.send(messages), asked)
         strategy.answers.rows.clear()
         strategy.answers.rows.update(came.rows)
         strategy.answers.failures.update(came.failures)
@@ -238,10 +249,11 @@ class Sealing:
         columns, failures = list(updates), dict[str, str]()
         good = {c: update for c, update in updates.items() if isinstance(update, SealedParts)}
         if self.at_once and not self.strategy.mixes_rows:
-            # Equal, except that clients without examples have nothing to add.
+            # Clients without examples have nothing to add.
             weighs = dict(zip(columns, mixing.weights[0].tolist(), strict=True))
-            self._weights = {client: 1.0 for client in columns if weighs[client] > 0}
-            good = {client: update for client, update in good.items() if weighs[client] > 0}
+            known = self._known or dict.fromkeys(columns, 1.0)
+            self._weights = {c: known[c] for c in columns if weighs[c] > 0 and known[c] > 0}
+            good = {client: update for client, update in good.items() if client in self._weights}
         while good:
             try:
                 if self.strategy.mixes_rows:
@@ -318,7 +330,7 @@ class Sealing:
         for node in self.strategy.roster.hosts:
             message = Message(pack([sealed], header), dst_node_id=node, message_type="query.open")
             try:
-                (reply,) = self._send([message])
+                (reply,) = self.send([message])
                 ((row,), _) = read_reply(reply)
                 parts = in_the_clear(row)
                 if parts.layouts != sealed.layouts or parts.first_not_finite():
@@ -327,35 +339,6 @@ class Sealing:
             except (ClientError, ValueError) as error:
                 reason = str(error)
         raise RunError(f"no node could open a mean: {reason}")
-
-    def similar(self, units: Mapping[str, SealedParts]) -> dict[str, list[float]]:
-        """For each client its weights of all clients in ``units``, in order, rounded: its own node
-        opens the inner products of its unit vector with the others'.
-
-        A client whose node does not answer gets no row.
-        """
-        assert self.cipher is not None
-        clients = list(units)
-        products = self.cipher.inner_products([unit.sealed[0] for unit in units.values()])
-        pairs = {p: k for k, p in enumerate(combinations(range(len(clients)), 2))}
-        asked, header = self.strategy.roster.by_node(clients), self.strategy.header()
-        messages = []
-        for node, hosted in asked.items():
-            blobs, own = [], [clients.index(client) for client in hosted]
-            for i in own:
-                others = [(min(i, j), max(i, j)) for j in range(len(clients)) if j != i]
-                blobs += [products[pairs[pair]].to_bytes() for pair in others]
-            row = SealedParts({}, tuple(Group((), True) for _ in blobs), tuple(blobs))
-            body = {**header, "clients": hosted, "places": own, "of": len(clients)}
-            content = pack([row], body)
-            messages.append(Message(content, dst_node_id=node, message_type="query.similarity"))
-        found: dict[str, list[float]] = {}
-        for node, body in collect(self._send(messages), asked).bodies.items():
-            rows = body.get("rows")
-            rows = rows if isinstance(rows, Mapping) else {}
-            given = {client: rows.get(client) for client in asked[node]}
-            found |= {c: row for c, row in given.items() if weighs(row, len(clients))}
-        return found
 
     def forget(self) -> None:
         """Have the nodes throw away a key that was made for this run."""
@@ -366,9 +349,9 @@ class Sealing:
                 Message(pack([], header), dst_node_id=node, message_type="query.forget")
                 for node in nodes
             ]
-            collect(self._send(messages), {node: [str(node)] for node in nodes})
+            collect(self.send(messages), {node: [str(node)] for node in nodes})
 
-    def _send(self, messages: list[Message]) -> Iterator[Message]:
+    def send(self, messages: list[Message]) -> Iterator[Message]:
         assert self.grid is not None
         return send_and_receive(self.grid, messages, self.config.round_timeout)
 
@@ -385,13 +368,6 @@ class Sealing:
 
 
 FRESH = {False: ("vector",), True: ("head",)}
-
-
-def weighs(row: Any, size: int) -> TypeGuard[list[float]]:
-    """Whether a node's answer is a row of weights within 0..1, of which one or more count."""
-    if not isinstance(row, list) or len(row) != size:
-        return False
-    return all(type(w) in (int, float) and 0 <= w <= 1 for w in row) and sum(row) > 0
 
 
 def plain(parts: Row) -> Parts:

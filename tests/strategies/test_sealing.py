@@ -102,7 +102,8 @@ class SealingNodes(SerialGrid):
             if client in self.heads:
                 parts["unit"] = Part.of({"rows": self.heads[client]})
             if sealing["seal_at_once"]:
-                uploads.append(self._sealed(client, Parts(parts), sealing, 1.0))
+                weight = body.get("weights", {}).get(client, 1.0)
+                uploads.append(self._sealed(client, Parts(parts), sealing, weight))
             else:
                 self.layouts = layouts
         reports = {c: {"examples": int(c), "loss": 0.5} for c in body["clients"]}
@@ -222,6 +223,30 @@ def test_sums_by_hand(seal: Any, name: str, scheme: str) -> None:
     server = seal(name, *MEANS[name], scheme=scheme)
     assert server.train() == {}
     assert server.mean() == pytest.approx(expected(name, [1, 2, 3, 4]), abs=2e-4)
+
+
+def test_known_numbers_of_examples_save_the_second_message(seal: Any) -> None:
+    server, asked = seal("fedavg"), list[str]()
+    push = server.grid.push_messages
+
+    def noted(messages: Any) -> Any:
+        messages = list(messages)
+        asked.extend(message.metadata.message_type for message in messages)
+        # A node is told the weights of its own clients only.
+        for message in messages:
+            _, body = unpack(message.content)
+            assert set(body.get("weights", {})) <= set(body["clients"])
+        return push(messages)
+
+    server.grid.push_messages = noted
+    assert server.train(1) == {} and "train.seal" in asked
+    asked.clear()
+    assert server.train(2) == {} and set(asked) == {"train"}
+    assert server.mean() == pytest.approx(expected("fedavg", [1, 2, 3, 4]), abs=2e-4)
+    # Without one of them, whose weight was counted on, the others' mean is right.
+    server.grid.spoils["4"] = empty
+    assert set(server.train(3)) == {"4"}
+    assert server.mean() == pytest.approx(expected("fedavg", [1, 2, 3]), abs=2e-4)
 
 
 # -- what is left out, by name ---------------------------------------------------------------------
