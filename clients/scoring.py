@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from clients.base import LocalAlgorithm
 from clients.trainer import Trainer
 from fedpers.compute import CPU
 from fedpers.data import Examples
@@ -45,27 +48,44 @@ class Scoring:
         """
         host, client = self.host, trainer.client
         split = host.examples.client(client)
+        sets = [split.val, split.test]
+        if host.config.evaluation.outside:
+            sets.append(self.others(client).to(host.model.device))
+        x, sizes = torch.cat([examples.x for examples in sets]), [len(e) for e in sets]
+        logits: dict[str, Sequence[Tensor]] = {}
 
-        def count(examples: Examples, *, detail: bool = False) -> Counts:
-            logits: dict[str, Tensor] = {}
-            for mode in ("personal", "global"):
-                scores = host.algorithm.predict(mode, working, examples.x, trainer)
-                if scores is not None:
-                    logits[mode] = scores.cpu()
-            if baseline:
-                scores = host.local.predict("personal", baseline, examples.x, plain)
-                assert scores is not None
-                logits["local"] = scores.cpu()
-            return Counts.of_logits(examples.y.cpu(), logits, detail=detail)
+        def predict(mode: str, scores: Tensor | None) -> None:
+            if scores is not None:
+                logits[mode] = torch.split(scores.cpu(), sizes)
 
-        wanted = host.config.evaluation.outside
+        predict("personal", host.algorithm.predict("personal", working, x, trainer))
+        if self._one_model:
+            logits["global"] = logits["personal"]
+        else:
+            predict("global", host.algorithm.predict("global", working, x, trainer))
+        if baseline:
+            predict("local", host.local.predict("personal", baseline, x, plain))
+
+        def count(k: int, *, detail: bool = False) -> Counts:
+            found = {mode: scores[k] for mode, scores in logits.items()}
+            return Counts.of_logits(sets[k].y.cpu(), found, detail=detail)
+
         return ClientResult(
             client=client,
             train=len(split.train),
-            val=count(split.val),
-            test=count(split.test, detail=True),
-            outside=count(self.others(client)) if wanted else None,
+            val=count(0),
+            test=count(1, detail=True),
+            outside=count(2) if len(sets) > 2 else None,
         )
+
+    @cached_property
+    def _one_model(self) -> bool:
+        """Whether a client's personal model is the global one."""
+        algorithm = self.host.algorithm
+        if type(algorithm).predict is not LocalAlgorithm.predict:
+            return False
+        personal = algorithm.filled("personal")
+        return personal is not None and personal == algorithm.filled("global")
 
     def others(self, client: str) -> Examples:
         """A seeded sample of the other clients' test examples, the same in every round. It waits on

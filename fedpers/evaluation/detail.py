@@ -110,8 +110,10 @@ class Detail:
         if classes > MOST_CLASSES:
             return None
         labelled = labels.bincount(minlength=classes)
-        modes = {mode: _of_mode(labels, scores) for mode, scores in logits.items()}
-        return cls(labelled.tolist(), modes)
+        # Two modes may be one model's: what is counted once is not counted again.
+        different = {id(scores): scores for scores in logits.values()}
+        counted = {key: _of_mode(labels, scores) for key, scores in different.items()}
+        return cls(labelled.tolist(), {mode: counted[id(s)] for mode, s in logits.items()})
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; ``from_json`` reads it back."""
@@ -147,20 +149,25 @@ def _of_mode(labels: Tensor, logits: Tensor) -> ModeDetail:
     return ModeDetail(
         predicted=predicted.bincount(minlength=classes).tolist(),
         right=predicted[hits].bincount(minlength=classes).tolist(),
-        pairs=[_pairs(probabilities[:, c], labels == c) for c in range(classes)],
+        pairs=_pairs(probabilities, labels),
         binned=bins.bincount(minlength=BINS).tolist(),
         confidence=[round(value, 6) for value in sums.tolist()],
         binned_right=bins[hits].bincount(minlength=BINS).tolist(),
     )
 
 
-def _pairs(scores: Tensor, positive: Tensor) -> int:
-    """Twice Mann and Whitney's U: 2 for each pair that is in order, 1 for a tie."""
-    inside, others = scores[positive], scores[~positive].sort().values
-    if not len(inside) or not len(others):
-        return 0
+def _pairs(probabilities: Tensor, labels: Tensor) -> list[int]:
+    """For each class twice Mann and Whitney's U of its examples' probabilities of it against the
+    others': 2 for each pair that is in order, 1 for a tie.
+
+    Counted against all examples, of its own class too: m of them make m^2 of that.
+    """
     import torch
 
-    below = torch.searchsorted(others, inside)
-    not_above = torch.searchsorted(others, inside, right=True)
-    return int((below + not_above).sum())
+    columns = probabilities.T.contiguous()
+    ordered = columns.sort(dim=1).values
+    below = torch.searchsorted(ordered, columns)
+    not_above = torch.searchsorted(ordered, columns, right=True)
+    own = labels == torch.arange(len(columns))[:, None]
+    pairs = ((below + not_above) * own).sum(dim=1) - own.sum(dim=1) ** 2
+    return [int(count) for count in pairs.tolist()]
