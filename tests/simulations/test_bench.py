@@ -18,7 +18,7 @@ from torch import nn
 from fedpers.errors import ConfigError, RunError
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts
-from simulations import bench_processes
+from simulations import bench_gpu, bench_processes
 from simulations.bench import Party, bench, lora_model, save
 from simulations.bench_flower import median_round
 from simulations.bench_processes import ALLOCATORS, SETTINGS, round_of
@@ -195,3 +195,14 @@ def test_every_client_answers_with_what_it_received_however_it_is_asked(tmp_path
     for nodes in (2, 5):
         uploads = tasks.ask(nodes)
         assert [upload.digest() for upload in uploads] == [tasks.broadcast.digest()] * 5
+
+
+def test_the_measurement_for_gpus_runs_without_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--size", "small", "--clients", "4", "--batch", "2", "--fold", "2", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["bench_gpu", *chosen])
+    bench_gpu.main()
+    printed = capsys.readouterr().out
+    assert "one by one" in printed and "in groups of 2" in printed
+    assert torch.cuda.is_available() or printed.startswith("CPU: no GPU is in sight")
