@@ -1,12 +1,28 @@
-"""Where a node computes: on the GPU that it was given, or on the CPU."""
+"""How many nodes compute, and where: on the GPU that each was given, or on the CPU."""
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from fedpers.config import Simulation
+
 CPU = torch.device("cpu")
+
+
+def cores() -> int:
+    """The cores that this process may use: a container may have fewer than the machine."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def node_count(simulation: Simulation) -> int:
+    """The nodes of a simulation: as set, or as many as there are cores for."""
+    return simulation.nodes or max(1, cores() // simulation.cpus_per_node)
 
 
 def device_for(gpus_per_node: float) -> torch.device:

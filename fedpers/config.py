@@ -267,10 +267,11 @@ class Evaluation:
 class Simulation:
     """How a simulation runs: nodes (processes that host clients) and what each may use.
 
-    ``gpus_per_node``: 0, or the share of a GPU, at most 1, on which a node trains and predicts.
+    ``nodes``: None for as many as there are cores for. ``gpus_per_node``: 0, or the share of a GPU,
+    at most 1, on which a node trains and predicts.
     """
 
-    nodes: int = setting(2, least=1)
+    nodes: int | None = setting(None, least=1)
     cpus_per_node: int = setting(1, least=1)
     gpus_per_node: float = setting(0.0, least=0)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from fedpers.compute import node_count
 from fedpers.config import Config
 from fedpers.errors import RunError
 from simulations.bundle import write_bundle
@@ -104,7 +105,7 @@ def _submit(space: Space, config: Config) -> str:
     """Hand the app to the SuperLink; the run's id."""
     simulation = config.simulation
     federation = (
-        f"num-supernodes={simulation.nodes}"
+        f"num-supernodes={node_count(simulation)}"
         f" client-resources-num-cpus={simulation.cpus_per_node}"
         f" client-resources-num-gpus={float(simulation.gpus_per_node)}"
     )

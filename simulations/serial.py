@@ -22,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedpers.compute import node_count
 from fedpers.config import Config
 from simulations.bundle import load_app
 from simulations.launcher import CLIENTAPP, SERVERAPP, run_config
@@ -149,7 +150,7 @@ def run_serial(
     server: ServerApp = load_app(serverapp, search=search)
     client: ClientApp = load_app(clientapp, search=search)
     simulation = config.simulation
-    grid = make_grid(client, nodes=simulation.nodes, threads=simulation.cpus_per_node)
+    grid = make_grid(client, nodes=node_count(simulation), threads=simulation.cpus_per_node)
     with tempfile.TemporaryDirectory(prefix="fedpers-") as folder, _identity(grid.run.run_id):
         settings = Path(folder) / "settings.yaml"
         settings.write_text(config.to_yaml(), encoding="utf-8")

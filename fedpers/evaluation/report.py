@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -188,7 +187,7 @@ def environment(gpus_per_node: float) -> dict[str, Any]:
     Args:
         gpus_per_node: the setting; see ``device_name``.
     """
-    from fedpers.compute import device_name
+    from fedpers.compute import cores, device_name
 
     versions: dict[str, str | None] = {"fedpers": fedpers.__version__}
     for package in PACKAGES:
@@ -196,11 +195,10 @@ def environment(gpus_per_node: float) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux: a container may have fewer
     return {
         "versions": versions,
         "device": device_name(gpus_per_node),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": cores(),
     }
 
 

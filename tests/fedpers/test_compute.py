@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedpers.compute import CPU, computing_in, device_for, device_name
+from fedpers.compute import CPU, computing_in, cores, device_for, device_name, node_count
+from fedpers.config import Simulation
 
 
 def test_a_node_without_a_gpu_of_its_own_computes_on_the_cpu() -> None:
@@ -33,3 +34,9 @@ def test_layers_compute_in_the_precision_asked_for() -> None:
             assert layer(x).dtype == getattr(torch, precision)
         assert layer(x).dtype == torch.float32
     assert layer.weight.dtype == torch.float32
+
+
+def test_there_are_as_many_nodes_as_cores_for_them() -> None:
+    assert node_count(Simulation(nodes=7)) == 7
+    assert node_count(Simulation()) == cores() >= 1
+    assert node_count(Simulation(cpus_per_node=cores() + 1)) == 1
