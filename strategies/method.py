@@ -212,7 +212,7 @@ class Method:
         groups, values = state
         if self.sealing is not None:
             self.sealing.check_key(groups)
-            self.sealing.counts = values["counts"]
+            self.sealing.counts = values.get("counts", {})  # a checkpoint of an earlier version
         self.parts, self.signal.moved = groups["parts"], plain(groups["signal"])
         self.rows = members(groups, "row")
         self.spent, self.spending = set(values["spent"]), values["spending"]
