@@ -72,8 +72,6 @@ def check_ray(config: Config) -> None:
     if simulation.cpus_per_node > cores:
         takes = f"an integer <= {cores}, the cores of this machine"
         raise ConfigError("simulation.cpus_per_node", simulation.cpus_per_node, takes)
-    if simulation.gpus_per_node > 0:
-        gpus = torch.cuda.device_count()
-        if simulation.gpus_per_node > gpus:
-            takes = f"a number <= {gpus}, the GPUs of this machine"
-            raise ConfigError("simulation.gpus_per_node", simulation.gpus_per_node, takes)
+    if simulation.gpus_per_node > 0 and not torch.cuda.is_available():
+        takes = "0: no GPU is in sight on this machine"
+        raise ConfigError("simulation.gpus_per_node", simulation.gpus_per_node, takes)

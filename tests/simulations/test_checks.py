@@ -39,7 +39,7 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     config = load_config(None, ["simulation.gpus_per_node=0.5"])
     with pytest.raises(ConfigError) as caught:
         check_ray(config)
-    text = "simulation.gpus_per_node: got 0.5, takes a number <= 0, the GPUs of this machine"
+    text = "simulation.gpus_per_node: got 0.5, takes 0: no GPU is in sight on this machine"
     assert str(caught.value) == text
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # the cluster may have them
     check_ray(config)
