@@ -20,7 +20,7 @@ from fedpers.records import Row, unpack
 # Seconds between two looks for answers: a twentieth of the time that was waited, but within these.
 SHARE, FIRST_WAIT, LONGEST_WAIT = 0.05, 0.002, 0.2
 NO_ANSWER = 1000  # an error code of ours, beyond Flower's
-AT_ONCE = 64  # messages whose answers are looked for, and may be in memory, at a time
+AT_ONCE = 64  # messages whose answers are looked for at a time; more as long as few are there
 NOTHING = "the node sent no update for it, or no report that can be read"
 
 
@@ -61,12 +61,16 @@ def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> Iterator
     twice, or to an earlier message, or from a node that was not asked. A reply's group is that of
     the message that it answers, whatever the node says.
     """
-    since = time.monotonic()
+    since, window = time.monotonic(), AT_ONCE
     deadline = since + timeout
     while pending:
-        ids, some = list(pending), False
-        for first in range(0, len(ids), AT_ONCE):
-            came = deque(grid.pull_messages(ids[first : first + AT_ONCE]))
+        ids, some = deque(pending), False
+        while ids:
+            looked = [ids.popleft() for _ in range(min(window, len(ids)))]
+            came = deque(grid.pull_messages(looked))
+            # So that few answers of many nodes are found by one look, and many come in pieces.
+            few = 2 * len(came) < AT_ONCE
+            window = min(2 * window, max(AT_ONCE, len(pending))) if few else AT_ONCE
             while came:
                 reply = came.popleft()
                 message = pending.get(reply.metadata.reply_to_message_id)

@@ -206,6 +206,22 @@ def test_replies_come_one_by_one_and_are_not_kept(nodes: Any) -> None:
     assert [one() for one in kept] == [None] * 4
 
 
+def test_many_nodes_that_are_silent_are_looked_for_at_once(nodes: Any) -> None:
+    count = 150
+    grid = nodes([[str(k)] for k in range(count)])
+    grid.silent, looked = set(range(count)), list[int]()
+    pull = grid.pull_messages
+
+    def noted(ids: Any) -> Any:
+        looked.append(len(ids))
+        return pull(ids)
+
+    grid.pull_messages = noted
+    replies = ask(grid, {k: [str(k)] for k in range(count)}, timeout=0.1)
+    assert len(replies) == count and all(reply.has_error() for reply in replies)
+    assert looked[:3] == [64, 86, 150]  # 64, the rest of them, and from then on all
+
+
 def test_the_servers_own_work_is_not_the_nodes_time(nodes: Any) -> None:
     grid = nodes([["1"]])
     messages = [
