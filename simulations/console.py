@@ -73,6 +73,7 @@ def errors() -> Iterator[None]:
     try:
         yield
     except FedpersError as error:
+        sys.stdout.flush()  # so that it is the last line, where both go into one file
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1 if isinstance(error, RunError) else 2) from None
     except KeyboardInterrupt:

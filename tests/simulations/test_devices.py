@@ -259,6 +259,7 @@ def kill_all(node: subprocess.Popen[bytes]) -> None:
 
 MARKER = np.array([1.5, -2.25, 3.125, -4.0625, 5.5, -6.75, 7.875, -8.9375], dtype=np.float32)
 PLUGIN = f"""
+import os
 import torch
 from clients.fedavg import FedAvg
 from fedpers.parts import Parts
@@ -270,6 +271,7 @@ class Marks(FedAvg):
         marker = torch.tensor({MARKER.tolist()})
         head = working["head"]
         vector = marker.repeat(head.layout.size // 8 + 1)[: head.layout.size]
+        vector[-1] = float(os.getpid())  # Flower sends what is the same at two nodes only once
         return Parts({{**super().upload(working), "head": head.like(vector)}})
 
 

@@ -27,8 +27,9 @@ from functools import partial
 from simulations import launcher
 launcher.launch = partial(
     launcher.launch, serverapp="toy_server:app", clientapp="toy_client:app")
-from simulations.cli import main
-main()
+from simulations import cli
+cli._show = lambda folder: None  # a toy has no report
+cli.main()
 """
 
 
