@@ -51,7 +51,8 @@ class Groups:
         self.setting, self.algorithm, self.file = setting, algorithm, file
         stackable = setting != "off" and not isinstance(stacked_layers(model), str)
         self.fold = Fold(model) if stackable else None
-        self._alone = algorithm.config.privacy.enabled  # there a fold is worth it for one client
+        privacy = algorithm.config.privacy  # under which a fold is worth it for one client
+        self._alone = privacy.enabled and privacy.unit == "example"
         self._checked = False
         self._size: int | None = None
 

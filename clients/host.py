@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,9 +212,13 @@ class ClientHost(Keeper):
         self, clients: Sequence[str], broadcasts: Mapping[str, Parts], server_round: int
     ) -> tuple[list[Trainer], list[Parts]]:
         """Trainers and working parts of the first clients, to be thrown away."""
-        some = clients[: max(sizes_on(self.model.device))]
-        trainers = [self._trainer(client, server_round) for client in some]
-        return trainers, [self.algorithm.receive(broadcasts[client], Parts()) for client in some]
+        trainers, workings = [], []
+        for client in clients[: max(sizes_on(self.model.device))]:
+            with suppress(Exception):  # it costs itself alone, when it is trained
+                trainer = self._trainer(client, server_round)
+                workings.append(self.algorithm.receive(broadcasts[client], Parts()))
+                trainers.append(trainer)
+        return trainers, workings
 
     @cached_property
     def public(self) -> Tensor:

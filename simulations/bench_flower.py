@@ -10,7 +10,7 @@ from statistics import median
 from fedpers.config import Config
 from simulations.bench_processes import round_of
 from simulations.bench_rounds import task_config, tiny_config
-from simulations.bench_row import Row, by_turns, folder_of_data
+from simulations.bench_row import Row, folder_of_data, medians
 from simulations.launcher import launch
 
 CLIENTS = 1000
@@ -62,9 +62,9 @@ def tiny_flower(name: str, repeats: int, clients: int = CLIENTS) -> Row:
         config = tiny_config(folder, clients, rounds)
         with round_of("tiny-loop", config, folder / "usual", 2) as loop:
             # Before and after: the loop's processes and Flower's would share the cores.
-            before, _ = by_turns(loop, lambda: None, repeats, time.perf_counter)
+            (before,) = medians([loop], repeats, time.perf_counter)
             ours = median_round(config, folder / "ours", 2, 3)
-            after, _ = by_turns(loop, lambda: None, repeats, time.perf_counter)
+            (after,) = medians([loop], repeats, time.perf_counter)
     return Row(
         name,
         f"{clients} clients of an MLP 64-32-10 with 10 examples, a client: a plain loop of torch "

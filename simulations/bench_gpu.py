@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from importlib import import_module
-from statistics import median
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from fedpers.models import PersonalModel
 from fedpers.models.hf import HfImage
 from fedpers.models.lora import add_lora
 from fedpers.parts import Parts
+from simulations.bench_row import medians
 
 SHAPES = {
     "base": {"image_size": 224, "patch_size": 16},
@@ -78,8 +79,7 @@ def main() -> None:
     examples = [own.to(device) for own in examples]
     fold, broadcast = Fold(model), algorithm.initial
 
-    def run(size: int) -> float:
-        started = time.perf_counter()
+    def run(size: int) -> None:
         for first in range(0, given.clients, size):
             some = examples[first : first + size]
             trainers = [
@@ -92,21 +92,14 @@ def main() -> None:
                     raise result
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - started
 
     sizes = [1, *(int(size) for size in given.fold.split(","))]
-    seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    for repeat in range(given.repeats + 1):
-        for size in sizes:
-            took = run(size)
-            if repeat:  # the first warms up
-                seconds[size].append(took)
-    alone = median(seconds[1])
-    for size in sizes:
-        took = median(seconds[size])
+    runs = [partial(run, size) for size in sizes]
+    seconds = medians(runs, given.repeats, time.perf_counter)
+    for size, took in zip(sizes, seconds, strict=True):
         print(
             f"{'one by one' if size == 1 else f'in groups of {size}':<18}"
-            f"{given.clients / took:8.1f} clients a second, {alone / took:.2f} times"
+            f"{given.clients / took:8.1f} clients a second, {seconds[0] / took:.2f} times"
         )
     if fold.most < given.clients:
         print(f"memory took at most {fold.most} clients at once")

@@ -11,9 +11,7 @@ weighs the more, the fewer steps a phase has.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 
@@ -22,6 +20,7 @@ from fedpers.memory import keep_memory
 from fedpers.parts import Parts
 from fedpers.privacy import Release
 from simulations.bench import Free, Party, lora_model
+from simulations.bench_row import medians
 
 BATCH, STEPS, REPEATS = 64, (10, 1), 60
 
@@ -67,14 +66,7 @@ def measured(cached: bool, steps: int) -> list[float]:
         lambda: trainer(Free(release)).run(phase, working),
         lambda: party.fold.run(phase, [trainer(Free(release))], [working])[0],
     )
-    seconds: list[list[float]] = [[] for _ in runs]
-    for repeat in range(REPEATS + 1):
-        for run, found in zip(runs, seconds, strict=True):
-            started = time.process_time()
-            run()
-            if repeat:  # the first warms up
-                found.append(time.process_time() - started)
-    return [median(found) for found in seconds]
+    return medians(runs, REPEATS)
 
 
 if __name__ == "__main__":

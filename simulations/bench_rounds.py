@@ -168,7 +168,7 @@ class Share:
 
     Args:
         config: over data that ``write_data`` wrote.
-        share, shares: which of so many hands of ``clients.host.deal`` the clients are.
+        share, shares: which of so many hands of ``clients.dealing.deal`` the clients are.
     """
 
     def __init__(self, config: Config, share: int, shares: int) -> None:

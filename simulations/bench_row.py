@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -29,19 +29,27 @@ class Row(NamedTuple):
         return self.usual_seconds / self.our_seconds
 
 
-def by_turns(
-    usual: Run, ours: Run, repeats: int, clock: Callable[[], float] = time.process_time
-) -> tuple[float, float]:
-    """The median seconds that each takes: of this process's computing, unless ``clock`` is
+def medians(
+    runs: Sequence[Run], repeats: int, clock: Callable[[], float] = time.process_time
+) -> list[float]:
+    """The median seconds of each, run by turns: of this process's computing, unless ``clock`` is
     another."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+    seconds: list[list[float]] = [[] for _ in runs]
     for turn in range(repeats + 1):
-        for run, own in zip((usual, ours), seconds, strict=True):
+        for run, own in zip(runs, seconds, strict=True):
             started = clock()
             run()
             if turn:  # the first warms up
                 own.append(clock() - started)
-    return median(seconds[0]), median(seconds[1])
+    return [median(own) for own in seconds]
+
+
+def by_turns(
+    usual: Run, ours: Run, repeats: int, clock: Callable[[], float] = time.process_time
+) -> tuple[float, float]:
+    """``medians`` of the two sides of a row."""
+    first, second = medians((usual, ours), repeats, clock)
+    return first, second
 
 
 @contextmanager

@@ -103,7 +103,9 @@ class PersonalizedStrategy(Method, Strategy):
         Raises:
             RunError: that is so for the third time in a row, or in every round.
         """
-        mean = self._mean() if self.streams else None
+        mean = None
+        if self.streams:
+            mean = StreamingMean(self.layouts, len(self.asked), self._log_product_error)
         reports = self._take_up(replies, mean)
         answers = self.answers
         for group, body in answers.bodies.items():
@@ -155,9 +157,6 @@ class PersonalizedStrategy(Method, Strategy):
         in_the_clear = self.sealing is None and self.client_level is None
         mean = self.config.strategy.combine == "mean" and self.reads_updates(self.params) is None
         return bool(self.shares) and in_the_clear and mean and not own
-
-    def _mean(self) -> StreamingMean:
-        return StreamingMean(self.layouts, len(self.asked), self._log_product_error)
 
     def _take_up(
         self, replies: Iterable[Message], mean: StreamingMean | None

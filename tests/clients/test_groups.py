@@ -110,6 +110,23 @@ def test_a_client_that_fails_or_has_spent_its_budget_costs_itself(
         host.train("1", 10, sent(host)["1"])
 
 
+def test_a_client_that_cannot_be_tried_costs_itself(
+    node: Callable[..., ClientHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = node("3")
+    given = host.examples.client
+
+    def load(client: str) -> Any:
+        if client == "1":
+            raise ValueError("its examples cannot be read")
+        return given(client)
+
+    monkeypatch.setattr(host.examples, "client", load)
+    answers = host.train_all(sent(host), 1)
+    assert isinstance(answers["1"], ValueError)
+    assert all(isinstance(answers[client], tuple) for client in CLIENTS if client != "1")
+
+
 def test_baselines_in_groups_are_those_of_single_clients(
     node: Callable[..., ClientHost],
 ) -> None:

@@ -24,7 +24,7 @@ from fedpers.config import Config, load_config
 from fedpers.privacy import Ledger
 from simulations import guard
 from simulations.certificates import Certificates, make_certificates, make_node_key
-from simulations.devices import Rehearsal, demo, make_files, rehearsal
+from simulations.devices import Files, Rehearsal, demo, make_files, rehearsal
 
 pytestmark = pytest.mark.slow
 
@@ -124,22 +124,22 @@ class Running:
         pytest.fail(f"waited in vain: {self.lines}")
 
 
-def test_a_device_that_is_killed_in_a_round_takes_part_again(
-    rehearsed: Rehearsal, tmp_path: Path
-) -> None:
-    steps = 3
-    config = load_config(
-        CONFIG,
-        [
-            *("encryption.enabled=false", f"privacy.steps={steps}", "round_timeout=240"),
-            *("evaluation.every=1", "evaluation.local_baseline=false"),
-            "evaluation.adapters=false",
-        ],
-    )
-    files, victim = make_files(config, rehearsed.space.folder), "device-1"
+def deployed(rehearsed: Rehearsal, *overrides: str) -> tuple[Config, Files]:
+    """Private devices that seal nothing, known to the SuperLink and started."""
+    plain = ("encryption.enabled=false", "round_timeout=240", "evaluation.local_baseline=false")
+    config = load_config(CONFIG, [*plain, "evaluation.adapters=false", *overrides])
+    files = make_files(config, rehearsed.space.folder)
     for client, data in files.data.items():
         rehearsed.register(client)
         rehearsed.start_node(client, data, None)
+    return config, files
+
+
+def test_a_device_that_is_killed_in_a_round_takes_part_again(
+    rehearsed: Rehearsal, tmp_path: Path
+) -> None:
+    steps, victim = 3, "device-1"
+    config, files = deployed(rehearsed, f"privacy.steps={steps}", "evaluation.every=1")
     running = Running(rehearsed, files.config, tmp_path / "run")
     state = rehearsed.space.folder / f"state-{victim}"
     ledger = state / "ledgers" / f"{victim}.json"
@@ -199,17 +199,7 @@ def test_a_server_that_is_killed_in_a_round_goes_on_with_its_run(
     rehearsed: Rehearsal, tmp_path: Path
 ) -> None:
     steps = 3
-    config = load_config(
-        CONFIG,
-        [
-            *("encryption.enabled=false", f"privacy.steps={steps}", "round_timeout=240"),
-            *("evaluation.local_baseline=false", "evaluation.adapters=false"),
-        ],
-    )
-    files = make_files(config, rehearsed.space.folder)
-    for client, data in files.data.items():
-        rehearsed.register(client)
-        rehearsed.start_node(client, data, None)
+    config, files = deployed(rehearsed, f"privacy.steps={steps}")
     ledgers = [
         rehearsed.space.folder / f"state-{client}" / "ledgers" / f"{client}.json"
         for client in files.data
