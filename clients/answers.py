@@ -1,0 +1,238 @@
+"""What a node answers to each kind of message, without Flower: parts and a body in, parts and a
+body out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from clients.dealing import deal
+from clients.host import ClientHost
+from clients.keeper import Keeper
+from clients.pfedsim import weights_of
+from fedpers.encryption.sealed_parts import SealedParts
+from fedpers.errors import FedpersError
+from fedpers.privacy import BudgetSpent
+from fedpers.records import Row
+
+SPENT = f"{BudgetSpent.__name__}:"
+log = logging.getLogger("fedpers")
+Node = TypeVar("Node", bound=Keeper)
+Rows = list[Row]
+Body = dict[str, Any]
+Answered = tuple[Rows, Body]
+
+
+def answer(kind: str, host: Keeper, rows: Rows, body: Body) -> Answered:
+    """What a node answers to a message: parts and a JSON-able body.
+
+    Args:
+        kind: one of ``ANSWERS``.
+        host: the node's clients; of ``seal``, ``open``, ``similarity`` and ``forget`` its keeper
+            will do.
+        rows: the parts that came, as they came.
+        body: what came with them.
+    """
+    return ANSWERS[kind](host, rows, body)
+
+
+def refusal(error: Exception) -> Answered:
+    """The answer of a node that cannot run the method as configured: one line."""
+    if isinstance(error, FedpersError):
+        return [], {"refused": str(error)}
+    log.error("this node cannot run the method", exc_info=error)  # a plug-in's mistake
+    return [], {"refused": line_of(error)}
+
+
+def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
+    """Which clients a node hosts, after checking that it can run the method at all.
+
+    Of ``nodes`` nodes it is the one numbered ``node``, as its own config says.
+    """
+    try:
+        host.check()
+        key = {}
+        if "sealing" in body:
+            key = {"key": host.sealer.serve(body["sealing"]).key()}
+    except Exception as error:  # asking again would not mend it
+        return refusal(error)
+    nodes, everyone = int(body["nodes"]), [*host.data.clients, *host.data.held_out]
+    if host.device is not None:
+        nodes, clients = 1, everyone
+    else:
+        sizes = {client: host.data.size(client) for client in everyone}
+        clients = deal(sizes, nodes)[int(body["node"])]
+    answer = {
+        "clients": clients,
+        "held_out": [client for client in clients if client in host.data.held_out],
+        "nodes": nodes,
+        "scored": host.algorithm.scored,
+        **key,
+    }
+    return [], answer
+
+
+def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
+    """Train the clients named; their uploads are one row each, in the order of ``clients``.
+
+    Under encryption the uploads are sealed, multiplied by ``weights``; or kept, where those are not
+    known yet.
+    """
+    opened = [host.sealer.opened(row) for row in rows]
+    uploads: Rows = []
+    reports: dict[str, dict[str, Any]] = {}
+    sealing, server_round = body.get("sealing"), body["round"]
+    broadcasts = {client: opened[body["rows"][client]] for client in body["clients"]}
+    started = time.perf_counter()
+    trained = host.train_all(broadcasts, server_round)
+    training = time.perf_counter() - started
+
+    def one(host: ClientHost, client: str) -> None:
+        answer = trained.pop(client)
+        if isinstance(answer, Exception):
+            raise answer
+        upload, report = answer
+        if sealing is None:
+            uploads.append(upload)
+        else:
+            broadcast = broadcasts[client]
+            also = [n for names, _ in sealing["groups"] for n in names if n not in broadcast]
+            upload = host.with_derived(client, server_round, upload, also)
+            if sealing["seal_at_once"]:
+                where = {"client": client, "server_round": server_round}
+                weight = float(body.get("weights", {}).get(client, 1.0))
+                uploads.append(host.sealer.sealed(upload, sealing, weight=weight, **where))
+            else:
+                host.hold(client, server_round, upload)
+        reports[client] = report
+
+    failures, seconds = _each(host, body, one)
+    spent = {c: host.spending(c) for c, reason in failures.items() if reason.startswith(SPENT)}
+    times = {"seconds": training + seconds, **host.sealer.take_seconds()}
+    return uploads, {"reports": reports, "failures": failures, "spent": spent, **times}
+
+
+def seal(keeper: Keeper, _: Rows, body: Body) -> Answered:
+    """Seal what the clients named kept, multiplied by their weights."""
+    uploads: Rows = []
+
+    def one(keeper: Keeper, client: str) -> None:
+        upload, weight = keeper.held(client, body["round"]), float(body["weights"][client])
+        where = {"client": client, "server_round": body["round"]}
+        uploads.append(keeper.sealer.sealed(upload, body["sealing"], weight=weight, **where))
+
+    failures, seconds = _each(keeper, body, one)
+    times = {"seconds": seconds, **keeper.sealer.take_seconds()}
+    return uploads, {"failures": failures, **times}
+
+
+def open_means(keeper: Keeper, rows: Rows, _: Body) -> Answered:
+    """Open means that the server needs in the clear, as the method's strategy says."""
+    return [keeper.sealer.opened(row) for row in rows], {}
+
+
+def similarity(keeper: Keeper, rows: Rows, body: Body) -> Answered:
+    """For each client named, the weights of all clients by the similarity of their heads, rounded:
+    products as they are would tell about the key, and more about heads than is needed."""
+    (row,) = rows
+    assert isinstance(row, SealedParts)
+    others, weights = body["of"] - 1, {}
+    products = keeper.sealer.cosines(row)
+    for k, (client, place) in enumerate(zip(body["clients"], body["places"], strict=True)):
+        cosines = products[k * others : (k + 1) * others]
+        cosines.insert(place, 1.0)
+        weights[client] = weights_of(cosines)
+    return [], {"rows": weights}
+
+
+def forget(keeper: Keeper, _: Rows, body: Body) -> Answered:
+    """Throw away the key that was made for the run."""
+    keeper.sealer.forget()
+    return [], {}
+
+
+def baseline(host: ClientHost, _: Rows, body: Body) -> Answered:
+    """Train the local-only baseline of the clients named. Nothing of it leaves them."""
+    started = time.perf_counter()
+    failed = host.train_baselines(body["clients"])
+    failures = {client: line_of(error) for client, error in failed.items()}
+    return [], {"failures": failures, "seconds": time.perf_counter() - started}
+
+
+def evaluate(host: ClientHost, rows: Rows, body: Body) -> Answered:
+    """Evaluate the clients named: counts of right and wrong answers, no example."""
+    opened = [host.sealer.opened(row) for row in rows]
+    results: list[dict[str, Any]] = []
+    held_back = host.holds_back
+
+    def one(host: ClientHost, client: str) -> None:
+        result = host.evaluate(client, body["round"], opened[body["rows"][client]])
+        if not held_back:
+            results.append(result.to_json())
+
+    failures, seconds = _each(host, body, one)
+    answer = {"results": results, "held_back": held_back, "failures": failures, "seconds": seconds}
+    return [], answer
+
+
+def newcomers(host: ClientHost, rows: Rows, body: Body) -> Answered:
+    """Evaluate clients that never trained, after so many local batches each."""
+    opened = [host.sealer.opened(row) for row in rows]
+    results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
+    held_back = host.holds_back
+
+    def one(host: ClientHost, client: str) -> None:
+        if held_back:
+            return
+        for batches, found in results.items():
+            row = opened[body["rows"][client]]
+            found.append(host.newcomer(client, body["round"], row, batches).to_json())
+
+    failures, seconds = _each(host, body, one)
+    return [], {"results": results, "failures": failures, "seconds": seconds}
+
+
+def export(host: ClientHost, _: Rows, body: Body) -> Answered:
+    """Save the clients' evaluated models as PEFT folders, on this machine."""
+
+    def one(host: ClientHost, client: str) -> None:
+        folder = host.stores.parent / "adapters"
+        host.export(client, body["round"], folder, body["manifests"][client])
+
+    failures, seconds = _each(host, body, one)
+    return [], {"failures": failures, "seconds": seconds}
+
+
+def line_of(error: Exception) -> str:
+    """An error as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _each(
+    host: Node, body: Body, work: Callable[[Node, str], None]
+) -> tuple[dict[str, str], float]:
+    """Do ``work`` for every client named. One that fails costs itself, not its host's others."""
+    started, failures = time.perf_counter(), {}
+    for client in body["clients"]:
+        try:
+            work(host, client)
+        except Exception as error:  # whatever a client's data or a plug-in may raise
+            log.debug("client %s failed", client, exc_info=True)
+            failures[client] = line_of(error)
+    return failures, time.perf_counter() - started
+
+
+ANSWERS: dict[str, Callable[[Any, Rows, Body], Answered]] = {
+    "roster": roster,
+    "train": train,
+    "seal": seal,
+    "open": open_means,
+    "similarity": similarity,
+    "forget": forget,
+    "baseline": baseline,
+    "evaluate": evaluate,
+    "newcomers": newcomers,
+    "export": export,
+}
