@@ -6,7 +6,6 @@ from math import ceil
 from pathlib import Path
 from urllib.parse import quote
 
-import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm
@@ -24,6 +23,7 @@ from fedpers.privacy import (
     noise_multiplier,
 )
 from fedpers.privacy.accounting import LARGEST_NOISE, default_delta, tight_epsilon_of
+from fedpers.privacy.noise import Source, Sources
 
 # What is released once, beside the phases, and its share of 1 / sigma of a release that would take
 # the whole budget. Renyi DP adds up 1 / sigma^2: an eighth takes 1.6 % from the phases, not 12.5 %.
@@ -49,6 +49,7 @@ class Account:
         ledgers: the folder of the ledgers.
         store: where the noise of this run is kept, should the process be started anew.
         run: the run's name.
+        sources: of all that is random in what it releases.
         owner: on a device, whose ledger it is, whatever the data are: they grow from run to run,
             and what was released of the old ones stays released.
     """
@@ -61,6 +62,7 @@ class Account:
         data: ClientData,
         ledgers: Path,
         store: ClientStore,
+        sources: Sources,
         run: str = "",
         owner: str | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class Account:
             ClientError: the ledger cannot be read.
         """
         privacy, n = config.privacy, len(data.train)
+        self.sources = sources
         check_client(config, client, n)
         self.delta = privacy.delta or default_delta(n)
         everything = [(part.x, part.y) for part in (data.train, data.val, data.test)]
@@ -132,7 +135,7 @@ class Account:
         self._phases_paid -= 1
         return self.phase
 
-    def noised(self, what: str, counts: Tensor, generator: torch.Generator) -> Tensor:
+    def noised(self, what: str, counts: Tensor, source: Source) -> Tensor:
         """Counts [C] with noise for one example more or less, which changes one of them by 1.
 
         Args:
@@ -147,8 +150,7 @@ class Account:
                 "and keep the noised counts, which may be sent again"
             )
         self._once_paid.remove(what)
-        noise = torch.randn(counts.shape, generator=generator)
-        return (counts + self.once[what].sigma * noise).clamp_min(0)
+        return source.noised(counts, self.once[what].sigma).clamp_min(0)
 
     def epsilon(self, accountant: str) -> float:
         """What was spent so far, over all runs that the ledger knows of."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from clients.private_steps import CHUNK_SCALARS, generators, noise_in_update, poisson
+from clients.private_steps import CHUNK_SCALARS, noise_in_update
 from fedpers.errors import ClientError
 
 if TYPE_CHECKING:
@@ -43,17 +43,13 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
     phase, trainers, fold = group.phase, group.trainers, group.fold
     config = trainers[0].config
     privacy = config.privacy
-    releases = [trainer.account.phase for trainer in trainers if trainer.account is not None]
-    assert len(releases) == len(trainers)
+    accounts = [trainer.account for trainer in trainers if trainer.account is not None]
+    assert len(accounts) == len(trainers)
+    releases = [account.phase for account in accounts]
     sizes = [len(trainer.examples) for trainer in trainers]
     draws = [
-        generators(
-            privacy.deterministic_for_tests,
-            config.seed,
-            *(trainer.server_round, trainer.client, phase.name),
-            device=group.device,
-        )
-        for trainer in trainers
+        account.sources(trainer.server_round, trainer.client, phase.name)
+        for account, trainer in zip(accounts, trainers, strict=True)
     ]
     parameters = group.parameters
     optimizer = trainers[0].optimizer(phase, list(parameters.values()), group.share, privacy.lr)
@@ -67,8 +63,8 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
     for _ in range(releases[0].steps):
         optimizer.zero_grad(set_to_none=False)
         drawn = [
-            next(poisson(n, release.rate, n, sampling))
-            for n, release, (sampling, _) in zip(sizes, releases, draws, strict=True)
+            source.sample(n, release.rate)
+            for n, release, source in zip(sizes, releases, draws, strict=True)
         ]
         index, counts = group.padded(drawn)
         # Nobody's sample may hold anything; then the step is noise alone.
@@ -82,8 +78,9 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
         for slot, parameter in parameters.items():
             assert parameter.grad is not None
             for start, end, _ in fold.layouts[slot].spans.values():
-                for row, release, (_, noise) in zip(parameter.grad, releases, draws, strict=True):
-                    add_noise(row[start:end], release.sigma * privacy.max_grad_norm, noise)
+                for row, release, source in zip(parameter.grad, releases, draws, strict=True):
+                    deviation = release.sigma * privacy.max_grad_norm
+                    row[start:end] = source.noised(row[start:end], deviation)
             parameter.grad /= expected[:, None]
         group.penalise()
         optimizer.step()
@@ -153,14 +150,6 @@ def per_sample(x: Tensor, g: Tensor) -> tuple[Tensor | None, Tensor]:
         return None, x.square().sum((2, 3)) * g.square().sum((2, 3))
     weight = torch.bmm(g.flatten(0, 1).mT, x.flatten(0, 1)).view(*x.shape[:2], -1)
     return weight, weight.square().sum(2)
-
-
-def add_noise(gradient: Tensor, deviation: float, generator: torch.Generator) -> None:
-    """Add Gaussian noise to one tensor's gradient [n] in place; none, and no draw, without one."""
-    if deviation > 0:
-        gradient += torch.normal(
-            0.0, deviation, gradient.shape, generator=generator, device=gradient.device
-        )
 
 
 def check_moved(group: Group, before: dict[str, Tensor], sigmas: list[float]) -> None:

@@ -30,6 +30,7 @@ from fedpers.evaluation import ClientResult
 from fedpers.memory import keep_memory
 from fedpers.models import build_model, save_adapter
 from fedpers.parts import Parts
+from fedpers.privacy.noise import Sources
 
 PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
 RELEASED = "released"
@@ -83,6 +84,7 @@ class ClientHost(Keeper):
         device: where the node is one; it hosts one client, and its ledger outlives runs.
         base: see ``host_of``.
         task: see ``host_of``.
+        sources: see ``Keeper``.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class ClientHost(Keeper):
         device: Device | None = None,
         base: str | None = None,
         task: Task | None = None,
+        sources: Sources | None = None,
     ) -> None:
         torch.set_num_threads(config.simulation.cpus_per_node)
         keep_memory()
@@ -117,7 +120,7 @@ class ClientHost(Keeper):
         if config.model.cache or self.model.device.type != "cpu":
             self.examples = FeatureCache(self.data, self.model, stem=config.model.cache)
         self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
-        super().__init__(config, stores, device, len(self.data.clients))
+        super().__init__(config, stores, device, len(self.data.clients), sources)
         self.scoring = Scoring(self)
         self._accounts: dict[str, Account] = {}
         if config.privacy.enabled and config.privacy.unit == "example":
@@ -369,11 +372,10 @@ class ClientHost(Keeper):
         if not privacy.enabled or privacy.unit == "client" or not self.data.size(client):
             return None
         if client not in self._accounts:
-            data, ledgers = self.data.client(client), self.ledgers
-            store = self.store(client)
             owner = self.device.client if self.device else None
+            known = (self.config, self.algorithm, client, self.data.client(client), self.ledgers)
             self._accounts[client] = Account(
-                self.config, self.algorithm, client, data, ledgers, store, self.run, owner
+                *known, self.store(client), self.sources, self.run, owner
             )
         return self._accounts[client]
 
@@ -384,15 +386,9 @@ class ClientHost(Keeper):
         algorithm: LocalAlgorithm | None = None,
         account: Account | None = None,
     ) -> Trainer:
-        return Trainer(
-            self.config,
-            self.model,
-            algorithm or self.algorithm,
-            self.examples.client(client).train,
-            server_round=server_round,
-            client=client,
-            account=account,
-        )
+        known = (self.config, self.model, algorithm or self.algorithm)
+        examples = self.examples.client(client).train
+        return Trainer(*known, examples, server_round=server_round, client=client, account=account)
 
     def _evaluated(self, server_round: int) -> str:
         # Only a report chosen by validation can ask for an earlier round's model.

@@ -11,6 +11,7 @@ from clients.store import ClientStore
 from fedpers.config import Config, config_from_json
 from fedpers.errors import ClientError
 from fedpers.parts import Parts
+from fedpers.privacy import noise
 
 HELD = "held"
 
@@ -23,13 +24,22 @@ class Keeper:
         stores: the folder of the clients' stores.
         device: where the node is one.
         population: how many clients there are, for a key that is made for the run.
+        sources: of what has to be secret; None for what ``privacy.deterministic_for_tests`` says.
     """
 
     def __init__(
-        self, config: Config, stores: Path, device: Device | None, population: int
+        self,
+        config: Config,
+        stores: Path,
+        device: Device | None,
+        population: int,
+        sources: noise.Sources | None = None,
     ) -> None:
         self.config, self.stores, self.device = config, stores, device
-        self.sealer = Sealer(config, str(stores), population, device.keys if device else None)
+        known = config.privacy.deterministic_for_tests
+        self.sources = sources or noise.sources(known, config.seed)
+        keys = device.keys if device else None
+        self.sealer = Sealer(config, str(stores), population, self.sources, keys)
 
     def store(self, client: str) -> ClientStore:
         """What one client keeps; a device's is on its disk when a call returns."""

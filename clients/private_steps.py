@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fedpers.compute import CPU
 from fedpers.errors import ClientError
 from fedpers.models import PersonalModel
 from fedpers.privacy import Release
-from fedpers.seeding import seed_for
+from fedpers.privacy.noise import Source
 
 CHUNK_SCALARS = 2**25  # per-sample gradients held at once: 128 MiB in float32
 
@@ -28,8 +26,7 @@ def private_steps(
     release: Release,
     max_grad_norm: float,
     after_noise: Callable[[], None],
-    generator: torch.Generator,
-    sampling: torch.Generator | None = None,
+    source: Source,
 ) -> float:
     """``release.steps`` steps of DP-SGD on the parameters (Abadi et al. 2016, 1607.00133).
 
@@ -44,8 +41,7 @@ def private_steps(
         examples: how many there are, > 0.
         after_noise: called with the noised gradients in place, before the step: for a penalty,
             which does not touch data and must not use up the clipping norm.
-        generator: of the noise, on the parameters' device.
-        sampling: of the sampling, on the CPU; None for ``generator``.
+        source: of the samples and of the noise.
 
     Returns:
         The mean loss over the sampled examples (not private).
@@ -54,17 +50,12 @@ def private_steps(
         ClientError: a trained tensor did not move: DP training is set up wrongly.
     """
     from opacus.grad_sample.utils import prepare_module
-    from opacus.optimizers import DPOptimizer
+
+    from clients.noised_optimizer import NoisedOptimizer
 
     before = [parameter.detach().clone() for parameter in parameters]
-    private = DPOptimizer(
-        optimizer,
-        noise_multiplier=release.sigma,
-        max_grad_norm=max_grad_norm,
-        expected_batch_size=release.rate * examples,
-        loss_reduction="mean",
-        generator=generator,
-    )
+    expected = release.rate * examples
+    private = NoisedOptimizer(optimizer, source, release.sigma, max_grad_norm, expected)
     chunk = max(1, CHUNK_SCALARS // sum(parameter.numel() for parameter in parameters))
     model.train()
     hooked = nn.ModuleList(_owners(model))
@@ -73,7 +64,8 @@ def private_steps(
     total, count = torch.zeros((), dtype=torch.float64, device=before[0].device), 0
     try:
         for _ in range(release.steps):
-            pieces = list(poisson(examples, release.rate, chunk, sampling or generator))
+            drawn = source.sample(examples, release.rate)
+            pieces = torch.split(drawn, chunk) if len(drawn) else [drawn]
             for k, piece in enumerate(pieces):
                 if len(piece):
                     found = losses(piece)
@@ -118,39 +110,6 @@ def noise_in_update(
     ]
     step = group["lr"] * release.sigma * max_grad_norm / expected
     return float(step * sum(push**2 for push in pushes) ** 0.5)
-
-
-def secret_seed(deterministic: bool, seed: int) -> int:
-    """A seed from the operating system's randomness, or for tests the run's own."""
-    return seed if deterministic else secrets.randbits(63)
-
-
-def generators(
-    deterministic: bool, seed: int, *path: int | str, device: torch.device
-) -> tuple[torch.Generator, torch.Generator]:
-    """Of a phase's Poisson samples, which are drawn on the CPU, and of its noise, which is drawn on
-    ``device``; on the CPU one for both."""
-    noise = noise_generator(deterministic, seed, *path, device=device)
-    if device.type == "cpu":
-        return noise, noise
-    return noise_generator(deterministic, seed, *path, "samples"), noise
-
-
-def noise_generator(
-    deterministic: bool, seed: int, *path: int | str, device: torch.device = CPU
-) -> torch.Generator:
-    """A generator seeded by the operating system's randomness, or for tests from the run's seed."""
-    chosen = seed_for(secret_seed(deterministic, seed), "noise", *path)
-    return torch.Generator(device).manual_seed(chosen)
-
-
-def poisson(examples: int, rate: float, chunk: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """A Poisson sample in pieces that fit into memory; one empty piece if nothing was drawn."""
-    if rate < 1:
-        drawn = (torch.rand(examples, generator=generator) < rate).nonzero().view(-1)
-    else:
-        drawn = torch.arange(examples)
-    yield from torch.split(drawn, chunk) if len(drawn) else [drawn]
 
 
 def _owners(module: nn.Module) -> Iterator[nn.Module]:

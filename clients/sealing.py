@@ -15,13 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fedpers.config import Config
 from fedpers.encryption.keys import CLIENT_FILE, SERVER_FILE
 from fedpers.encryption.sealed_parts import Group, SealedParts, open_parts, seal_parts
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
+from fedpers.privacy.noise import Sources
 from fedpers.records import Row
 from fedpers.seeding import torch_generator
 
@@ -42,14 +41,21 @@ class Sealer:
         config: the run's settings.
         run_folder: names the run.
         population: how many clients there are.
+        sources: of the clients' shares of noise.
         keys: the folder with the key; None for ``encryption.keys``.
     """
 
     def __init__(
-        self, config: Config, run_folder: str, population: int, keys: Path | None = None
+        self,
+        config: Config,
+        run_folder: str,
+        population: int,
+        sources: Sources,
+        keys: Path | None = None,
     ) -> None:
         named = keys or (Path(config.encryption.keys) if config.encryption.keys else None)
         self.config, self.named, self.population = config, named, population
+        self.sources = sources
         digest = hashlib.sha256(run_folder.encode()).hexdigest()[:16]
         home = Path(tempfile.gettempdir()) / f"fedpers-keys-{os.getuid()}"
         self.throw_away = home / digest
@@ -189,13 +195,10 @@ class Sealer:
         be honest adds up to sigma C."""
         privacy = self.config.privacy
         spread = float(noise["sigma"]) * privacy.max_grad_norm / int(noise["honest"]) ** 0.5
-        seed = self.config.seed if privacy.deterministic_for_tests else secrets.randbits(63)
-        generator = torch_generator(seed, "share", server_round, client)
-        noised = {}
-        for name, part in upload.items():
-            share = spread * torch.randn(part.layout.size, generator=generator)
-            noised[name] = part.like(part.vector.float() + share)
-        return Parts(noised)
+        source = self.sources("share", server_round, client)
+        return Parts(
+            {n: p.like(source.noised(p.vector.float(), spread)) for n, p in upload.items()}
+        )
 
     def _made(self) -> Path:
         from filelock import FileLock

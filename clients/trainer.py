@@ -10,13 +10,7 @@ from torch import Tensor
 
 from clients.account import LABELS, Account
 from clients.base import LocalAlgorithm, decayed
-from clients.private_steps import (
-    generators,
-    noise_generator,
-    noise_in_update,
-    private_steps,
-    secret_seed,
-)
+from clients.private_steps import noise_in_update, private_steps
 from fedpers.compute import computing_in
 from fedpers.config import Config
 from fedpers.data import Examples
@@ -24,6 +18,7 @@ from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
+from fedpers.privacy.noise import Source
 from fedpers.seeding import seeded, torch_generator
 
 EVALUATION_BATCH = 256  # what stays in a core's cache; 1024 takes an eighth longer
@@ -81,7 +76,8 @@ class Trainer:
         seed = self.config.seed
         if phase.released and self.account is not None:
             # Known draws, dealt to whoever is in the batch, would shift with an example removed.
-            seed = secret_seed(self.config.privacy.deterministic_for_tests, seed)
+            source = self._source(f"{phase.name}, forward")
+            seed = int.from_bytes(source.bits(8))
         path = ("forward", self.server_round, self.client, phase.name)
         with seeded(seed, *path, device=self.device):
             self.losses[phase.name] = self._descend(phase, working, reference, share)
@@ -135,7 +131,7 @@ class Trainer:
     ) -> float:
         """The same under DP-SGD; the penalty's gradient is added to the noised one."""
         assert self.account is not None
-        privacy, path = self.config.privacy, (self.server_round, self.client, phase.name)
+        privacy = self.config.privacy
         parameters = self._only(phase.trains)
         anchors = self._anchors(phase, working)
 
@@ -152,9 +148,6 @@ class Trainer:
         )
         if spread is not None and not phase.blend:
             self.noise |= dict.fromkeys((phase.model[slot] for slot in phase.trains), spread)
-        sampling, noise = generators(
-            privacy.deterministic_for_tests, self.config.seed, *path, device=self.device
-        )
         return private_steps(
             self.model,
             parameters,
@@ -164,8 +157,7 @@ class Trainer:
             release=release,
             max_grad_norm=privacy.max_grad_norm,
             after_noise=lambda: self._penalise(phase, anchors),
-            generator=noise,
-            sampling=sampling,
+            source=self._source(phase.name),
         )
 
     def _penalise(self, phase: Phase, anchors: list[tuple[torch.nn.Parameter, Tensor]]) -> None:
@@ -179,10 +171,12 @@ class Trainer:
         privacy."""
         if self.account is None:
             return counts
-        path = (self.server_round, self.client, what)
-        deterministic = self.config.privacy.deterministic_for_tests
-        generator = noise_generator(deterministic, self.config.seed, *path)
-        return self.account.noised(what, counts, generator)
+        return self.account.noised(what, counts, self._source(what))
+
+    def _source(self, purpose: str) -> Source:
+        """What is secret in this round and serves one purpose."""
+        assert self.account is not None
+        return self.account.sources(self.server_round, self.client, purpose)
 
     def gradient(self, phase: Phase, working: Parts, batch: Tensor) -> tuple[Parts, float]:
         """The gradient of a phase's mean loss on some examples, per trained slot, and the loss.

@@ -38,6 +38,7 @@ from fedpers.privacy.audit import (
     psnr,
     tpr_at,
 )
+from fedpers.privacy.noise import Source
 from fedpers.seeding import torch_generator
 from simulations.audited import Replaced, audited, start_over
 from simulations.inversion import invert, save_pictures
@@ -53,7 +54,7 @@ class Noiseless(Account):
         """The steps of a phase, on all examples."""
         return Release(0.0, 1.0, self.phase.steps)
 
-    def noised(self, what: str, counts: Tensor, generator: torch.Generator) -> Tensor:
+    def noised(self, what: str, counts: Tensor, source: Source) -> Tensor:
         """The counts as they are."""
         return counts
 
@@ -144,7 +145,8 @@ def _influences(
     everything = host.examples.client(client).train
     data = host.data.client(client)
     store = ClientStore(host.stores, client)
-    account = Noiseless(host.config, host.algorithm, client, data, host.ledgers, store)
+    known = (host.config, host.algorithm, client, data, host.ledgers, store)
+    account = Noiseless(*known, host.sources)
 
     def change(inside: Tensor) -> Tensor:
         rows = inside.nonzero().view(-1)

@@ -33,6 +33,7 @@ from fedpers.models.backbones import BACKBONES
 from fedpers.models.lora import add_lora
 from fedpers.parts import Part, Parts, combine
 from fedpers.privacy import Release
+from fedpers.privacy.noise import secret
 from simulations.bench_flower import task_flower, tiny_flower
 from simulations.bench_processes import cnn_round
 from simulations.bench_rounds import Tasks
@@ -180,7 +181,7 @@ class Party:
         """The usual way under DP: Opacus' hooks, one client after another; ``whole`` as above."""
         parameters = trainable(self.model)
         self.model.after_stem = not whole
-        for k, examples in enumerate(self.whole if whole else self.examples):
+        for examples in self.whole if whole else self.examples:
             self._filled(parameters)
             optimizer = torch.optim.SGD(parameters, lr=self.config.training.lr)
 
@@ -197,7 +198,7 @@ class Party:
                 release=release,
                 max_grad_norm=1.0,
                 after_noise=lambda: None,
-                generator=torch.Generator().manual_seed(k),
+                source=secret(),
             )
         self.model.after_stem = True
 
@@ -210,7 +211,7 @@ class Free(Account):
     """An account that costs nothing, for what is thrown away."""
 
     def __init__(self, release: Release) -> None:
-        self.phase = release
+        self.phase, self.sources = release, secret
 
     def take_phase(self) -> Release:
         """As often as it is asked for."""

@@ -87,12 +87,12 @@ class Source:
         if deviation <= 0:
             return total
         grid = 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)
-        given = total.detach().cpu().reshape(-1)
+        given = total.detach().reshape(-1)
         found = torch.empty_like(given)
         for into, piece in zip(torch.split(found, BLOCK), torch.split(given, BLOCK), strict=True):
-            noise = self.normal(len(piece)).mul_(deviation).add_(piece)
-            into.copy_(noise.div_(grid).round_().mul_(grid))
-        return found.view(total.shape).to(total.device)
+            noise = self.normal(len(piece)).mul_(deviation).to(piece.device, non_blocking=True)
+            into.copy_(noise.add_(piece).div_(grid).round_().mul_(grid))
+        return found.view(total.shape)
 
     def witness(self, rows: Sequence[Tensor], factors: Tensor) -> None:
         """Told of each private step's gradients per sample, before they are summed and noised.

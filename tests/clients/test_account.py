@@ -18,6 +18,7 @@ from fedpers.parts import Parts
 from fedpers.phases import Phase
 from fedpers.privacy import BudgetSpent, Ledger, Release, data_digest, epsilon_of
 from fedpers.privacy.accounting import default_delta, noise_multiplier
+from fedpers.privacy.noise import known, secret
 
 EPSILON = 3.0
 
@@ -35,9 +36,8 @@ def data_of(n: int, seed: int = 0) -> ClientData:
 
 def account_of(toys: Any, folder: Path, name: str, *overrides: str, n: int = 20) -> Account:
     bound = toys.bind(name, *private(*overrides))
-    return Account(
-        bound.config, bound.algorithm, "a", data_of(n), folder, ClientStore(folder / "store", "a")
-    )
+    store = ClientStore(folder / "store", "a")
+    return Account(bound.config, bound.algorithm, "a", data_of(n), folder, store, known(0))
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,14 @@ def test_counts_are_paid_for_once_and_noised(toys: Any, tmp_path: Path) -> None:
     # Alone it would take .3^2 = 9 % of the budget that Renyi DP adds up, 1 / sigma^2.
     assert release == Release(noise_multiplier(EPSILON, 1e-3, 1.0, 1) / 0.3, 1.0, 1)
     account.charge(LABELS)
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.full((20_000,), 1000.0)
-    noise = account.noised(LABELS, counts, generator) - counts
+    source, counts = known(0)(), torch.full((20_000,), 1000.0)
+    noise = account.noised(LABELS, counts, source) - counts
     assert float(noise.std()) == pytest.approx(release.sigma, rel=0.03)
     with pytest.raises(ClientError, match="not charged for counts"):
-        account.noised(LABELS, counts, generator)  # a second look at them
+        account.noised(LABELS, counts, source)  # a second look at them
     account.charge()
     with pytest.raises(ClientError, match="not charged for counts"):
-        account.noised(LABELS, counts, generator)
+        account.noised(LABELS, counts, source)
     assert set(account.budget.ledger.releases) == {release, account.phase._replace(steps=2)}
     assert 0.99 * EPSILON < account.epsilon("rdp") <= EPSILON
 
@@ -91,7 +90,7 @@ def test_counts_are_paid_for_once_and_noised(toys: Any, tmp_path: Path) -> None:
 def test_noised_counts_are_no_less_than_none(toys: Any, tmp_path: Path) -> None:
     account = account_of(toys, tmp_path, "prior")
     account.charge(LABELS)
-    noised = account.noised(LABELS, torch.zeros(1000), torch.Generator().manual_seed(0))
+    noised = account.noised(LABELS, torch.zeros(1000), known(0)())
     assert float(noised.min()) == 0 and float(noised.max()) > 0
 
 
@@ -99,14 +98,8 @@ def test_a_method_trains_no_more_released_phases_than_it_was_charged_for(
     toys: Any, tmp_path: Path
 ) -> None:
     bound = toys.bind("fedavg", *private())
-    account = Account(
-        bound.config,
-        bound.algorithm,
-        "a",
-        data_of(4),
-        tmp_path,
-        ClientStore(tmp_path / "store", "a"),
-    )
+    store = ClientStore(tmp_path / "store", "a")
+    account = Account(bound.config, bound.algorithm, "a", data_of(4), tmp_path, store, secret)
     bound.trainer.account = account
     broadcast = toys.parts(torch.eye(2), [[1.0, 0.0], [0.0, 1.0]])
     working = bound.algorithm.receive(broadcast, Parts())
@@ -136,7 +129,7 @@ def test_the_ledger_is_the_data_sets(toys: Any, tmp_path: Path) -> None:
 
     def account(data: ClientData, client: str = "a") -> Account:
         store = ClientStore(tmp_path / str(len(list(tmp_path.iterdir()))), client)
-        return Account(bound.config, bound.algorithm, client, data, tmp_path, store)
+        return Account(bound.config, bound.algorithm, client, data, tmp_path, store, secret)
 
     data = data_of(20)
     first = account(data)
@@ -249,12 +242,12 @@ def test_each_count_is_paid_for_and_noised_by_itself(toys: Any, tmp_path: Path) 
     noise = {LABELS: whole / 0.3, EXAMPLES: whole / 0.125}
     assert account.once == {what: Release(sigma, 1.0, 1) for what, sigma in noise.items()}
     account.charge(LABELS, EXAMPLES)
-    generator, counts = torch.Generator().manual_seed(0), torch.full((20_000,), 1000.0)
+    source, counts = known(0)(), torch.full((20_000,), 1000.0)
     for what, sigma in noise.items():
-        spread = float((account.noised(what, counts, generator) - counts).std())
+        spread = float((account.noised(what, counts, source) - counts).std())
         assert spread == pytest.approx(sigma, rel=0.03)
         with pytest.raises(ClientError, match=f"not charged for counts of {what}"):
-            account.noised(what, counts, generator)
+            account.noised(what, counts, source)
     for _ in range(2):
         account.charge()
     # The rounds and both counts fill the budget together.
@@ -326,9 +319,8 @@ def test_the_noise_of_a_run_stays_the_same_when_it_is_opened_again(
     def opened(run: str, epsilon: float = EPSILON) -> Account:
         bound.config.privacy.epsilon = epsilon
         store = ClientStore(tmp_path / "stores", "a")
-        return Account(
-            bound.config, bound.algorithm, "a", data_of(20), tmp_path / "ledgers", store, run
-        )
+        opening = (bound.config, bound.algorithm, "a", data_of(20), tmp_path / "ledgers", store)
+        return Account(*opening, secret, run)
 
     first = opened("monday")
     for _ in range(2):

@@ -1,8 +1,7 @@
 """Clients on a device that is not the CPU, without one: tensors that hold their values but refuse
 to meet a CPU's, as a GPU's do. What is computed must be what the CPU computes, bit for bit.
 
-Not covered here: a GPU's own generator (replaced), its kernels, autocast and memory. See
-``test_gpu.py``.
+Not covered here: a GPU's own generator, its kernels, autocast and memory. See ``test_gpu.py``.
 """
 
 from __future__ import annotations
@@ -20,10 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from clients import host as hosts
-from clients import private_steps
 from clients.host import ClientHost
 from clients.trainer import Trainer
-from fedpers.compute import CPU
 from fedpers.config import Config
 from fedpers.parts import Parts
 
@@ -66,14 +63,6 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.waits: Counter[str] = Counter()
-        self.seeds: set[int] = set()  # of this device's generators
-
-    def generator(self, *args: Any, device: torch.device = CPU) -> torch.Generator:
-        """In place of ``noise_generator``, one of this device."""
-        made = noise_generator(*args)
-        if device == ELSEWHERE:
-            self.seeds.add(made.initial_seed())
-        return made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), func._schema.name
@@ -94,10 +83,7 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if name == "aten::index" and isinstance(args[0], Away):
                 strangers = []  # a GPU's rows may be chosen by indices on the CPU
             assert not (there and strangers), f"{name}: a CPU tensor meets one elsewhere"
-            source = kwargs.get("generator")
-            if source is not None:
-                own = source.initial_seed() in self.seeds
-                assert own == there, f"{name}: a generator of another device"
+            assert not (there and kwargs.get("generator")), f"{name}: a generator of the CPU"
         if name in WAITS and away:
             self.waits[name] += 1
         here = tree_map_only(Away, lambda x: x.here, (args, kwargs))
@@ -112,15 +98,10 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tree_map(back, found)
 
 
-noise_generator = private_steps.noise_generator
-
-
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """Entered by a test; noise that is drawn there comes from a generator of its own."""
-    made = Device()
-    monkeypatch.setattr(private_steps, "noise_generator", made.generator)
-    return made
+def device() -> Device:
+    """Entered by a test."""
+    return Device()
 
 
 def test_a_tensor_of_the_cpu_does_not_meet_one_elsewhere(device: Device) -> None:
@@ -132,7 +113,7 @@ def test_a_tensor_of_the_cpu_does_not_meet_one_elsewhere(device: Device) -> None
             there + torch.ones(3)
         with pytest.raises(AssertionError, match="a CPU tensor meets one elsewhere"):
             torch.ones(3)[there.long()]
-        with pytest.raises(AssertionError, match="a generator of another device"):
+        with pytest.raises(AssertionError, match="a generator of the CPU"):
             torch.normal(0.0, 1.0, (3,), generator=torch.Generator(), device=ELSEWHERE)
 
 
@@ -207,7 +188,6 @@ def test_clients_elsewhere_answer_what_those_on_the_cpu_do(
         assert isinstance(host.examples.client("0").train.x, Away)
     assert "failed in a group" not in caplog.text
     assert host.groups.known == (1 if fold == "off" else int(fold))
-    assert bool(device.seeds) == config.privacy.enabled
 
 
 @pytest.mark.parametrize("privacy", [(), PRIVATE], ids=["plain", "private"])

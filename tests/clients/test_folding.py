@@ -31,7 +31,7 @@ from fedpers.models.lora import add_lora
 from fedpers.parts import Parts
 from fedpers.phases import Phase, Prox, cross_entropy
 from fedpers.privacy import Release
-from fedpers.seeding import torch_generator
+from fedpers.privacy.noise import known
 
 SIZES = (7, 0, 3, 13, 4, 1)
 SHAPES = {"mlp": (6,), "vit-tiny": (1, 4, 4), "conv1d": (2, 8), "small": (6,)}
@@ -94,7 +94,8 @@ class Party:
                 continue
             none = examples.take(torch.arange(0))
             store, data = ClientStore(folder / "stores", str(k)), ClientData(examples, none, none)
-            account = Account(self.config, self.algorithm, str(k), data, folder, store)
+            draws = known(self.config.seed)
+            account = Account(self.config, self.algorithm, str(k), data, folder, store, draws)
             # Each client has noise of its own, as it has where it has spent before.
             own = account.phase._replace(sigma=account.phase.sigma * (1 + k / 10))
             account.phase = release or own
@@ -310,12 +311,12 @@ def test_an_empty_sample_is_a_step_of_noise_alone(tmp_path: Path) -> None:
     found, trainers = party.together(phase, party.accounts(tmp_path, release))
     for k, trainer in enumerate(trainers):
         n = len(trainer.examples)
-        generator = torch_generator(party.config.seed, "noise", 2, str(k), "empty")
-        assert not (torch.rand(n, generator=generator) < 1e-4).any()
+        source = known(party.config.seed)(2, str(k), "empty")
+        assert not len(source.sample(n, 1e-4))
         for slot in phase.trains:
             start, after = party.workings[k][slot], found[k][slot]
             for name in start:
-                noise = torch.normal(0.0, 2.0, start[name].shape, generator=generator)
+                noise = source.noised(torch.zeros_like(start[name]), 2.0)
                 moved = start[name] - 0.001 * noise / (1e-4 * n)
                 torch.testing.assert_close(after[name], moved, rtol=1e-6, atol=1e-6)
         assert trainer.losses == {"empty": 0.0}

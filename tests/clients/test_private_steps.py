@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clients import private_steps as module
 from clients.account import Account
 from clients.base import check_private, find_algorithm
-from clients.private_steps import noise_generator, noise_in_update, private_steps
+from clients.private_steps import noise_in_update, private_steps
 from clients.store import ClientStore
 from clients.trainer import Trainer
 from fedpers.config import Config, load_config
@@ -24,6 +24,7 @@ from fedpers.models import PersonalModel, build_model
 from fedpers.parts import Parts
 from fedpers.phases import Phase, Prox
 from fedpers.privacy import Release
+from fedpers.privacy.noise import known, secret, sources
 
 LR, C = 0.5, 0.3
 SETTINGS = ("data.clients=5", "data.partition.name=iid", "privacy.enabled=true")
@@ -102,18 +103,18 @@ def run(
         release=Release(sigma, rate, steps),
         max_grad_norm=clip,
         after_noise=after_noise,
-        generator=torch.Generator().manual_seed(seed),
+        source=known(seed)(),
     )
 
 
 def by_hand(model: PersonalModel, examples: Examples, rate: float, steps: int, seed: int) -> float:
     """One example after another; the mean loss."""
     parameters, losses = trained(model), loss_of(model, examples)
-    generator, seen = torch.Generator().manual_seed(seed), []
+    source, seen = known(seed)(), []
     for _ in range(steps):
         picked = torch.arange(len(examples))
         if rate < 1:
-            picked = (torch.rand(len(examples), generator=generator) < rate).nonzero().view(-1)
+            picked = (source.uniform(len(examples)) <= rate).nonzero().view(-1)
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for k in picked:
             loss = losses(k[None]).sum()
@@ -263,7 +264,7 @@ def test_the_model_is_left_as_it_was_after_an_error(mlp: PersonalModel, examples
             release=Release(1.0, 1.0, 1),
             max_grad_norm=C,
             after_noise=lambda: None,
-            generator=torch.Generator(),
+            source=secret(),
         )
     assert left_clean(mlp)
 
@@ -281,23 +282,16 @@ def test_a_frozen_tensor_is_noticed(mlp: PersonalModel, examples: Examples) -> N
             release=Release(1.0, 1.0, 1),
             max_grad_norm=C,
             after_noise=lambda: None,
-            generator=torch.Generator(),
+            source=secret(),
         )
     assert left_clean(mlp)
 
 
-def test_noise_comes_from_the_system_unless_the_tests_say_otherwise() -> None:
-    def draw(deterministic: bool, *path: int | str) -> Tensor:
-        return torch.randn(8, generator=noise_generator(deterministic, 7, *path))
-
-    assert torch.equal(draw(True, 1, "a"), draw(True, 1, "a"))
-    assert not torch.equal(draw(True, 1, "a"), draw(True, 2, "a"))
-    assert not torch.equal(draw(False, 1, "a"), draw(False, 1, "a"))
-
-
 def quiet(config: Config, algorithm: Any, data: ClientData, folder: Path) -> Account:
     """A charged account whose phases add no noise."""
-    account = Account(config, algorithm, "a", data, folder, ClientStore(folder / "store", "a"))
+    store = ClientStore(folder / "store", "a")
+    chosen = sources(config.privacy.deterministic_for_tests, config.seed)
+    account = Account(config, algorithm, "a", data, folder, store, chosen)
     account.phase = account.phase._replace(sigma=0.0)
     account.charge(*account.once)
     return account

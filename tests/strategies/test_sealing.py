@@ -29,6 +29,7 @@ from fedpers.encryption.guard import frame, unframe
 from fedpers.encryption.sealed_parts import MAGIC, Group, SealedParts, open_parts, seal_parts
 from fedpers.errors import ConfigError, FedpersError, RunError
 from fedpers.parts import Layout, Part, Parts
+from fedpers.privacy.noise import known
 from fedpers.records import pack, unpack
 from simulations.serial import SerialGrid, _identity
 from strategies.exchange import send_and_receive
@@ -626,7 +627,7 @@ def test_shares_of_honest_clients_add_up_to_all_of_the_noise(honest: int) -> Non
     """The sum of so many, as the server has it sealed and a client opens it."""
     size, sigma, norm = 20_000, 1.5, 0.5
     config = load_config(None, [*BY_CLIENT, f"privacy.max_grad_norm={norm}"])
-    sealer = Sealer(config, "run", 8)
+    sealer = Sealer(config, "run", 8, known(0))
     sealer.__dict__["cipher"] = client_from(pair("ckks", 0).client)
     sealing = {"groups": [[["body"], False]], "noise": {"sigma": sigma, "honest": honest}}
     nothing = Parts({"body": Part.of({"w": torch.zeros(size)})})
