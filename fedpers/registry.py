@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from fedpers.errors import ConfigError
+from fedpers.packages import check_packages
 
 T = TypeVar("T")
 
@@ -59,7 +60,8 @@ class Registry(Generic[T]):
         """The thing called ``name``.
 
         Raises:
-            ConfigError: nothing has that name, or a dotted path cannot be imported.
+            ConfigError: nothing has that name, a dotted path cannot be imported, or another package
+                hides ours.
         """
         if ":" in name:
             return self._import_path(name)
@@ -73,6 +75,7 @@ class Registry(Generic[T]):
         raise ConfigError(self.key, name, takes)
 
     def _import_package(self) -> None:
+        check_packages()
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             # An app module builds its app when imported; it registers nothing.

@@ -17,6 +17,7 @@ import typer
 
 from fedpers import __version__
 from fedpers.errors import RunError
+from fedpers.packages import check_packages
 from simulations import device_cli, keys
 from simulations.console import errors as _errors
 from simulations.console import progress as _progress
@@ -51,6 +52,8 @@ def root(
     """Personalised federated learning on Flower."""
     if version:
         typer.echo(f"fedpers {__version__}")
+    with _errors():
+        check_packages()
 
 
 @app.command()
