@@ -13,6 +13,7 @@ from fedpers.config import Config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
+from simulations.flower import joins_cluster
 from simulations.keys import check_keys
 from strategies.base import find_strategy
 
@@ -61,12 +62,12 @@ def check_ray(config: Config) -> None:
     """Check that a node can use what it is given, and that this machine has it.
 
     Raises:
-        ConfigError: it cannot, or this machine has not. With ``RAY_ADDRESS`` set, another may.
+        ConfigError: it cannot, or this machine has not. In a cluster of others another may.
     """
     if config.simulation.gpus_per_node > 1:
         takes, cure = "a number <= 1: a node computes on one GPU", "raise simulation.nodes instead"
         raise ConfigError("simulation.gpus_per_node", config.simulation.gpus_per_node, takes, cure)
-    if "RAY_ADDRESS" in os.environ:
+    if joins_cluster():
         return
     simulation, cores = config.simulation, os.cpu_count() or 1
     if simulation.cpus_per_node > cores:

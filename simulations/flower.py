@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ LOG = "flower.log"
 
 CONNECTION = "launch"
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's own name for it
+TOKEN_BYTES = 32
 START = 60.0  # seconds for a SuperLink to answer, on a machine that is busy
 _COMMAND = 120.0  # seconds for one Flower command
 _END = 30.0  # seconds for Flower to note the end of a run whose ServerApp has ended
@@ -42,7 +44,7 @@ class Space:
     """The private folder and environment of one launch."""
 
     folder: Path
-    env: dict[str, str]
+    env: dict[str, str] = field(repr=False)  # Ray's token is in it
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def path(self, name: str) -> Path:
@@ -79,6 +81,7 @@ def private_space() -> Iterator[Space]:
 
 
 def environment(folder: Path, mark: str) -> dict[str, str]:
+    """What the processes of a launch find in their environment; it holds a secret, Ray's token."""
     scripts = sysconfig.get_path("scripts")
     env = {
         **os.environ,
@@ -101,14 +104,21 @@ def environment(folder: Path, mark: str) -> dict[str, str]:
     env["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths)
     if "FEDPERS_DATA" in env:
         env["FEDPERS_DATA"] = str(Path(env["FEDPERS_DATA"]).expanduser().resolve())
-    if "RAY_ADDRESS" in env:
+    if joins_cluster():
         # The workers of a cluster that is there have its environment, and what a job adds to it.
         own = {name: env[name] for name in ("FEDPERS_DATA", "FEDPERS_CACHE") if name in env}
         env.setdefault(JOB_CONFIG, json.dumps({"runtime_env": {"env_vars": own}}))
     else:
         # Else Ray may join a cluster that somebody else's run has noted in /tmp/ray.
         env["RAY_TMPDIR"] = str(folder)
+        # Ray listens on all addresses: without a token whoever reaches it runs code as the user.
+        env["RAY_AUTH_MODE"], env["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(TOKEN_BYTES)
     return env
+
+
+def joins_cluster() -> bool:
+    """Whether Ray's nodes are somebody else's, as the user said; else a launch starts its own."""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")  # as Ray reads it
 
 
 def answers(superlink: subprocess.Popen[bytes], port: int) -> bool:

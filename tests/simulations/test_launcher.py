@@ -15,7 +15,7 @@ import pytest
 from fedpers.config import Config
 from fedpers.errors import ConfigError, FedpersError, RunError
 from simulations import guard
-from simulations.flower import Lines, environment, parse_status
+from simulations.flower import Lines, Space, environment, parse_status
 from simulations.launcher import launch
 
 HERE = Path(__file__).parent
@@ -79,7 +79,7 @@ def test_the_environment_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"here{os.pathsep}{os.pathsep}/there")
     monkeypatch.setenv("FEDPERS_DATA", "data")
-    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     env = environment(tmp_path / "space", "mark")
     assert env["PYTHONPATH"].split(os.pathsep)[:2] == [str(tmp_path / "here"), "/there"]
@@ -87,7 +87,33 @@ def test_the_environment_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert env["FLWR_HOME"].startswith(str(tmp_path / "space"))
     assert env["RAY_TMPDIR"] == str(tmp_path / "space")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert "RAY_TMPDIR" not in environment(tmp_path, "mark")
+    theirs = environment(tmp_path, "mark")
+    assert not {"RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & theirs.keys()
+
+
+@pytest.mark.parametrize("address", [None, "", "local"])  # Ray starts nodes of its own
+def test_each_launch_has_a_token_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "known")
+    found = [environment(tmp_path, "mark") for _ in range(2)]
+    assert [env["RAY_AUTH_MODE"] for env in found] == ["token", "token"]
+    tokens = {env["RAY_AUTH_TOKEN"] for env in found}
+    assert len(tokens) == 2 and all(len(bytes.fromhex(token)) == 32 for token in tokens)
+    assert found[0]["RAY_AUTH_TOKEN"] not in repr(Space(tmp_path, found[0]))
+
+
+def test_a_cluster_of_others_keeps_the_users_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"RAY_ADDRESS": "head:6379", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "theirs"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert given.items() <= environment(tmp_path, "mark").items()
 
 
 def test_a_server_app_that_raises_fails_the_run(
