@@ -34,7 +34,8 @@ CHUNK = 256  # public examples in one forward pass
 class PerAdaParams:
     """The distillation: on or off, Adam's rate, steps a round, batch, and in how many rounds.
 
-    ``weights``: of the mean: ``equal``, as published, or by number of ``examples``.
+    ``weights``: of both means, the models' and the teachers' logits: ``equal``, as published, or by
+    number of ``examples``.
     """
 
     weights: str = setting("equal", choices=("equal", "examples"))
@@ -50,7 +51,8 @@ class PerAda(PersonalizedStrategy):
     """The server's round (Algorithm 1): w_bar = (1/K) sum_k theta_k, then distillation.
 
     Minimise KL(softmax(mean_k f(x; theta_k)) || softmax(f(x; w))) over unlabelled public x,
-    starting at w_bar. By default the mean is not weighted by examples, as in the published code.
+    starting at w_bar. By default neither mean is weighted by examples, as in the published code;
+    where they are, teachers weigh as their models do, for the ensemble is what w_bar stands for.
 
     That code keeps the distilled w only if it is better on labelled data at the server, which the
     paper's setting does not have. Here w is kept only if its divergence to the ensemble on public
@@ -96,10 +98,11 @@ class PerAda(PersonalizedStrategy):
         return super().sealed_layout(name)
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Row]) -> None:
-        """The mean; the single updates are the teachers of the distillation."""
+        """The mean; the single updates, as weighted in it, are the teachers of the distillation."""
         before = self.parts
         super().combine(mixing, updates)
-        self.teachers = list(updates.values())
+        weights = mixing.weights[0] / mixing.weights[0].max()  # 1 where all are the same
+        self.teachers = list(zip(weights.tolist(), updates.values(), strict=True))
         sums = self.parts.sealed if isinstance(self.parts, SealedParts) else ()
         if self.params.distill and any(one.terms < 2 for one in sums):
             log.warning("the mean of a single update is not opened: no update")
@@ -125,9 +128,9 @@ class PerAda(PersonalizedStrategy):
             return
         if self.sealing is None:
             total = torch.zeros(len(self.public), self.model.num_classes)
-            for teacher in self.teachers:
-                total += self._logits(plain(teacher))
-            mean = total / len(self.teachers)
+            for weight, teacher in self.teachers:
+                total += weight * self._logits(plain(teacher))
+            mean = total / sum(weight for weight, _ in self.teachers)
         self._teacher = F.log_softmax(mean, dim=1)
         generator = torch_generator(self.config.seed, "distillation", server_round)
         order = torch.randperm(len(self.public), generator=generator)

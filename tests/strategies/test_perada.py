@@ -137,3 +137,11 @@ def test_the_mean_may_be_weighted_by_examples(bind: Any) -> None:
     assert bind("perada").mixing(1, reports).weights.tolist() == [[0.5, 0.5]]
     with pytest.raises(ConfigError, match=r"^strategy\.params\.weights: got 'size', takes one of"):
         bind("perada", "strategy.params.weights=size")
+
+
+def test_teachers_weigh_as_their_models_do(bind: Any) -> None:
+    strategy = bind("perada", *FAST, "strategy.params.weights=examples")
+    strategy.combine(Mixing(torch.tensor([[0.25, 0.75]])), UPDATES)
+    strategy.refine(1)
+    a, b = (logits(update, strategy.public.x) for update in UPDATES.values())
+    torch.testing.assert_close(strategy._teacher, F.log_softmax(0.25 * a + 0.75 * b, dim=1))
