@@ -69,7 +69,8 @@ class FedCP(LocalAlgorithm):
         gate, frozen = model.get_submodule("gate"), model.get_submodule("frozen")
         assert isinstance(frozen, FrozenHead)
         features = model.features(x)
-        r, s = gate(features * frozen.vector, noisy=training)
+        uniform = model.uniform(len(x), 2 * model.feature_dim) if training else None
+        r, s = gate(features * frozen.vector, uniform)
         global_logits = (s * features) @ frozen.weight.T
         return Outputs(features, model.head(r * features) + global_logits)
 

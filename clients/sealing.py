@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -20,9 +19,8 @@ from fedpers.encryption.keys import CLIENT_FILE, SERVER_FILE
 from fedpers.encryption.sealed_parts import Group, SealedParts, open_parts, seal_parts
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
-from fedpers.privacy.noise import Sources
+from fedpers.privacy.noise import Sources, known
 from fedpers.records import Row
-from fedpers.seeding import torch_generator
 
 if TYPE_CHECKING:
     from fedpers.encryption import ClientCipher, Sealed
@@ -175,9 +173,7 @@ class Sealer:
         if "noise" in sealing:
             upload = self._with_share(upload, sealing["noise"], client, server_round)
         # Rounding is drawn anew each time, unless somebody has to see the same bits twice.
-        known = self.config.privacy.deterministic_for_tests or not self.config.privacy.enabled
-        seed = self.config.seed if known else secrets.randbits(63)
-        generator = torch_generator(seed, "seal", server_round, client)
+        draws = self.sources if self.config.privacy.enabled else known(self.config.seed)
         with self._timed("encrypt"):
             return seal_parts(
                 self._sealing(server_round),
@@ -185,7 +181,7 @@ class Sealer:
                 groups,
                 range=self.config.encryption.range,
                 weight=weight,
-                generator=generator,
+                source=draws("rounding", server_round, client),
             )
 
     def _with_share(

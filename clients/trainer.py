@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -19,7 +20,7 @@ from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 from fedpers.privacy.noise import Source
-from fedpers.seeding import seeded, torch_generator
+from fedpers.seeding import drawn_from, seeded, torch_generator
 
 EVALUATION_BATCH = 256  # what stays in a core's cache; 1024 takes an eighth longer
 
@@ -72,14 +73,7 @@ class Trainer:
         for slot, part in blend.items():
             own, frozen = working[phase.model[slot]], working[part].vector
             self.model.write(slot, own.like(share * own.vector + (1 - share) * frozen))
-        # What is random in a forward pass (FedCP's gate) draws from torch's own generator.
-        seed = self.config.seed
-        if phase.released and self.account is not None:
-            # Known draws, dealt to whoever is in the batch, would shift with an example removed.
-            source = self._source(f"{phase.name}, forward")
-            seed = int.from_bytes(source.bits(8))
-        path = ("forward", self.server_round, self.client, phase.name)
-        with seeded(seed, *path, device=self.device):
+        with self._drawing(phase):
             self.losses[phase.name] = self._descend(phase, working, reference, share)
         trained = {phase.model[slot]: self.model.read(slot) for slot in phase.trains}
         for slot, part in blend.items():
@@ -92,6 +86,30 @@ class Trainer:
                 "lower training.lr, or look for odd values in this client's data"
             )
         return working | trained
+
+    @contextmanager
+    def _drawing(self, phase: Phase) -> Iterator[None]:
+        """Within, what is random in a forward pass is known, or secret where it is released.
+
+        Raises:
+            ClientError: a released phase drew from torch's generator, of which 32 bits are secret.
+        """
+        path = ("forward", self.server_round, self.client, phase.name)
+        if self.account is None or not phase.released:
+            with seeded(self.config.seed, *path, device=self.device):
+                yield
+            return
+        before = drawn_from(self.device)
+        self.model.source = self.account.sources(*path)
+        try:
+            yield
+        finally:
+            self.model.source = None
+        if drawn_from(self.device) != before:
+            raise ClientError(
+                f"phase {phase.name!r}: a forward pass drew from torch's generator, which can be "
+                "guessed; draw by model.uniform"
+            )
 
     def _descend(
         self, phase: Phase, working: Parts, reference: Outputs | None, share: float

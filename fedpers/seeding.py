@@ -36,6 +36,15 @@ def numpy_generator(seed: int, *path: int | str) -> np.random.Generator:
     return np.random.default_rng(seed_for(seed, *path))
 
 
+def drawn_from(device: torch.device) -> bytes:
+    """The state of torch's own generators, on the CPU and on ``device``: what changes with each
+    draw from them."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return b"".join(state.numpy().tobytes() for state in states)
+
+
 @contextmanager
 def seeded(seed: int, *path: int | str, device: torch.device = CPU) -> Iterator[None]:
     """Within, torch's draws on the CPU, and on ``device`` where it is a GPU, are seeded by

@@ -30,6 +30,7 @@ from fedpers.encryption import (
     rows_for,
     server_from,
 )
+from fedpers.privacy.noise import secret
 
 T = TypeVar("T")
 
@@ -107,9 +108,9 @@ def ours(parameters: Parameters) -> Method:
     """A parameter set of this project."""
     pair = generate(parameters)
     client, server = client_from(pair.client), server_from(pair.server)
-    generator = torch.Generator().manual_seed(1)
+    source = secret()
     return Method(
-        lambda vector: client.seal(vector, range=1.0, generator=generator).to_bytes(),
+        lambda vector: client.seal(vector, range=1.0, source=source).to_bytes(),
         lambda messages: server.add(Sealed.from_bytes(m) for m in messages).to_bytes(),
         lambda message: client.open(Sealed.from_bytes(message)),
     )
@@ -165,10 +166,10 @@ def many() -> None:
     for parameters in (ckks_for(MANY), bfv_for(MANY)):
         pair = generate(parameters)
         client, server = client_from(pair.client), server_from(pair.server)
-        generator, integers = torch.Generator().manual_seed(3), torch.zeros(size, dtype=torch.int64)
+        source, integers = secret(), torch.zeros(size, dtype=torch.int64)
         sealed = []
         for vector in vectors:
-            sealed.append(client.seal(vector, range=1.0, generator=generator))
+            sealed.append(client.seal(vector, range=1.0, source=source))
             if isinstance(client, BfvClient):
                 integers += client.open_integers(sealed[-1])
         total = server.add(sealed)
@@ -199,7 +200,8 @@ def products() -> None:
     )
     vectors = torch.rand(8, 1 << 16, generator=generator) * 2 - 1
     rows = torch.softmax(torch.randn(4, 8, generator=generator), 1)
-    given = [client.seal(v, range=1.0, generator=generator) for v in vectors]
+    source = secret()
+    given = [client.seal(v, range=1.0, source=source) for v in vectors]
     mixed, seconds = timed(lambda: server.mix(rows, given))
     opened = torch.stack([client.open(row) for row in mixed])
     error = (opened - rows @ vectors).abs().max()

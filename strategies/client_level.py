@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import secrets
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -16,8 +14,8 @@ from fedpers.errors import ConfigError
 from fedpers.parts import Part, Parts
 from fedpers.privacy import Budget, BudgetSpent, Ledger, Release, epsilon_of
 from fedpers.privacy.accounting import LARGEST_NOISE, default_delta, tight_epsilon_of
+from fedpers.privacy.noise import sources
 from fedpers.robust import change, too_long
-from fedpers.seeding import seed_for, torch_generator
 
 
 class ClientLevel:
@@ -40,6 +38,7 @@ class ClientLevel:
         self.config, self.shares = config, config.encryption.enabled
         self.rate = 1.0 if self.shares else config.strategy.fraction
         self.budget: Budget | None = None
+        self.sources = sources(config.privacy.deterministic_for_tests, config.seed)
 
     def open(self, clients: int, ledgers: Path, *, resumed: bool = False) -> None:
         """Calibrate the noise for the whole run, and for what is left where the ledger holds
@@ -78,12 +77,8 @@ class ClientLevel:
 
     def cohort(self, server_round: int, clients: Sequence[str]) -> list[str]:
         """Each client with probability q. Who it was is not to be known: the draw is secret."""
-        if self.rate == 1:
-            return list(clients)
-        seed = seed_for(self.config.seed, "select", server_round)
-        known = self.config.privacy.deterministic_for_tests
-        rng = random.Random(seed) if known else secrets.SystemRandom()
-        return [client for client in clients if rng.random() < self.rate]
+        drawn = self.sources("cohort", server_round).sample(len(clients), self.rate)
+        return [clients[k] for k in drawn.tolist()]
 
     def honest(self, cohort: int) -> int:
         """How many of a cohort have to add their share of the noise."""
@@ -111,22 +106,19 @@ class ClientLevel:
         Args:
             clients: N.
         """
-        privacy, path = self.config.privacy, ("population", server_round)
-        known = privacy.deterministic_for_tests
-        seed = self.config.seed if known else secrets.randbits(63)
-        generator = torch_generator(seed, "noise", *path)
+        norm, source = self.config.privacy.max_grad_norm, self.sources("population", server_round)
         mixed: dict[str, Part] = {}
         scales = {}
         for client, update in updates.items():  # exactly C at most, whatever rounding did
             length = max(change(sent, update), 1e-30)
-            scales[client] = min(1.0, privacy.max_grad_norm / length)
+            scales[client] = min(1.0, norm / length)
         for name, part in sent.items():
-            total = torch.zeros(part.layout.size)
+            # In float64, whose rounding changes a sum by far less than one client does.
+            total = torch.zeros(part.layout.size, dtype=torch.float64)
             for client, update in updates.items():
-                total += scales[client] * (update[name].vector.float() - part.vector.float())
-            noise = torch.randn(total.shape, generator=generator)
-            total += self.sigma * privacy.max_grad_norm * noise
-            mixed[name] = part.like(part.vector.float() + total / (self.rate * clients))
+                total += scales[client] * (update[name].vector.double() - part.vector.double())
+            total = source.noised(total, self.sigma * norm)
+            mixed[name] = part.like(part.vector.double() + total / (self.rate * clients))
         return Parts(mixed)
 
     def spending(self) -> dict[str, Any]:

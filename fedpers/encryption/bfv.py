@@ -10,12 +10,13 @@ from fedpers.encryption.cipher import Sealed
 from fedpers.encryption.client import SealClient
 from fedpers.encryption.lattice import Channel
 from fedpers.errors import ClientError
+from fedpers.privacy.noise import Source
 
 
 class BfvClient(SealClient):
     """BFV (Fan and Vercauteren 2012/144) with B-bit values, one or two a coefficient.
 
-    A value v in [-r, r] becomes the integer floor((v + r) / step + u), u uniform in [0, 1): its
+    A value v in [-r, r] becomes the integer floor((v + r) / step + u), u uniform in (0, 1]: its
     mean is exactly (v + r) / step. Integers are not negative, and fields are wide enough for the
     cohort's sum, so that sums neither borrow nor carry into the neighbour. Values sit in the
     polynomial's coefficients: sums need no slots, and so no batching prime.
@@ -33,10 +34,11 @@ class BfvClient(SealClient):
         """The quantisation step 2 r / (2^B - 1)."""
         return 2 * range / self.levels
 
-    def _encode(self, channel: Channel, values: Tensor, generator: torch.Generator) -> object:
+    def _encode(self, channel: Channel, values: Tensor, source: Source) -> object:
         scaled = (values + 1) * (self.levels / 2)
-        chances = torch.rand(values.shape, generator=generator, dtype=torch.float64)
-        integers = (scaled + chances).floor().clamp(0, self.levels).to(torch.int64)
+        integers = (
+            (scaled + source.uniform(values.numel())).floor().clamp(0, self.levels).to(torch.int64)
+        )
         fields = np.zeros(self.parameters.chunk, np.uint64)
         fields[: values.numel()] = integers.numpy().astype(np.uint64)
         low, *high = fields.reshape(self.parameters.values, -1)

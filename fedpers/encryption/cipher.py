@@ -19,6 +19,7 @@ from torch import Tensor
 from fedpers.encryption.guard import SEED_BYTES, Malformed, chunk_bytes, frame, unframe
 from fedpers.encryption.parameters import MAX_COHORT, MAX_ROW_WEIGHT, SCHEMES, Parameters
 from fedpers.errors import ClientError
+from fedpers.privacy.noise import Source
 
 MAGIC = b"FPSEAL1\n"
 # vector: fresh from a client; sum; mix: a row of weights times vectors; head: a unit vector for
@@ -191,11 +192,11 @@ class ClientCipher(ABC):
     key_id: str
 
     @abstractmethod
-    def seal(self, vector: Tensor, *, range: float, generator: torch.Generator) -> Sealed:
+    def seal(self, vector: Tensor, *, range: float, source: Source) -> Sealed:
         """Encrypt a vector [n] of values in [-range, range].
 
         Args:
-            generator: of the stochastic rounding, where a scheme rounds. The randomness of the
+            source: of the stochastic rounding, where a scheme rounds. The randomness of the
                 encryption is the library's own, from the system.
 
         Raises:

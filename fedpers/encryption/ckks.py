@@ -15,6 +15,7 @@ from fedpers.encryption.client import SealClient, padded
 from fedpers.encryption.lattice import Channel
 from fedpers.encryption.parameters import HEAD_SCALE_BITS, WEIGHT_BITS
 from fedpers.errors import ClientError
+from fedpers.privacy.noise import Source
 
 _SLACK = 1e-4  # of the range, far above CKKS' error
 
@@ -26,7 +27,7 @@ class CkksClient(SealClient):
     error of a sum of K is about sqrt(K) 200 / 2^s of the range (N = 4096), s the scale's bits.
     """
 
-    def _encode(self, channel: Channel, values: Tensor, generator: torch.Generator) -> Any:
+    def _encode(self, channel: Channel, values: Tensor, source: Source) -> Any:
         slots = padded(values, self.parameters.chunk).view(np.complex128).tolist()
         return self._encoded(slots, 1, 2.0**self.parameters.value_bits)
 

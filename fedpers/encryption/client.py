@@ -15,6 +15,7 @@ from fedpers.encryption.cipher import ClientCipher, Sealed, check_values, level_
 from fedpers.encryption.lattice import Channel, Lattice
 from fedpers.encryption.parameters import Parameters
 from fedpers.errors import ClientError, ConfigError
+from fedpers.privacy.noise import Source
 
 
 class SealClient(ClientCipher):
@@ -42,14 +43,14 @@ class SealClient(ClientCipher):
             seal.Decryptor(context, key),
         )
 
-    def seal(self, vector: Tensor, *, range: float, generator: torch.Generator) -> Sealed:
+    def seal(self, vector: Tensor, *, range: float, source: Source) -> Sealed:
         vector = vector.detach().cpu()
         check_values(vector, range)
         size = self.parameters.chunk
         with Channel() as channel:
             chunks = []
             for piece in torch.split(vector, size):
-                plain = self._encode(channel, piece.double() / range, generator)
+                plain = self._encode(channel, piece.double() / range, source)
                 chunks.append(self._encrypt(channel, plain, "vector"))
         return self._fresh("vector", vector.numel(), range, chunks)
 
@@ -60,7 +61,7 @@ class SealClient(ClientCipher):
         raise self._cannot()
 
     @abstractmethod
-    def _encode(self, channel: Channel, values: Tensor, generator: torch.Generator) -> Any:
+    def _encode(self, channel: Channel, values: Tensor, source: Source) -> Any:
         """A SEAL plaintext of at most a chunk of values in [-1, 1]."""
 
     def _encrypt(self, channel: Channel, plain: Any, kind: str) -> bytes:

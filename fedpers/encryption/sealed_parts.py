@@ -15,6 +15,7 @@ from fedpers.encryption.cipher import ClientCipher, Sealed, clip
 from fedpers.encryption.guard import Malformed, frame, unframe
 from fedpers.errors import ClientError
 from fedpers.parts import Layout, Part, Parts
+from fedpers.privacy.noise import Source
 
 log = logging.getLogger("fedpers")
 
@@ -132,7 +133,7 @@ def seal_parts(
     *,
     range: float,
     weight: float,
-    generator: torch.Generator,
+    source: Source,
 ) -> SealedParts:
     """Flatten, clip to [-range, range], multiply by ``weight`` (0..1) and encrypt, group by group.
 
@@ -154,7 +155,7 @@ def seal_parts(
                 range,
             )
         # NaN stays NaN and is refused.
-        sealed = cipher.seal(weight * clip(vector, range), range=range, generator=generator)
+        sealed = cipher.seal(weight * clip(vector, range), range=range, source=source)
         blobs.append(sealed.to_bytes())
     layouts = {name: parts[name].layout for group in groups for name in group.names}
     return SealedParts(layouts, tuple(groups), tuple(blobs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from fedpers.models.backbones import Backbone, Stage
 from fedpers.parts import Part
+from fedpers.privacy.noise import Source
 
 
 class Outputs(NamedTuple):
@@ -70,6 +72,7 @@ class PersonalModel(nn.Module):
             self._stages, [p for n in self._paths.values() for p in n.values()]
         )
         self.after_stem = False
+        self.source: Source | None = None
         self.eval()
 
     @property
@@ -107,6 +110,17 @@ class PersonalModel(nn.Module):
         """Features and logits of a batch ``x`` of inputs."""
         features = self.features(x)
         return Outputs(features, self.head(features))
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Float32 in [0, 1] for what is random in a forward pass of training.
+
+        From ``source``, which the trainer sets where what it trains is released; else from torch's
+        own generator, which it seeds.
+        """
+        if self.source is None:
+            return torch.rand(shape, device=self.device)
+        found = self.source.uniform(math.prod(shape)).float().view(shape)
+        return found.to(self.device, non_blocking=True)
 
     @property
     def device(self) -> torch.device:

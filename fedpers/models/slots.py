@@ -67,17 +67,18 @@ class PolicyGate(nn.Module):
                 layers.append(nn.Linear(width, 2 * features))
             self.network = nn.Sequential(*layers)
 
-    def forward(self, context: Tensor, *, noisy: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, context: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """r (personal) and s (global), [batch, d] each, r + s = 1.
 
         Args:
             context: features conditioned on the client, [batch, d].
-            noisy: with Gumbel noise, as in training; without it for predictions.
+            uniform: draws in (0, 1], [batch, 2 d], of which Gumbel noise is made, as in training;
+                none of it for predictions.
         """
         scores = self.network(context).view(-1, 2, self.features)
-        if noisy:
-            uniform = torch.rand_like(scores).clamp_(1e-10, 1 - 1e-7)
-            scores = scores - (-uniform.log()).log()
+        if uniform is not None:
+            gumbel = -(-uniform.clamp(1e-10, 1 - 1e-7).log()).log()
+            scores = scores + gumbel.view_as(scores)
         shares = scores.softmax(dim=1)
         return shares[:, 0], shares[:, 1]
 

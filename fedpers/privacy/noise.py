@@ -50,7 +50,7 @@ class Source:
         return torch.from_numpy(words.astype(np.float64)).add_(0.5).mul_(2.0**-53)
 
     def normal(self, count: int) -> Tensor:
-        """Standard normals, float64 [count], up to 8.57 standard deviations (Box and Muller 1958).
+        """Standard normals, float64 [count], up to 8.65 standard deviations (Box and Muller 1958).
 
         A float32 normal of torch never goes beyond 5.77, so that a released value beyond it would
         be proof of what it was added to.

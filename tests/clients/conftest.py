@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clients.account import Account
 from clients.base import LocalAlgorithm, find_algorithm
+from clients.store import ClientStore
 from clients.trainer import Trainer
 from fedpers.config import Config, load_config
-from fedpers.data import Examples
+from fedpers.data import ClientData, Examples
 from fedpers.models import PersonalModel
 from fedpers.parts import Part, Parts
+from fedpers.privacy.noise import sources
 
 X = [[1.0, 2.0], [2.0, -1.0], [-1.0, 1.0], [0.0, 3.0]]
 Y = [0, 1, 1, 0]
@@ -59,6 +62,16 @@ class Toys:
     @classmethod
     def parts(cls, body: Any, head: Any, bias: Sequence[float] | None = None) -> Parts:
         return Parts({"body": cls.body(body), "head": cls.head(head, bias)})
+
+    @staticmethod
+    def quiet(config: Config, algorithm: Any, data: ClientData, folder: Path) -> Account:
+        """A charged account whose phases add no noise."""
+        store = ClientStore(folder / "store", "a")
+        chosen = sources(config.privacy.deterministic_for_tests, config.seed)
+        account = Account(config, algorithm, "a", data, folder, store, chosen)
+        account.phase = account.phase._replace(sigma=0.0)
+        account.charge(*account.once)
+        return account
 
     @staticmethod
     def random(algorithm: LocalAlgorithm, slots: Sequence[str], seed: int) -> Parts:

@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clients import private_steps as module
-from clients.account import Account
 from clients.base import check_private, find_algorithm
 from clients.private_steps import noise_in_update, private_steps
-from clients.store import ClientStore
 from clients.trainer import Trainer
 from fedpers.config import Config, load_config
 from fedpers.data import ClientData, Examples, FederatedData, load_data
@@ -24,7 +22,7 @@ from fedpers.models import PersonalModel, build_model
 from fedpers.parts import Parts
 from fedpers.phases import Phase, Prox
 from fedpers.privacy import Release
-from fedpers.privacy.noise import known, secret, sources
+from fedpers.privacy.noise import known, secret
 
 LR, C = 0.5, 0.3
 SETTINGS = ("data.clients=5", "data.partition.name=iid", "privacy.enabled=true")
@@ -287,16 +285,6 @@ def test_a_frozen_tensor_is_noticed(mlp: PersonalModel, examples: Examples) -> N
     assert left_clean(mlp)
 
 
-def quiet(config: Config, algorithm: Any, data: ClientData, folder: Path) -> Account:
-    """A charged account whose phases add no noise."""
-    store = ClientStore(folder / "store", "a")
-    chosen = sources(config.privacy.deterministic_for_tests, config.seed)
-    account = Account(config, algorithm, "a", data, folder, store, chosen)
-    account.phase = account.phase._replace(sigma=0.0)
-    account.charge(*account.once)
-    return account
-
-
 def test_the_penalty_comes_after_the_clipping(toys: Any, tmp_path: Path) -> None:
     # x = (1, 2), y = 0, both heads zero: dW = [[-.5, -1], [.5, 1]], db = (-.5, .5), whose norm is
     # sqrt(3); clipped to 1 they are divided by it. The penalty's gradient is
@@ -305,7 +293,7 @@ def test_the_penalty_comes_after_the_clipping(toys: Any, tmp_path: Path) -> None
     bound = toys.bind("fedavg", *settings, x=[[1.0, 2.0]], y=[0])
     own = bound.trainer.examples
     none = own.take(torch.arange(0))
-    bound.trainer.account = quiet(
+    bound.trainer.account = toys.quiet(
         bound.config, bound.algorithm, ClientData(own, none, none), tmp_path
     )
     received = toys.parts(torch.eye(2), torch.zeros(2, 2))
@@ -327,35 +315,13 @@ def test_the_penalty_comes_after_the_clipping(toys: Any, tmp_path: Path) -> None
     torch.testing.assert_close(head["head.bias"], -0.1 * bias)
 
 
-def test_what_is_random_in_a_private_forward_pass_is_nobodys_to_know(
-    toys: Any, tmp_path: Path
-) -> None:
-    # FedCP's Gumbel noise goes by the place in the batch: with draws that the server can repeat,
-    # an example more would change what all the others contribute.
-    def sent(*settings: str, seed: int = 0) -> Tensor:
-        bound = toys.bind("fedcp", "privacy.enabled=true", f"seed={seed}", *settings)
-        own = bound.trainer.examples
-        bound.trainer.account = quiet(
-            bound.config, bound.algorithm, ClientData(own, own, own), tmp_path
-        )
-        slots = ("body", "head", "gate")
-        broadcast = toys.random(bound.algorithm, slots, seed=1)
-        start = bound.algorithm.receive(broadcast, Parts())
-        working = bound.algorithm.train(start, bound.trainer)
-        return torch.cat([part.vector for part in bound.algorithm.upload(working).values()])
-
-    fixed = "privacy.deterministic_for_tests=true"
-    assert torch.equal(sent(fixed), sent(fixed))
-    assert not torch.equal(sent(), sent())
-
-
 METHODS = ("fedavg", "fedper", "ditto", "perada", "fedcp", "pfedsim")
 
 
 @pytest.mark.parametrize("backbone", ["mlp", "vit-tiny"])
 @pytest.mark.parametrize("method", METHODS)
 def test_one_example_changes_a_released_sum_by_at_most_the_clipping_norm(
-    digits: FederatedData, examples: Examples, tmp_path: Path, method: str, backbone: str
+    toys: Any, digits: FederatedData, examples: Examples, tmp_path: Path, method: str, backbone: str
 ) -> None:
     # At a large learning rate, so that the weights' own rounding does not matter.
     lr, settings = 1000.0, ["model.lora.share=both", f"privacy.max_grad_norm={C}"]
@@ -371,7 +337,7 @@ def test_one_example_changes_a_released_sum_by_at_most_the_clipping_norm(
 
     def released_sum(own: Examples) -> Tensor:
         none = own.take(torch.arange(0))
-        account = quiet(config, algorithm, ClientData(own, none, none), tmp_path)
+        account = toys.quiet(config, algorithm, ClientData(own, none, none), tmp_path)
         trainer = Trainer(
             config, model, algorithm, own, server_round=1, client="a", account=account
         )

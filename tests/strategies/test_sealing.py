@@ -130,10 +130,8 @@ class SealingNodes(SerialGrid):
         self, client: str, parts: Parts, sealing: Mapping[str, Any], weight: float
     ) -> SealedParts:
         groups = [Group.from_json(group) for group in sealing["groups"]]
-        generator = torch.Generator().manual_seed(int(client))
-        sealed = seal_parts(
-            self.cipher, parts, groups, range=8.0, weight=weight, generator=generator
-        )
+        source = known(int(client))()
+        sealed = seal_parts(self.cipher, parts, groups, range=8.0, weight=weight, source=source)
         return self.spoils.get(client, lambda found: found)(sealed)  # type: ignore[no-any-return]
 
     def _reply(

@@ -28,6 +28,7 @@ from fedpers.encryption.cipher import MAGIC
 from fedpers.encryption.guard import SEED_BYTES, frame, unframe
 from fedpers.encryption.parameters import SCHEMES
 from fedpers.errors import ClientError
+from fedpers.privacy.noise import secret
 
 
 @dataclass
@@ -50,7 +51,7 @@ def case(scheme: str) -> Case:
     vector = torch.linspace(-1, 1, 9000)
 
     def message(sender: ClientCipher) -> bytes:
-        return sender.seal(vector, range=1.0, generator=torch.Generator()).to_bytes()
+        return sender.seal(vector, range=1.0, source=secret()).to_bytes()
 
     context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, 4096, -1, [44, 45])
     context.global_scale = 2**38

@@ -26,6 +26,7 @@ from fedpers.encryption.guard import unframe
 from fedpers.encryption.keys import MAGIC
 from fedpers.encryption.lattice import Channel, Lattice
 from fedpers.errors import ConfigError
+from fedpers.privacy.noise import secret
 
 
 def test_written_keys_work_and_are_private(tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_written_keys_work_and_are_private(tmp_path: Path) -> None:
     assert client.key_id == server.key_id == key_id
     assert len(key_id) == 16 and int(key_id, 16) >= 0
     vector = torch.tensor([0.5, -0.25])
-    sealed = client.seal(vector, range=1.0, generator=torch.Generator())
+    sealed = client.seal(vector, range=1.0, source=secret())
     assert float((client.open(server.add([sealed, sealed])) - 2 * vector).abs().max()) < 1e-4
 
 
@@ -127,7 +128,7 @@ def test_the_server_holds_no_secret(scheme: str) -> None:
 def test_only_the_same_key_opens() -> None:
     pair, other = generate(bfv_for(4)), generate(bfv_for(4))
     vector = torch.ones(8192)
-    sealed = client_from(pair.client).seal(vector, range=1.0, generator=torch.Generator())
+    sealed = client_from(pair.client).seal(vector, range=1.0, source=secret())
     stranger = client_from(other.client)
     relabelled = Sealed(**{**vars(sealed), "key_id": other.key_id})
     with pytest.raises(Exception, match="open: a sum of"):  # garbage, beyond one term's range

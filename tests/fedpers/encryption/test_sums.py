@@ -24,6 +24,7 @@ from fedpers.encryption import (
 )
 from fedpers.encryption.bfv import BfvClient
 from fedpers.errors import ClientError, ConfigError
+from fedpers.privacy.noise import known
 
 SETS = {"bfv": bfv_for, "ckks": ckks_for, "ckks-rows": rows_for}
 
@@ -34,12 +35,8 @@ def ciphers(scheme: str, cohort: int) -> tuple[ClientCipher, ServerCipher]:
     return client_from(pair.client), server_from(pair.server)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, generator=generator(seed)) * 2 - 1
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def tolerance(client: ClientCipher, terms: int, range: float) -> float:
@@ -66,7 +63,7 @@ def test_sums_as_plain_arithmetic_does(
     vectors = uniform(terms, size, seed=seed) * span
     vectors[:, 0] = span  # the ends of the range
     vectors[:, -1] = -span
-    messages = [client.seal(v, range=span, generator=generator(seed)).to_bytes() for v in vectors]
+    messages = [client.seal(v, range=span, source=known(seed)()).to_bytes() for v in vectors]
     total = server.add(Sealed.from_bytes(m) for m in messages)
     opened = client.open(Sealed.from_bytes(total.to_bytes()))
     assert (opened.shape, opened.dtype) == ((size,), torch.float32)
@@ -80,7 +77,7 @@ def test_sums_of_sums_are_sums() -> None:
     for scheme in SETS:
         client, server = ciphers(scheme, 4)
         vectors = uniform(4, 50)
-        sealed = [client.seal(v, range=1.0, generator=generator()) for v in vectors]
+        sealed = [client.seal(v, range=1.0, source=known(0)()) for v in vectors]
         total = server.add([server.add(sealed[:2]), server.add(sealed[2:])])
         assert total.terms == 4
         error = (client.open(total) - vectors.sum(0)).abs().max()
@@ -93,7 +90,7 @@ def test_a_thousand_terms(scheme: str) -> None:
     # Every value at the end of the range: the largest sum there can be.
     vectors = uniform(1000, 6)
     vectors[:, 0], vectors[:, 1] = 1.0, -1.0
-    sealed = [client.seal(v, range=1.0, generator=generator(i)) for i, v in enumerate(vectors)]
+    sealed = [client.seal(v, range=1.0, source=known(i)()) for i, v in enumerate(vectors)]
     total = server.add(sealed)
     # Opened in float32, whose spacing at 1,000 is 6e-5: compare the mean.
     error = client.open(total).double() / 1000 - vectors.double().mean(0)
@@ -113,9 +110,9 @@ def test_two_values_share_a_coefficient_up_to_their_largest_sum() -> None:
     assert (client.parameters.values, client.parameters.value_bits) == (2, 17)
     assert client.step(1.0) == 2 / 131071
     top = torch.ones(client.parameters.chunk)
-    total = server.add([client.seal(top, range=1.0, generator=generator())] * 32)
+    total = server.add([client.seal(top, range=1.0, source=known(0)())] * 32)
     assert torch.equal(client.open(total), 32 * top)
-    bottom = client.seal(-top, range=1.0, generator=generator())
+    bottom = client.seal(-top, range=1.0, source=known(0)())
     assert torch.equal(client.open(server.add([bottom] * 32)), -32 * top)
 
 
@@ -135,12 +132,12 @@ def test_rounding_is_unbiased() -> None:
     assert isinstance(client, BfvClient)
     # 4,000.25 steps above -1: the integers are 4,000 or 4,001, with mean 4,000.25.
     vector = torch.full((8192,), 4000.25 * 2 / 8191 - 1)
-    integers = client.open_integers(client.seal(vector, range=1.0, generator=generator(1)))
+    integers = client.open_integers(client.seal(vector, range=1.0, source=known(1)()))
     assert set(integers.tolist()) == {4000, 4001}
     # Four standard deviations, sqrt(0.25 * 0.75 / 8192) each; float32 itself is off by 0.0003.
     assert abs(float(integers.double().mean()) - 4000.25) < 4 * 0.00479 + 0.0003
-    again = client.seal(vector, range=1.0, generator=generator(1))
-    assert torch.equal(client.open_integers(again), integers)  # by the generator passed
+    again = client.seal(vector, range=1.0, source=known(1)())
+    assert torch.equal(client.open_integers(again), integers)  # by the source passed
 
 
 def test_mixes_rows() -> None:
@@ -153,7 +150,7 @@ def test_mixes_rows() -> None:
             [-0.5, 1.5, 0.25, -0.75, 1.0],  # of absolute sum 4
         ]
     )
-    sealed = [client.seal(v, range=2.0, generator=generator()) for v in vectors]
+    sealed = [client.seal(v, range=2.0, source=known(0)()) for v in vectors]
     rows = server.mix(weights, [Sealed.from_bytes(s.to_bytes()) for s in sealed])
     opened = torch.stack([client.open(Sealed.from_bytes(r.to_bytes())) for r in rows])
     assert [r.weight for r in rows] == [pytest.approx(1.0), 1.0, 4.0]
@@ -162,13 +159,13 @@ def test_mixes_rows() -> None:
 
 def test_refuses_weights_that_would_wrap() -> None:
     client, server = ciphers("ckks-rows", 5)
-    sealed = [client.seal(uniform(3), range=1.0, generator=generator())] * 2
+    sealed = [client.seal(uniform(3), range=1.0, source=known(0)())] * 2
     for weights in ([[4.0, 0.1]], [[0.0, 0.0]], [[float("nan"), 1.0]], [[1.0]]):
         with pytest.raises(ConfigError, match="weights"):
             server.mix(torch.tensor(weights), sealed)
     client, server = ciphers("bfv", 4)
     with pytest.raises(ConfigError, match="ckks-rows for mix"):
-        server.mix(torch.ones(1, 1), [client.seal(uniform(3), range=1.0, generator=generator())])
+        server.mix(torch.ones(1, 1), [client.seal(uniform(3), range=1.0, source=known(0)())])
 
 
 def test_inner_products_of_unit_vectors() -> None:
@@ -204,40 +201,40 @@ def test_refuses_values_it_cannot_seal() -> None:
         client, _ = ciphers(scheme, 4)
         vector = torch.tensor([0.5, -3.0, 2.0, 1.0])
         with pytest.raises(ClientError, match="2 values beyond the range 1, the largest 3"):
-            client.seal(vector, range=1.0, generator=generator())
-        clipped = client.seal(clip(vector, 1.0), range=1.0, generator=generator())
+            client.seal(vector, range=1.0, source=known(0)())
+        clipped = client.seal(clip(vector, 1.0), range=1.0, source=known(0)())
         expected = torch.tensor([0.5, -1, 1, 1])
         assert float((client.open(clipped) - expected).abs().max()) < 1e-5
         for wrong in (torch.tensor([float("nan")]), torch.tensor([float("inf")])):
             with pytest.raises(ClientError, match="NaN or infinity"):
-                client.seal(wrong, range=1.0, generator=generator())
+                client.seal(wrong, range=1.0, source=known(0)())
         for wrong in (torch.zeros(0), torch.zeros(2, 2)):
             with pytest.raises(ClientError, match="takes a vector"):
-                client.seal(wrong, range=1.0, generator=generator())
+                client.seal(wrong, range=1.0, source=known(0)())
         with pytest.raises(ClientError, match="range"):
-            client.seal(vector, range=0.0, generator=generator())
+            client.seal(vector, range=0.0, source=known(0)())
 
 
 def test_the_same_vector_is_never_encrypted_the_same() -> None:
     for scheme in SETS:
         client, _ = ciphers(scheme, 4)
-        one, two = (client.seal(torch.ones(9), range=1.0, generator=generator()) for _ in "ab")
+        one, two = (client.seal(torch.ones(9), range=1.0, source=known(0)()) for _ in "ab")
         assert one.chunks[0][:64] != two.chunks[0][:64]
         assert one.chunks[0][-64:] != two.chunks[0][-64:]  # the seeds
 
 
 def test_adds_only_what_is_alike() -> None:
     client, server = ciphers("bfv", 4)
-    one = client.seal(uniform(10), range=1.0, generator=generator())
+    one = client.seal(uniform(10), range=1.0, source=known(0)())
     with pytest.raises(ClientError, match="size"):
-        server.add([one, client.seal(uniform(11), range=1.0, generator=generator())])
+        server.add([one, client.seal(uniform(11), range=1.0, source=known(0)())])
     with pytest.raises(ClientError, match="range"):
-        server.add([one, client.seal(uniform(10), range=2.0, generator=generator())])
+        server.add([one, client.seal(uniform(10), range=2.0, source=known(0)())])
     with pytest.raises(ClientError, match="key id"):
         stranger = client_from(generate(bfv_for(4)).client)
-        server.add([one, stranger.seal(uniform(10), range=1.0, generator=generator())])
+        server.add([one, stranger.seal(uniform(10), range=1.0, source=known(0)())])
     with pytest.raises(ClientError, match="scheme"):
-        server.add([ciphers("ckks", 4)[0].seal(uniform(10), range=1.0, generator=generator())])
+        server.add([ciphers("ckks", 4)[0].seal(uniform(10), range=1.0, source=known(0)())])
     with pytest.raises(ClientError, match="nothing"):
         server.add([])
 
@@ -245,7 +242,7 @@ def test_adds_only_what_is_alike() -> None:
 @pytest.mark.parametrize("scheme", ["bfv", "ckks", "ckks-rows"])
 def test_a_sum_beyond_the_range_is_refused(scheme: str) -> None:
     client, server = ciphers(scheme, 4)
-    top = client.seal(torch.full((10,), 5.0), range=5.0, generator=generator())
+    top = client.seal(torch.full((10,), 5.0), range=5.0, source=known(0)())
     total = server.add([top, top])
     assert float((client.open(total) - 10).abs().max()) < 1e-5
     with pytest.raises(ClientError, match="open"):  # 10 is no value of one vector in [-5, 5]
@@ -276,6 +273,6 @@ def test_checks_security_and_room() -> None:
 def test_bytes_for_a_common_row() -> None:
     client, server = ciphers("bfv", 32)
     size = 4 * client.parameters.chunk
-    sealed = client.seal(uniform(size), range=1.0, generator=generator())
+    sealed = client.seal(uniform(size), range=1.0, source=known(0)())
     assert len(sealed.to_bytes()) / size < 3.6
     assert len(server.add([sealed]).to_bytes()) / size < 7.1
