@@ -99,7 +99,7 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
         else:
             broadcast = broadcasts[client]
             also = [n for names, _ in sealing["groups"] for n in names if n not in broadcast]
-            upload = host.with_derived(client, server_round, upload, also)
+            upload = host.with_derived(upload, also)
             if sealing["seal_at_once"]:
                 where = {"client": client, "server_round": server_round}
                 weight = float(body.get("weights", {}).get(client, 1.0))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from fedpers.config import Config, NoParams, params_of
-from fedpers.errors import ConfigError
+from fedpers.errors import ClientError, ConfigError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase, Prox
@@ -17,7 +18,7 @@ from fedpers.privacy.plan import check_plan
 from fedpers.registry import Registry
 
 if TYPE_CHECKING:
-    from clients.trainer import Trainer
+    from clients.trainer import ModelView, Trainer
 
 algorithms: Registry[type[LocalAlgorithm]] = Registry(
     "algorithm", key="strategy.name", package="clients", group="fedpers.algorithms"
@@ -39,6 +40,7 @@ class LocalAlgorithm:
         accounted: set by a class that overrides ``train``, ``prepare`` or ``conclude``, if that
             reads the client's data through its phases only, or for parts that influence nothing
             that leaves. Private runs refuse an override for which nobody said so.
+        derives: the parts that ``derived`` makes.
         releases_counts: the method sends counts of the client's labels, once, by
             ``trainer.release_counts``; they are noised and charged in private runs.
     """
@@ -48,7 +50,9 @@ class LocalAlgorithm:
     sends: ClassVar[tuple[str, ...]] = ("body", "head")
     scored: ClassVar[str] = "after combining"
     accounted: ClassVar[bool] = True
+    derives: ClassVar[tuple[str, ...]] = ()
     releases_counts: ClassVar[bool] = False
+    _frozen = False
 
     def __init__(self, config: Config, model: PersonalModel, params: Any) -> None:
         """Bind the method to a model.
@@ -65,6 +69,33 @@ class LocalAlgorithm:
             takes = "ffa or both: this method keeps a whole personal adapter already"
             raise ConfigError("model.lora.share", "a-only", takes)
         self.initial = Parts({slot: model.read(slot) for slot in self.slots})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._frozen:
+            raise self._kept_state(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._frozen:
+            raise self._kept_state(name)
+        super().__delattr__(name)
+
+    def freeze(self) -> None:
+        """From now on no attribute can be set, and lists, dicts and sets in them are read-only.
+
+        What a method remembers in itself instead of in parts is beyond the plan, and passes from
+        one client to the next.
+        """
+        for name, value in vars(self).items():
+            super().__setattr__(name, read_only(value))
+        self._frozen = True
+
+    def _kept_state(self, name: str) -> ClientError:
+        kind = type(self).__name__
+        return ClientError(
+            f"{kind}.{name}: a method holds no state under privacy, as no noise covers it; keep "
+            "what a client remembers in a part, personal.*"
+        )
 
     def extend(self, model: PersonalModel) -> None:
         """Add the method's own slots to the model. Default: none."""
@@ -147,20 +178,29 @@ class LocalAlgorithm:
             working = trainer.run(phase, working)
         return working
 
-    def predict(self, mode: str, working: Parts, x: Tensor, trainer: Trainer) -> Tensor | None:
-        """Logits [n, classes] in a mode, or None if there is no such model."""
+    def recall(self, working: Parts, trainer: Trainer) -> Parts:
+        """What a prediction needs to know of the client's own examples, as further parts; after
+        ``tune``, and for newcomers. Default: nothing; none of it is kept."""
+        return working
+
+    def predict(self, mode: str, working: Parts, x: Tensor, view: ModelView) -> Tensor | None:
+        """Logits [n, classes] in a mode, or None if there is no such model.
+
+        Args:
+            view: runs the model; the client's examples are not to be had from it.
+        """
         filling = self.filled(mode)
-        return None if filling is None else trainer.outputs(filling, working, x).logits
+        return None if filling is None else view.outputs(filling, working, x).logits
 
     def upload(self, working: Parts) -> Parts:
         """The parts that leave. Default: the working parts of ``sends``."""
         return working.only(self.sends)
 
-    def derived(self, name: str, upload: Parts, trainer: Trainer, public: Tensor) -> Part:
+    def derived(self, name: str, upload: Parts, view: ModelView, public: Tensor) -> Part:
         """Under encryption: a further part that the server needs, made of the upload alone.
 
         Args:
-            name: the part, as the strategy calls it.
+            name: one of ``derives``, as the strategy calls it.
             public: the public inputs, which no client owns.
         """
         raise NotImplementedError(name)
@@ -194,12 +234,26 @@ class LocalAlgorithm:
         return {slot: f"personal.{slot}" if slot in own else slot for slot in self.slots}
 
 
+def read_only(value: Any) -> Any:
+    """Lists, dicts and sets as what cannot be changed, all the way down; anything else as it is."""
+    if isinstance(value, dict):
+        return MappingProxyType({key: read_only(item) for key, item in value.items()})
+    if type(value) in (list, tuple):
+        return tuple(read_only(item) for item in value)
+    return frozenset(value) if isinstance(value, set) else value
+
+
 def check_private(name: str, algorithm: LocalAlgorithm) -> None:
-    """Refuse a method that would release what its DP training does not cover.
+    """Refuse a method that would release what its DP training does not cover, and freeze it.
 
     Raises:
         ConfigError: naming what leaks, and the cure.
+        ClientError: it changes its own state.
     """
+    for hook in ("__setattr__", "__delattr__", "freeze"):
+        if getattr(type(algorithm), hook) is not getattr(LocalAlgorithm, hook):
+            takes = f"with privacy a method without a {hook} of its own: it may hold no state"
+            raise ConfigError("strategy.name", name, takes)
     for hook in ("train", "prepare", "conclude"):
         definer = next(c for c in type(algorithm).__mro__ if hook in c.__dict__)
         if not definer.__dict__.get("accounted", False):
@@ -214,6 +268,7 @@ def check_private(name: str, algorithm: LocalAlgorithm) -> None:
     if (precision := algorithm.config.training.precision) != "float32":
         takes = "float32 with privacy: what is clipped to a bound must be computed as finely"
         raise ConfigError("training.precision", precision, takes)
+    algorithm.freeze()
     check_plan(name, algorithm, algorithm.initial.only(algorithm.sends))
 
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms, blended_branches, mixture
-from clients.trainer import Trainer
+from clients.trainer import ModelView, Trainer
 from fedpers.config import setting
-from fedpers.parts import Parts
+from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 from fedpers.seeding import seed_for
 
@@ -76,30 +76,38 @@ class FedDPA(LocalAlgorithm):
         """The parts ``mixed.*``: share * l + (1 - share) * g."""
         return mixture(working, self.keeps, share)
 
-    def predict(self, mode: str, working: Parts, x: Tensor, trainer: Trainer) -> Tensor | None:
+    def recall(self, working: Parts, trainer: Trainer) -> Parts:
+        """The features [S, d] of the remembered examples under l, each of length 1."""
+        count = min(self.params.memory, len(trainer.examples))
+        if count < 2:
+            return working
+        rng = random.Random(seed_for(self.config.seed, "memory", trainer.client))
+        memory = torch.tensor(rng.sample(range(len(trainer.examples)), count))
+        own = self.branch(self.slots)
+        features = trainer.outputs(own, working, trainer.examples.x[memory]).features
+        return working | {"memory": Part.of({"features": F.normalize(features)})}
+
+    def predict(self, mode: str, working: Parts, x: Tensor, view: ModelView) -> Tensor | None:
         """Each instance under its own mixture, its weight rounded to tenths."""
-        if mode != "personal" or len(trainer.examples) < 2:
-            return super().predict("global", working, x, trainer)
-        levels = (self.instance_weights(working, x, trainer).cpu() * LEVELS).round()
+        if mode != "personal" or "memory" not in working:
+            return super().predict("global", working, x, view)
+        levels = (self.instance_weights(working, x, view).cpu() * LEVELS).round()
         filling = self.filled("personal")
-        logits = torch.zeros(len(x), trainer.model.num_classes)
+        logits = torch.zeros(len(x), view.num_classes)
         for level in torch.unique(levels):
             chosen = levels == level
             mixed = working | self.mixture(working, float(level) / LEVELS)
-            logits[chosen] = trainer.outputs(filling, mixed, x[chosen]).logits.cpu()
+            logits[chosen] = view.outputs(filling, mixed, x[chosen]).logits.cpu()
         return logits
 
-    def instance_weights(self, working: Parts, x: Tensor, trainer: Trainer) -> Tensor:
+    def instance_weights(self, working: Parts, x: Tensor, view: ModelView) -> Tensor:
         """c(x) in (0, share] for each instance, [n]."""
-        rng = random.Random(seed_for(self.config.seed, "memory", trainer.client))
-        count = min(self.params.memory, len(trainer.examples))
-        memory = torch.tensor(rng.sample(range(len(trainer.examples)), count))
-        own = self.branch(self.slots)
-        remembered = F.normalize(trainer.outputs(own, working, trainer.examples.x[memory]).features)
+        remembered = working["memory"]["features"].to(view.device)
         among = remembered @ remembered.T
         # Each remembered example against the others, without itself.
-        typical = (among.sum(dim=1) - among.diagonal()) / (count - 1)
-        similar = F.normalize(trainer.outputs(own, working, x).features) @ remembered.T
+        typical = (among.sum(dim=1) - among.diagonal()) / (len(among) - 1)
+        own = self.branch(self.slots)
+        similar = F.normalize(view.outputs(own, working, x).features) @ remembered.T
         spread = typical.std(correction=0).clamp_min(1e-6)
         z = (similar.mean(dim=1) - typical.mean()) / spread
         return (torch.sigmoid(z + MARGIN) / SURE).clamp_max(1) * float(self.params.share)

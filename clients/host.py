@@ -21,7 +21,7 @@ from clients.keeper import Keeper, stores_of
 from clients.local import Local
 from clients.scoring import Scoring
 from clients.store import ClientStore
-from clients.trainer import Trainer, fill
+from clients.trainer import ModelView, Trainer, fill
 from fedpers.compute import device_for
 from fedpers.config import Config, config_from_json
 from fedpers.data import FederatedData, Task, device_data, load_data
@@ -121,7 +121,7 @@ class ClientHost(Keeper):
             self.examples = FeatureCache(self.data, self.model, stem=config.model.cache)
         self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
         super().__init__(config, stores, device, len(self.data.clients), sources)
-        self.scoring = Scoring(self)
+        self.view, self.scoring = ModelView(self.model, self.algorithm), Scoring(self)
         self._accounts: dict[str, Account] = {}
         if config.privacy.enabled and config.privacy.unit == "example":
             check_private(algorithm, self.algorithm)
@@ -157,16 +157,19 @@ class ClientHost(Keeper):
         if isinstance(answer, Exception):
             raise answer
         upload, report = answer
-        return self.with_derived(client, server_round, upload, also), report
+        return self.with_derived(upload, also), report
 
-    def with_derived(
-        self, client: str, server_round: int, upload: Parts, also: Sequence[str]
-    ) -> Parts:
-        """An upload with further parts that the method makes of it."""
-        if not also:
-            return upload
-        trainer = self._trainer(client, server_round)
-        return upload | {n: self.algorithm.derived(n, upload, trainer, self.public) for n in also}
+    def with_derived(self, upload: Parts, also: Sequence[str]) -> Parts:
+        """An upload with further parts that the method makes of it.
+
+        Raises:
+            ClientError: the method does not declare one of them.
+        """
+        if unknown := [name for name in also if name not in self.algorithm.derives]:
+            takes = ", ".join(self.algorithm.derives) or "none"
+            raise ClientError(f"derived: got part {unknown[0]!r}, takes {takes}")
+        made = {n: self.algorithm.derived(n, upload, self.view, self.public) for n in also}
+        return upload | made
 
     def train_all(
         self, broadcasts: Mapping[str, Parts], server_round: int
@@ -272,8 +275,8 @@ class ClientHost(Keeper):
         if account is None:  # nothing of its own is in what it sends
             return upload, {"examples": 0, "loss": loss, "noise": dict.fromkeys(upload, 0.0)}
         if privacy.weights == "counts" and EXAMPLES not in released:
-            count = torch.tensor([float(len(trainer.examples))])
-            released[EXAMPLES] = max(1, round(float(trainer.release_counts(count, EXAMPLES))))
+            ones = torch.ones(len(trainer.examples), 1)
+            released[EXAMPLES] = max(1, round(float(trainer.release_counts(ones, EXAMPLES))))
             store.save_json(RELEASED, released)
         noise = {
             n: trainer.noise[n] for n in upload if n in trainer.noise and upload[n] is working[n]
@@ -324,7 +327,8 @@ class ClientHost(Keeper):
         personal = store.load_before(PERSONAL, server_round + 1)
         working = self.algorithm.receive(broadcast, personal)
         working = self.algorithm.tune(working, trainer)
-        result = self._score(trainer, working, store.load(BASELINE))
+        working = self.algorithm.recall(working, trainer)
+        result = self.scoring.score(client, working, store.load(BASELINE))
         if self.config.evaluation.adapters:  # the model that was scored is the one to save
             filling = self.algorithm.filled("personal")
             assert filling is not None
@@ -342,7 +346,7 @@ class ClientHost(Keeper):
         working = self.algorithm.receive(broadcast, Parts())
         for phase in self.algorithm.newcomer(batches) if batches else ():
             working = trainer.run(phase, working)
-        return self._score(trainer, working, Parts())
+        return self.scoring.score(client, self.algorithm.recall(working, trainer), Parts())
 
     def export(
         self, client: str, server_round: int, folder: Path, manifest: Mapping[str, Any]
@@ -354,10 +358,6 @@ class ClientHost(Keeper):
         )
         target = folder / ClientStore(folder, client).folder.name
         save_adapter(self.model, target, self.config, {"client": client, **manifest})
-
-    def _score(self, trainer: Trainer, working: Parts, baseline: Parts) -> ClientResult:
-        plain = self._trainer(trainer.client, trainer.server_round, self.local)
-        return self.scoring.score(trainer, plain, working, baseline)
 
     def _check(self, upload: Parts) -> None:
         """That a client's upload is what the method declares: one that is not must not spoil the

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms, two_branches
-from clients.trainer import Trainer
+from clients.trainer import ModelView
 from fedpers.config import setting
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
@@ -39,6 +39,7 @@ class PerAda(LocalAlgorithm):
 
     Params = PerAdaParams
     keeps = ("body", "head")
+    derives = ("logits",)
     scored = "after local training"
 
     def phases(self) -> Sequence[Phase]:
@@ -46,7 +47,7 @@ class PerAda(LocalAlgorithm):
         params = self.params
         return two_branches(self, params.lam, epochs=params.personal_epochs, lr=params.personal_lr)
 
-    def derived(self, name: str, upload: Parts, trainer: Trainer, public: Tensor) -> Part:
+    def derived(self, name: str, upload: Parts, view: ModelView, public: Tensor) -> Part:
         """The logits on the public examples, to be averaged, divided by 4 to keep them small."""
-        logits = trainer.outputs(self.branch(()), self.receive(upload, Parts()), public).logits
+        logits = view.outputs(self.branch(()), self.receive(upload, Parts()), public).logits
         return Part.of({"logits": logits / LOGITS_SCALE})

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms
-from clients.trainer import Trainer
+from clients.trainer import ModelView, Trainer
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 
@@ -25,6 +25,7 @@ class PFedSim(LocalAlgorithm):
 
     keeps = ("body", "head")
     accounted = True
+    derives = ("unit",)
     scored = "after local training"
 
     def phases(self) -> Sequence[Phase]:
@@ -39,7 +40,7 @@ class PFedSim(LocalAlgorithm):
         """Personal: the model last trained here. Global: as received."""
         return self.branch(self.keeps if mode == "personal" else ())
 
-    def derived(self, name: str, upload: Parts, trainer: Trainer, public: Tensor) -> Part:
+    def derived(self, name: str, upload: Parts, view: ModelView, public: Tensor) -> Part:
         """The head's rows, each of length 1: the inner product of two clients' is the sum of the
         cosines, over all classes."""
         rows = F.normalize(upload["head"]["head.weight"].float(), dim=1)

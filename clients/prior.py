@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms
@@ -66,7 +66,7 @@ class Prior(LocalAlgorithm):
         """
         working = super().train(working, trainer)
         if COUNTS not in working:
-            counts = trainer.release_counts(self.label_counts(trainer))
+            counts = trainer.release_counts(self.labels(trainer))
             working = working | {COUNTS: Part.of({"counts": counts})}
         own = smoothed(working[COUNTS]["counts"])
         sent = Part.of({"prior.own": own, "prior.population": own})
@@ -79,7 +79,7 @@ class Prior(LocalAlgorithm):
     def tune(self, working: Parts, trainer: Trainer) -> Parts:
         """The client's own distribution beside the population's, for the prediction."""
         population = working["received.prior"]["prior.population"]
-        own = smoothed(self.label_counts(trainer))
+        own = smoothed(self.labels(trainer).sum(0))
         pair = {"prior.own": own, "prior.population": population}
         return working | {"personal.prior": Part.of(pair)}
 
@@ -88,10 +88,9 @@ class Prior(LocalAlgorithm):
         own = personal.only(name for name in personal if name != "personal.prior")
         return super().receive(broadcast, own) | own
 
-    def label_counts(self, trainer: Trainer) -> Tensor:
-        """How many training examples of each class there are, [C]."""
-        labels = trainer.examples.y.cpu()
-        return torch.bincount(labels, minlength=trainer.model.num_classes).float()
+    def labels(self, trainer: Trainer) -> Tensor:
+        """The class of each training example, [n, C] of ones and zeros."""
+        return F.one_hot(trainer.examples.y.cpu(), trainer.num_classes).float()
 
 
 def smoothed(counts: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm
-from clients.trainer import Trainer
+from clients.trainer import ModelView
 from fedpers.compute import CPU
 from fedpers.data import Examples
 from fedpers.evaluation import ClientResult, Counts
@@ -35,18 +35,14 @@ class Scoring:
         self.host = host
         self._outside: dict[str, Examples] = {}
 
-    def score(
-        self, trainer: Trainer, plain: Trainer, working: Parts, baseline: Parts
-    ) -> ClientResult:
+    def score(self, client: str, working: Parts, baseline: Parts) -> ClientResult:
         """Right and wrong answers of each model that a client has, on each of its splits.
 
         Args:
-            trainer: with the method's forward pass.
-            plain: with the plain model's, in which the local-only baseline predicts.
-            working: the client's parts.
+            working: the client's parts, with what the method recalls of its examples.
             baseline: its local-only model; empty without one.
         """
-        host, client = self.host, trainer.client
+        host = self.host
         split = host.examples.client(client)
         sets = [split.val, split.test]
         if host.config.evaluation.outside:
@@ -58,12 +54,13 @@ class Scoring:
             if scores is not None:
                 logits[mode] = torch.split(scores.cpu(), sizes)
 
-        predict("personal", host.algorithm.predict("personal", working, x, trainer))
+        predict("personal", host.algorithm.predict("personal", working, x, host.view))
         if self._one_model:
             logits["global"] = logits["personal"]
         else:
-            predict("global", host.algorithm.predict("global", working, x, trainer))
+            predict("global", host.algorithm.predict("global", working, x, host.view))
         if baseline:
+            plain = ModelView(host.model, host.local)
             predict("local", host.local.predict("personal", baseline, x, plain))
 
         def count(k: int, *, detail: bool = False) -> Counts:

@@ -25,7 +25,48 @@ from fedpers.seeding import drawn_from, seeded, torch_generator
 EVALUATION_BATCH = 256  # what stays in a core's cache; 1024 takes an eighth longer
 
 
-class Trainer:
+class ModelView:
+    """Runs one resident model, and sees neither examples nor the account.
+
+    Args:
+        model: the resident model; its slots are overwritten.
+        algorithm: the method, for its forward pass.
+    """
+
+    def __init__(self, model: PersonalModel, algorithm: LocalAlgorithm) -> None:
+        self.model, self.algorithm = model, algorithm
+        self.device = model.device
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.model.num_classes
+
+    def outputs(self, filling: Mapping[str, str], working: Parts, x: Tensor) -> Outputs:
+        """Features [n, d] and logits [n, classes] of the model filled with working parts, on its
+        device.
+
+        Raises:
+            ClientError: a slot is not filled, and would hold what was there before.
+        """
+        self._fill(filling, working)
+        with torch.no_grad():
+            pieces = [
+                self.algorithm.forward(self.model, piece.to(self.device))
+                for piece in torch.split(x, EVALUATION_BATCH)
+            ]
+        return Outputs(
+            torch.cat([piece.features for piece in pieces]),
+            torch.cat([piece.logits for piece in pieces]),
+        )
+
+    def _fill(self, filling: Mapping[str, str], working: Parts) -> None:
+        if missing := [slot for slot in self.algorithm.slots if slot not in filling]:
+            raise ClientError(f"model: nothing is said to fill the slot {missing[0]!r}")
+        fill(self.model, filling, working)
+
+
+class Trainer(ModelView):
     """Trains and predicts with one resident model on the examples of one client.
 
     Args:
@@ -48,8 +89,8 @@ class Trainer:
         client: str,
         account: Account | None = None,
     ) -> None:
-        self.config, self.model, self.algorithm = config, model, algorithm
-        self.device = model.device
+        super().__init__(model, algorithm)
+        self.config = config
         self.examples = examples.to(self.device)
         self.server_round, self.client = server_round, client
         self.account = account
@@ -69,7 +110,7 @@ class Trainer:
         if phase.reference is not None:
             # It is frozen and nothing in it is random: once for all epochs is enough.
             reference = self.outputs(phase.reference, working, self.examples.x)
-        fill(self.model, phase.model, working)
+        self._fill(phase.model, working)
         for slot, part in blend.items():
             own, frozen = working[phase.model[slot]], working[part].vector
             self.model.write(slot, own.like(share * own.vector + (1 - share) * frozen))
@@ -184,12 +225,28 @@ class Trainer:
             assert parameter.grad is not None and phase.prox is not None
             parameter.grad.add_(parameter.detach() - anchor, alpha=phase.prox.mu)
 
-    def release_counts(self, counts: Tensor, what: str = LABELS) -> Tensor:
-        """Counts [C], on the CPU, of the client's examples that are to be sent; noised under
-        privacy."""
+    def release_counts(self, contributions: Tensor, what: str = LABELS) -> Tensor:
+        """Counts [C] of the client's examples that are to be sent.
+
+        Under privacy what an example adds is clipped to norm 1, and the sum is noised for that.
+
+        Args:
+            contributions: what each training example adds, in their order, [n, C] on the CPU.
+
+        Raises:
+            ClientError: not one row an example; or, under privacy, as ``Account.noised``.
+        """
+        if contributions.ndim != 2 or len(contributions) != len(self.examples):
+            got, n = tuple(contributions.shape), len(self.examples)
+            raise ClientError(f"counts: got {got}, takes what each example adds, [{n}, C]")
         if self.account is None:
-            return counts
-        return self.account.noised(what, counts, self._source(what))
+            return contributions.sum(0)
+        source = self._source(what)
+        finite = torch.isfinite(contributions).all(1, keepdim=True)
+        contributions = torch.where(finite, contributions, 0.0)
+        factors = (1 / contributions.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)
+        source.witness([contributions], factors)
+        return self.account.noised(what, factors @ contributions, source)
 
     def _source(self, purpose: str) -> Source:
         """What is secret in this round and serves one purpose."""
@@ -202,7 +259,7 @@ class Trainer:
         Args:
             batch: indices of the examples, [n].
         """
-        fill(self.model, phase.model, working)
+        self._fill(phase.model, working)
         for parameter in self._only(phase.trains):
             parameter.grad = torch.zeros_like(parameter)
         chosen = self.examples.take(batch.to(self.device))
@@ -216,20 +273,6 @@ class Trainer:
             ]
             gradients[slot] = working[phase.model[slot]].like(torch.cat(pieces).cpu())
         return Parts(gradients), float(loss.detach())
-
-    def outputs(self, filling: Mapping[str, str], working: Parts, x: Tensor) -> Outputs:
-        """Features [n, d] and logits [n, classes] of the model filled with working parts, on its
-        device."""
-        fill(self.model, filling, working)
-        with torch.no_grad():
-            pieces = [
-                self.algorithm.forward(self.model, piece.to(self.device))
-                for piece in torch.split(x, EVALUATION_BATCH)
-            ]
-        return Outputs(
-            torch.cat([piece.features for piece in pieces]),
-            torch.cat([piece.logits for piece in pieces]),
-        )
 
     def _only(self, slots: Sequence[str]) -> list[torch.nn.Parameter]:
         """The parameters of some slots, after freezing those of all others."""

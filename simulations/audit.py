@@ -269,6 +269,7 @@ def _confidences(host: ClientHost) -> dict[str, tuple[Tensor, Tensor]]:
             ),
         }
         for name, (mode, working) in views.items():
+            working = algorithm.recall(working, trainer)
             logits = algorithm.predict(mode, working, split.test.x, trainer)
             if logits is not None:
                 found.setdefault(name, []).append(_confidence(logits.double(), split.test.y))

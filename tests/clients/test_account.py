@@ -207,7 +207,7 @@ def test_a_host_charges_before_it_trains_and_in_every_process(
     def fails(*_: object) -> None:
         raise ClientError("no")
 
-    monkeypatch.setattr(hosts[0].algorithm, "train", fails)
+    monkeypatch.setattr(type(hosts[0].algorithm), "train", fails)
     with pytest.raises(ClientError, match=r"^no$"):
         hosts[0].train("1", 1, broadcast)
     assert hosts[0].spending("1")["epsilon"] > 0  # over-counted, never under

@@ -57,6 +57,7 @@ def test_two_rounds_of_any_method(toys: Any, name: str) -> None:
         # In round 1 a body learns nothing through a head of zeros.
         assert server_round == 1 or moved == list(algorithm.sends)
     working = algorithm.tune(algorithm.receive(broadcast_of(toys, algorithm, 3), kept), trainer)
+    working = algorithm.recall(working, trainer)
     for mode in ("personal", "global"):
         logits = algorithm.predict(mode, working, torch.randn(5, 2), trainer)
         has_global = name not in ("local", "fedper", "fedrep")
@@ -76,6 +77,7 @@ def test_without_examples_a_client_sends_what_it_received(toys: Any, name: str) 
     if "prior" in upload:
         assert upload["prior"]["prior.own"].tolist() == [0.5, 0.5]
     working = algorithm.tune(algorithm.receive(broadcast, algorithm.keep(working)), trainer)
+    working = algorithm.recall(working, trainer)
     logits = algorithm.predict("personal", working, torch.randn(3, 2), trainer)
     assert logits.shape == (3, 2) and bool(logits.isfinite().all())
 
@@ -126,10 +128,12 @@ def test_a_newcomer_personalises_in_the_model_that_predicts(toys: Any, name: str
     algorithm = bound.algorithm
     working = algorithm.receive(broadcast_of(toys, algorithm, 1), Parts())
     x = bound.trainer.examples.x
-    before = algorithm.predict("personal", working, x, bound.trainer)
+    recalled = algorithm.recall(working, bound.trainer)
+    before = algorithm.predict("personal", recalled, x, bound.trainer)
     for phase in algorithm.newcomer(3):
         assert phase.steps == 3 and not phase.released
         working = bound.trainer.run(phase, working)
+    working = algorithm.recall(working, bound.trainer)
     after = algorithm.predict("personal", working, x, bound.trainer)
     assert torch.equal(before, after) == (name == "prior")
 

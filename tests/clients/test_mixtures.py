@@ -240,6 +240,7 @@ def test_feddpas_instance_weights_by_hand(toys: Any) -> None:
     x = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
     bound = toys.bind("feddpa", x=x, y=[0, 1, 1])
     working = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), Parts())
+    working = bound.algorithm.recall(working, bound.trainer)
     probe = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     weights = bound.algorithm.instance_weights(working, probe, bound.trainer)
     expected = torch.tensor([0.5, 0.0024061, 0.1501293])
@@ -251,16 +252,19 @@ def test_feddpa_trusts_the_local_adapter_where_the_data_are_local(toys: Any) -> 
     x = torch.tensor([3.0, 1.0]) + 0.5 * torch.randn(200, 2, generator=generator)
     bound = toys.bind("feddpa", x=x[:100], y=torch.zeros(100))
     working = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), Parts())
+    working = bound.algorithm.recall(working, bound.trainer)
     inside = bound.algorithm.instance_weights(working, x[100:], bound.trainer)
     outside = bound.algorithm.instance_weights(working, x[100:].flip(1), bound.trainer)
     assert float(inside.mean()) > 0.4 > 0.05 > float(outside.max())
     # It is under the local adapter that instances are compared.
     turned = personal(toys.parts([[0.0, 1.0], [0.0, 0.0]], UNIT))
     flat = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), turned)
+    flat = bound.algorithm.recall(flat, bound.trainer)
     weights = bound.algorithm.instance_weights(flat, x[100:].abs().flip(1), bound.trainer)
     assert bool((weights > 0.4).all())
     # Identical local examples have no spread; that divides nothing by zero.
     same = toys.bind("feddpa", x=[[1.0, 0.0]] * 3, y=[0, 0, 1])
+    working = same.algorithm.recall(working, same.trainer)
     weights = same.algorithm.instance_weights(working, x[:5], same.trainer)
     assert bool(weights.isfinite().all())
 
@@ -270,7 +274,8 @@ def test_feddpa_predicts_each_instance_under_its_own_mixture(toys: Any) -> None:
     bound = toys.bind("feddpa", x=x, y=[0, 1, 1])
     received = toys.random(bound.algorithm, BOTH, seed=1)
     own = toys.random(bound.algorithm, BOTH, seed=2)
-    working = bound.algorithm.receive(received, personal(own))
+    bare = bound.algorithm.receive(received, personal(own))
+    working = bound.algorithm.recall(bare, bound.trainer)
     probe = torch.randn(20, 2, generator=torch.Generator().manual_seed(3))
     weights = bound.algorithm.instance_weights(working, probe, bound.trainer)
     levels = (10 * weights).round() / 10
@@ -284,7 +289,8 @@ def test_feddpa_predicts_each_instance_under_its_own_mixture(toys: Any) -> None:
     torch.testing.assert_close(plain, logits_of(shared, probe))
     # With a single local example there is nothing to compare with: the global model.
     single = toys.bind("feddpa", **ONE)
-    logits = single.algorithm.predict("personal", working, probe, single.trainer)
+    assert single.algorithm.recall(bare, single.trainer) is bare
+    logits = single.algorithm.predict("personal", bare, probe, single.trainer)
     torch.testing.assert_close(logits, logits_of(shared, probe))
 
 
