@@ -149,7 +149,8 @@ def compare(
             (folder / "compare.html").write_text(document, encoding="utf-8")
         typer.echo(text)
         if failed:
-            raise RunError(f"{len(failed)} runs failed, see {folder / failed[0] / 'error.txt'}")
+            reason = folder / failed[0] / comparison.ERROR
+            raise RunError(f"{len(failed)} runs failed, see {reason}")
 
 
 @app.command()

@@ -24,11 +24,12 @@ from fedpers.errors import ConfigError, FedpersError
 from simulations.checks import absolute_paths, check
 
 CONFIDENCE = 0.95
+ERROR = "error.txt"
 
 COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
-    "weighted": lambda r: r["accuracy"]["personal"]["weighted"],
-    "mean": lambda r: r["accuracy"]["personal"]["mean"],
-    "worst decile": lambda r: r["accuracy"]["personal"]["worst_decile"],
+    "weighted": lambda r: _of(r["accuracy"]["personal"], "weighted"),
+    "mean": lambda r: _of(r["accuracy"]["personal"], "mean"),
+    "worst decile": lambda r: _of(r["accuracy"]["personal"], "worst_decile"),
     "global (w)": lambda r: _of(r["accuracy"]["global"], "weighted"),
     "gated (w)": lambda r: _of(r["accuracy"]["gated"], "weighted"),
     "breakage": lambda r: r["breakage_rate"],
@@ -95,7 +96,8 @@ def compare(
 ) -> Iterator[tuple[Cell, dict[str, Any] | None]]:
     """Run what has not been run yet; yields each cell with its report as it is there.
 
-    A run that fails is yielded with None, its reason in ``error.txt`` in its folder.
+    A run that fails is yielded with None, its reason in ``error.txt`` in its folder, and repeated
+    the next time, even if it left a report.
 
     Args:
         config: the experiment, a YAML file.
@@ -110,7 +112,7 @@ def compare(
     todo = []
     for cell in plan:
         report = folder / cell.name / "report.json"
-        if report.exists():
+        if report.exists() and not report.with_name(ERROR).exists():
             yield cell, json.loads(report.read_text(encoding="utf-8"))
         else:
             todo.append(cell)
@@ -150,7 +152,7 @@ def _run(settings: str, folder: Path) -> dict[str, Any] | None:
         mistake = isinstance(error, FedpersError)
         text = f"{error}\n" if mistake else traceback.format_exc()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(text, encoding="utf-8")
+        (folder / ERROR).write_text(text, encoding="utf-8")
         return None
     return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 

@@ -103,7 +103,7 @@ class PersonalizedStrategy(Method, Strategy):
         Raises:
             RunError: that is so for the third time in a row, or in every round.
         """
-        mean = None
+        mean, self.unused = None, None
         if self.streams:
             mean = StreamingMean(self.layouts, len(self.asked), self._log_product_error)
         reports = self._take_up(replies, mean)
@@ -135,7 +135,7 @@ class PersonalizedStrategy(Method, Strategy):
         answers.failures |= dict.fromkeys(self.roster.absent, "its node is not there")
         for client, reason in answers.failures.items():
             log.warning("round %d: client %s left out: %s", server_round, client, reason)
-        if not mixed:
+        if not mixed or self.unused:
             return None, self._skip(server_round, set(cohort) - set(answers.failures))
         self.skipped = 0
         self.refine(server_round)
@@ -189,17 +189,15 @@ class PersonalizedStrategy(Method, Strategy):
     def _skip(self, server_round: int, cohort: Collection[str]) -> MetricRecord:
         """Nothing of a round is used; that may be so twice in a row."""
         self.skipped += 1
-        least = self.config.strategy.min_clients
-        left = (
-            f"{len(cohort)} of at least {least} clients are left"
-            if cohort
-            else ("no client is left")
-        )
-        first = next(iter(self.answers.failures.items()), ("none", "nobody was selected"))
-        line = f"round {server_round}: {left}; client {first[0]}: {first[1]}"
+        least, reason = self.config.strategy.min_clients, self.unused
+        if reason is None:
+            few = f"{len(cohort)} of at least {least} clients are left"
+            client, why = next(iter(self.answers.failures.items()), ("none", "nobody was selected"))
+            reason = f"{few if cohort else 'no client is left'}; client {client}: {why}"
+        self.unused = f"round {server_round}: {reason}"
         if self.skipped >= min(PATIENCE, self.config.rounds):
-            raise RunError(line)
-        log.warning("%s: nothing is mixed", line)
+            raise RunError(self.unused)
+        log.warning("%s: nothing is mixed", self.unused)
         return MetricRecord({"answered": len(cohort), "skipped": 1})
 
     def configure_evaluate(

@@ -87,6 +87,7 @@ class Method:
         self.spent: set[str] = set()
         self.short = False  # too few clients are there for the round
         self.skipped = 0  # rounds in a row of which nothing was used
+        self.unused: str | None = None  # why nothing of the last round was used
         self.similarity: Tensor | None = None  # [K, K], of the clients, where a method has it
         self._product_error_known = False
         unit = config.privacy.unit if config.privacy.enabled else None
@@ -296,13 +297,14 @@ class Method:
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Row]) -> None:
         """Y = W X: rows for single clients into ``rows``, the row for None into ``parts``; or, by
-        ``strategy.combine``, parts that do not hang on W."""
+        ``strategy.combine``, parts that do not hang on W. Where nothing can be used after all,
+        ``unused`` says why."""
         if self.sealing is not None:
             sums, failures = self.sealing.combine(mixing, updates)
             self.answers.leave_out(failures)
             level, added = self.client_level, set(updates) - set(failures)
             if level is not None and not level.enough(self._asked, dict.fromkeys(added)):
-                log.warning("too few shares of the noise came: no update")
+                self.unused = "too few shares of the noise came"
                 return
             mixed: Sequence[Row] = sums
         else:

@@ -105,7 +105,7 @@ class PerAda(PersonalizedStrategy):
         self.teachers = list(zip(weights.tolist(), updates.values(), strict=True))
         sums = self.parts.sealed if isinstance(self.parts, SealedParts) else ()
         if self.params.distill and any(one.terms < 2 for one in sums):
-            log.warning("the mean of a single update is not opened: no update")
+            self.unused = "the mean of a single update is not opened"
             self.parts = before
 
     def refine(self, server_round: int) -> None:

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fedpers.config import Config
-from fedpers.errors import ConfigError
+from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import (
     ClientResult,
     RunFolder,
@@ -31,6 +31,7 @@ from fedpers.parts import Parts
 from fedpers.records import Row, pack
 from strategies.checkpoint import load_checkpoint, save_checkpoint
 from strategies.exchange import Answers, collect, send_and_receive
+from strategies.roster import natural_order
 
 if TYPE_CHECKING:
     from strategies.base import PersonalizedStrategy
@@ -54,7 +55,8 @@ def run_rounds(
 
     Raises:
         FedpersError: a node refuses the run as configured.
-        RunError: too few nodes came, or too few answered in several rounds.
+        RunError: too few nodes came, or too few answered in several rounds. Or, with all files
+            written, nothing was mixed in the last round, or nobody could be evaluated after it.
     """
     config, result = strategy.config, Result()
     arrays, settings = ArrayRecord(), ConfigRecord()
@@ -109,14 +111,28 @@ def run_rounds(
         save_checkpoint(files.folder.path / CHECKPOINT, server_round, strategy.state())
         if last:
             break
-    report = files.report(strategy, evaluate_newcomers(strategy, grid))
+    failed = failure(strategy)
+    report = files.report(strategy, evaluate_newcomers(strategy, grid), failed)
     if config.evaluation.adapters:
         scored = files.evaluations.get(report["selected_round"], [])
         export_adapters(strategy, grid, report, scored)
     result.arrays = to_arrays(strategy)
     if strategy.sealing is not None:
         strategy.sealing.forget()
+    if failed is not None:
+        raise RunError(f"{failed}; what there is of the run is in {files.folder.path}")
     return result
+
+
+def failure(strategy: PersonalizedStrategy) -> str | None:
+    """After the last evaluation: why the run has failed although it has come to its end."""
+    if strategy.unused is not None:
+        return f"{strategy.unused}: nothing was mixed in the last round"
+    if strategy.asked and set(strategy.asked) <= set(strategy.unscored):
+        first = min(strategy.asked, key=natural_order)
+        reason = f"client {first}: {strategy.unscored[first]}"
+        return f"round {strategy.last_round}: no client was evaluated; {reason}"
+    return None
 
 
 def train_baseline(strategy: PersonalizedStrategy, grid: Grid) -> None:
@@ -323,7 +339,10 @@ class RunFiles:
         log.info("  ".join([*shown, f"{total:.1f} s"]))
 
     def report(
-        self, strategy: PersonalizedStrategy, newcomers: dict[int, list[ClientResult]]
+        self,
+        strategy: PersonalizedStrategy,
+        newcomers: dict[int, list[ClientResult]],
+        failed: str | None,
     ) -> dict[str, Any]:
         """Build and write ``report.json``; the files are complete afterwards."""
         up = sum(line["uplink_bytes"] for line in self.rounds)
@@ -355,6 +374,7 @@ class RunFiles:
             privacy=privacy,
             encryption=strategy.sealing.figures() if strategy.sealing else None,
         )
+        report["failed"] = failed
         if strategy.similarity is not None:
             report["similarity"] = strategy.similarity.tolist()
         self.folder.write_report(report)

@@ -96,10 +96,12 @@ def _head(run: RunRecord, title: str) -> str:
         f"seed {ABSENT if report.get('seed') is None else report.get('seed')}",
     ]
     first, *more = sentences(run)
+    failed = report.get("failed")
+    warned = f"<p class='warn'>This run failed: {esc(failed)}.</p>\n" if failed else ""
     head = f"<header><h1>{esc(title)}</h1><p class='soft'>{esc(' · '.join(about))}</p></header>"
     told = "".join(f"<li>{esc(_together(sentence))}</li>" for sentence in more)
     rest = f"<ul class='told'>{told}</ul>" if told else ""
-    return f"{head}\n{_tiles(run)}\n<p class='lead'>{esc(_together(first))}</p>\n{rest}"
+    return f"{head}\n{warned}{_tiles(run)}\n<p class='lead'>{esc(_together(first))}</p>\n{rest}"
 
 
 def _together(text: str) -> str:

@@ -53,5 +53,28 @@ def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
+def test_a_run_that_failed_is_one_line_and_exit_code_1(
+    settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "unscorable.py").write_text(
+        "from clients.fedavg import FedAvg\n"
+        "from strategies.fedavg import FedAvg as Server\n"
+        "class Odd(FedAvg):\n"
+        "    def predict(self, *given):\n"
+        "        raise ValueError('odd')\n"
+        "class Strategy(Server):\n"
+        "    algorithm = 'unscorable:Odd'\n"
+    )
+    wanted = ["strategy.name=unscorable:Strategy", "model.name=mlp", "evaluation.outside=0"]
+    result = invoke("run", settings, *wanted, "evaluation.local_baseline=false", "--backend=serial")
+    assert result.exit_code == 1
+    (folder,) = (tmp_path / "runs").iterdir()
+    reason = "round 1: no client was evaluated; client 0: ValueError: odd"
+    line = f"error: {reason}; what there is of the run is in {folder}\n"
+    assert result.stderr == line
+    assert (folder / "report.json").exists() and (folder / "report.html").exists()
+
+
 def test_version() -> None:
     assert invoke("--version").stdout == f"fedpers {fedpers.__version__}\n"

@@ -61,6 +61,9 @@ def test_the_table_by_hand() -> None:
     # 80, 82, 84: mean 82, sd 2. Differences 1, 2, 3: +2.0 ± 2.5.
     assert lines[2].startswith("| local | 82.0 ± 2.0 | 82.0 ± 2.0 |")
     assert lines[3].endswith("| 50.0 ± 0.0 | +2.0 ± 2.5 |")
+    unscored = report(0.5) | {"accuracy": dict.fromkeys(("personal", "global", "gated"))}
+    row = table({plan[0]: unscored}, against="local").splitlines()[2]
+    assert row.startswith("| local | - | - | - |") and row.endswith("| 50.0 |  |")
 
 
 def test_what_is_done_is_not_repeated(tmp_path: Path) -> None:
@@ -76,5 +79,10 @@ def test_what_is_done_is_not_repeated(tmp_path: Path) -> None:
     again = dict(compare(config, plan, tmp_path))
     kept = next(path for path in stamps if path != victim)
     assert kept.stat().st_mtime_ns == stamps[kept]
+    # A run that failed may have left a report.
+    victim.with_name("error.txt").write_text("round 1: no client was evaluated\n")
+    stamp = victim.stat().st_mtime_ns
+    again = dict(compare(config, plan, tmp_path))
+    assert victim.stat().st_mtime_ns > stamp and not victim.with_name("error.txt").exists()
     accuracy = {cell: result["accuracy"] for cell, result in again.items() if result}
     assert accuracy == {cell: result["accuracy"] for cell, result in first.items() if result}

@@ -16,7 +16,7 @@ from fedpers.encryption import bfv_for
 from fedpers.encryption.guard import unframe
 from fedpers.encryption.keys import CLIENT_FILE, MAGIC, new_keys
 from fedpers.encryption.sealed_parts import SealedParts
-from fedpers.errors import FedpersError
+from fedpers.errors import FedpersError, RunError
 from fedpers.parts import Parts, combine
 from simulations.serial import SerialGrid
 from strategies.base import strategies
@@ -124,6 +124,13 @@ def test_weights_by_examples_and_a_part_of_the_clients(
     sealed = run("fedper", *settings, *ON, "encryption.scheme=ckks")
     assert [line["answered"] for line in sealed.rounds] == [3, 3]
     assert 0 < distance(received[2], in_the_clear[2]) < 1e-5
+
+
+def test_a_run_whose_means_are_of_single_updates_has_failed(run: Any) -> None:
+    """Nobody opens them, so that nothing is ever distilled or mixed."""
+    line = "^round 2: the mean of a single update is not opened$"
+    with pytest.raises(RunError, match=line):
+        run("perada", *ON, "strategy.fraction=0.1", "rounds=2")
 
 
 def test_values_beyond_the_range_are_clipped_and_named(

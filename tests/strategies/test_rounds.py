@@ -28,6 +28,11 @@ def read(server: Any, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def report_of(server: Any) -> dict[str, Any]:
+    report = (Path(server.strategy.run_folder) / "report.json").read_text()
+    return dict(json.loads(report))
+
+
 def test_a_run_leaves_its_rounds_clients_and_report(serve: Any, settings: list[str]) -> None:
     server = serve("fedavg", *settings, hosts=[["1", "2"], ["3"]], acts={"2": "nan"})
     seen: list[tuple[int, list[str]]] = []
@@ -65,7 +70,7 @@ def test_a_run_leaves_its_rounds_clients_and_report(serve: Any, settings: list[s
         for k in (1, 2)
         for client, error in (("2", True), ("1", False), ("2", False), ("3", False))
     ]
-    report = json.loads((Path(server.strategy.run_folder) / "report.json").read_text())
+    report = report_of(server)
     assert report["rounds"] == 2 and report["selected_round"] == 2
     assert report["accuracy"]["personal"]["mean"] == pytest.approx(0.2)
     assert report["communication"]["uplink_bytes_per_client_round"] == 6 * SIZE // 4
@@ -125,6 +130,53 @@ def test_the_run_ends_with_an_error_when_nobody_is_left(serve: Any, settings: li
     assert [line.get("skipped", 0) for line in rounds] == [0, 1, 1]
 
 
+def test_a_run_that_mixed_nothing_in_the_end_has_failed(serve: Any, settings: list[str]) -> None:
+    server = serve("fedavg", *settings, hosts=[["1"], ["2"]])
+
+    def fall_ill(server_round: int, arrays: ArrayRecord) -> None:
+        if server_round == 2:
+            server.grid.acts.update({"1": "fail", "2": "nan"})
+
+    line = "round 3: no client is left; client 1: ValueError: broken"
+    with pytest.raises(RunError, match=f"^{line}: nothing was mixed in the last round; what there"):
+        server.strategy.start(server.grid, evaluate_fn=fall_ill)
+    assert [line.get("skipped", 0) for line in read(server, "rounds")] == [0, 0, 1]
+    report = report_of(server)
+    assert report["failed"] == f"{line}: nothing was mixed in the last round"
+    assert report["selected_round"] == 3 and report["accuracy"]["personal"]["mean"] > 0
+    page = (Path(server.strategy.run_folder) / "report.html").read_text()
+    assert f"<p class='warn'>This run failed: {line}" in page
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_run_after_which_nobody_was_evaluated_has_failed(
+    serve: Any, settings: list[str], first: int
+) -> None:
+    server = serve("fedavg", *settings, hosts=[["1"], ["2", "3"]])
+    ill = {"1": "unscored", "2": "forgotten", "3": "unscored"}
+    if first == 1:
+        server.grid.acts.update(ill)
+
+    def fall_ill(server_round: int, arrays: ArrayRecord) -> None:
+        if server_round == first - 1:
+            server.grid.acts.update(ill)
+
+    line = r"^round 3: no client was evaluated; client 1: ValueError: odd; what there is .*/runs/"
+    with pytest.raises(RunError, match=line):
+        server.strategy.start(server.grid, evaluate_fn=fall_ill)
+    assert [line["answered"] for line in read(server, "rounds")] == [3, 3, 3]
+    report = report_of(server)
+    assert report["failed"].startswith("round 3: no client was evaluated")
+    assert report["selected_round"] == (None if first == 1 else 2)
+
+
+def test_a_run_of_which_somebody_is_evaluated_has_not(serve: Any, settings: list[str]) -> None:
+    acts = {"1": "unscored", "2": "fail"}
+    server = serve("fedavg", *settings, hosts=[["1"], ["2", "3"]], acts=acts)
+    server.strategy.start(server.grid)
+    assert report_of(server)["failed"] is None
+
+
 def test_a_round_waits_for_clients_that_are_away(serve: Any, settings: list[str]) -> None:
     server = serve("fedavg", *settings, "strategy.min_clients=2", hosts=[["1"], ["2"]])
     server.strategy.config.round_timeout = 30
@@ -165,7 +217,7 @@ def test_newcomers_take_no_part_until_the_end(serve: Any, settings: list[str]) -
     server.strategy.start(server.grid, num_rounds=1)
     asked = {kind: body["clients"] for _, kind, body, _ in server.grid.seen if "clients" in body}
     assert asked["train"] == ["1"] and asked["evaluate"] == ["1"]
-    report = json.loads((Path(server.strategy.run_folder) / "report.json").read_text())
+    report = report_of(server)
     found = {steps: summary["mean"] for steps, summary in report["cold_start"].items()}
     assert found == {steps: pytest.approx(0.45) for steps in ("0", "1", "5", "20")}
     # A node whose newcomers make no sense costs those alone.
@@ -176,7 +228,7 @@ def test_newcomers_take_no_part_until_the_end(serve: Any, settings: list[str]) -
         acts={"2": "held out", "7": "held out", 1: "bad newcomers"},
     )
     server.strategy.start(server.grid, num_rounds=1)
-    report = json.loads((Path(server.strategy.run_folder) / "report.json").read_text())
+    report = report_of(server)
     assert report["cold_start"]["5"]["mean"] == pytest.approx(0.2)
 
 
@@ -244,7 +296,7 @@ def test_the_global_model_that_the_report_takes_is_saved(
     saved = Parts.load(Path(strategy.run_folder) / "global.safetensors")
     assert saved.layouts == strategy.parts.layouts
     assert {float(part.vector.unique()) for part in saved.values()} == {kept}
-    report = json.loads((Path(strategy.run_folder) / "report.json").read_text())
+    report = report_of(server)
     assert report["selected_round"] == kept
 
 
