@@ -73,6 +73,11 @@ def krum(x: Tensor, liars: int) -> Tensor:
     return best.sort().values
 
 
+def left_out(trim: float, clients: int) -> int:
+    """floor(trim K), how many of K updates may lie: on each side, for ``trimmed``."""
+    return floor(trim * clients + 1e-9)  # 0.29 * 100 is 28.99...96
+
+
 def combine_robustly(rule: str, updates: Sequence[Parts], trim: float) -> Parts:
     """One combination of K updates that floor(trim K) of them can move little, without weights.
 
@@ -88,7 +93,7 @@ def combine_robustly(rule: str, updates: Sequence[Parts], trim: float) -> Parts:
     Raises:
         RunError: too few updates for ``krum``.
     """
-    count = floor(trim * len(updates) + 1e-9)  # 0.29 * 100 is 28.99...96
+    count = left_out(trim, len(updates))
     if rule == "krum":
         whole = torch.cat([stack(updates, name) for name in updates[0]], dim=1)
         chosen = krum(whole, count)

@@ -16,6 +16,7 @@ from fedpers.models import build_model
 from simulations.flower import joins_cluster
 from simulations.keys import check_keys
 from strategies.base import find_strategy
+from strategies.protection import check_cohort
 
 
 def absolute_paths(config: Config) -> Config:
@@ -51,6 +52,7 @@ def check(config: Config) -> None:
     algorithm, params = find_algorithm(name, config, strategy.param_names())
     data = load_data(config)
     strategy.check(config, data)
+    check_cohort(config, len(data.clients))
     check_keys(config, strategy, len(data.clients))
     if config.privacy.enabled and config.privacy.unit == "example":
         for client in data.clients:

@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from math import ceil
 from typing import Any, ClassVar
 
 import torch
@@ -21,13 +20,13 @@ from fedpers.models.base_state import made_from_public_data, read_base
 from fedpers.models.lora import product_error
 from fedpers.parts import Layout, Parts, combine
 from fedpers.records import Row
-from fedpers.robust import combine_robustly, too_long
+from fedpers.robust import combine_robustly, left_out, too_long
 from fedpers.seeding import seed_for
 from strategies.checkpoint import State, members
 from strategies.client_level import ClientLevel, check_client_level
 from strategies.exchange import Answers
 from strategies.mixing import Mixing
-from strategies.protection import check_combine, check_encryption
+from strategies.protection import check_combine, check_encryption, cohort_of
 from strategies.roster import Roster
 from strategies.sealing import Sealing, plain
 from strategies.signal import SignalToNoise
@@ -156,11 +155,9 @@ class Method:
         """Who takes part. Default: a seeded uniform sample of ``strategy.fraction``."""
         if self.client_level is not None and self.sealing is None:
             return self.client_level.cohort(server_round, clients)
-        settings = self.config.strategy
-        share = ceil(settings.fraction * len(clients) - 1e-9)  # 0.07 * 100 is 7.00...01
-        count = max(settings.min_clients, share)
+        count = cohort_of(self.config, len(clients))
         rng = random.Random(seed_for(self.config.seed, "select", server_round))
-        chosen = set(rng.sample(list(clients), min(count, len(clients))))
+        chosen = set(rng.sample(list(clients), count))
         return [client for client in clients if client in chosen]
 
     def broadcast(self, server_round: int, client: str) -> Row:
@@ -310,6 +307,8 @@ class Method:
         else:
             settings, given = self.config.strategy, [plain(update) for update in updates.values()]
             if settings.combine != "mean":
+                if settings.combine != "median" and not left_out(settings.trim, len(given)):
+                    log.warning("strategy.trim leaves out nobody of %d updates", len(given))
                 self.parts = combine_robustly(settings.combine, given, settings.trim)
                 return
             self._log_product_error(mixing.weights[0], given)

@@ -19,6 +19,7 @@ KIND = "query.roster"
 JOIN = 30.0  # seconds that others wait for a new node to say whom it hosts
 AGAIN = 120.0  # seconds after which a node that has not said so is asked again
 LOOK = 0.1  # seconds between two looks
+TELL = 5.0  # seconds of waiting after which it is said for whom
 
 
 class Roster:
@@ -44,6 +45,7 @@ class Roster:
         self._last: dict[int, float] = {}
         self._given_base: set[int] = set()
         self._named: set[int] = set()  # in the log, as silent
+        self._told = ""  # of the waiting
 
     @property
     def clients(self) -> list[str]:
@@ -75,7 +77,8 @@ class Roster:
             FedpersError: a node refuses the run as configured; its line is passed on.
             RunError: too few after ``timeout`` seconds.
         """
-        deadline, expected = time.monotonic() + timeout, 1
+        began, expected = time.monotonic(), 1
+        deadline = began + timeout
         while True:
             expected = max(expected, self.refresh(grid, content, timeout))
             if self.refusal is not None:
@@ -87,16 +90,29 @@ class Roster:
                     f"nodes: got {len(self.hosts)} with {len(self.clients)} clients within "
                     f"{timeout:g} s, takes {expected} with at least {least} clients"
                 )
+            self._tell(began, least)
             time.sleep(min(LOOK, timeout))
 
     def gather(self, grid: Grid, content: RecordDict, *, least: int, timeout: float) -> None:
         """Before a further round: wait for clients that are away while fewer than ``least`` are
         there, at most ``timeout`` seconds, and a little for a new node."""
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
         self.refresh(grid, content, timeout)
-        while not self._enough(least, timeout) and time.monotonic() < deadline:
+        while not self._enough(least, timeout) and time.monotonic() < began + timeout:
+            self._tell(began, least)
             time.sleep(min(LOOK, timeout))
             self.refresh(grid, content, timeout)
+
+    def _tell(self, began: float, least: int) -> None:
+        """Say for whom a run waits, when it has waited for a while, and whenever that changes."""
+        there = len(self.clients)
+        if there >= least or time.monotonic() - began < TELL:
+            return
+        away = f"; away: {', '.join(self.absent)}" if self.absent else ""
+        line = f"waiting for clients: {there} are there, strategy.min_clients takes {least}{away}"
+        if line != self._told:
+            self._told = line
+            log.info(line)
 
     def _enough(self, least: int, timeout: float) -> bool:
         wait, now = min(timeout, JOIN), time.monotonic()

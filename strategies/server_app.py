@@ -15,6 +15,7 @@ from fedpers.data import load_data
 from fedpers.errors import ConfigError, FedpersError
 from fedpers.models import build_model
 from strategies.base import find_strategy
+from strategies.protection import check_cohort
 from strategies.rounds import RunFiles, run_rounds
 
 SHORT_KEYS = {
@@ -38,6 +39,7 @@ def main(grid: Grid, context: Context) -> None:
         config, resume = config_of(given), given.get("resume", "")
         torch.set_num_threads(config.simulation.cpus_per_node)
         data = load_data(config)
+        check_cohort(config, len(data.clients))
         strategy = find_strategy(config)(config, build_model(config, data), data)
         named = resume or given.get("run-dir", "")
         files = RunFiles(config, Path(named) if named else None, resume=bool(resume))

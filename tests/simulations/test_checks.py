@@ -87,6 +87,7 @@ def test_the_defaults_pass() -> None:
         (["strategy.params.nosuch=1"], "strategy.params.nosuch: got 1"),
         (["data.name=npz", "data.path=/no/such.npz"], "/no/such.npz"),
         (["data.clients=100000"], "clients"),
+        (["strategy.min_clients=21"], "strategy.min_clients: got 21, takes an integer <= 20"),
     ],
 )
 def test_what_cannot_work_is_one_line(overrides: list[str], text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from fedpers.config import load_config
 from fedpers.errors import ConfigError, RunError
 from fedpers.parts import Parts
 from strategies.base import Mixing, PersonalizedStrategy
-from strategies.protection import check_combine
+from strategies.protection import check_cohort, check_combine
 
 HOSTS = [["1", "2"], ["3", "9"]]
 
@@ -146,6 +147,64 @@ def test_with_encryption_it_is_refused() -> None:
         check_combine(config, None, own_mixing=False)
     config.strategy.combine = "mean"
     check_combine(config, "every client's head", own_mixing=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "clients", "least"),
+    [
+        (["strategy.combine=trimmed"], 4, "0.25"),
+        (["strategy.combine=krum", "strategy.trim=0.09"], 11, "0.0909"),
+        (["strategy.combine=trimmed", "strategy.trim=0"], 100, "0.01"),
+        (["strategy.combine=trimmed", "strategy.fraction=0.02"], 100, "0.5"),
+        (["strategy.combine=trimmed", "strategy.min_clients=4"], 0, "0.25"),  # devices
+    ],
+)
+def test_a_rule_against_nobody_is_refused(settings: list[str], clients: int, least: str) -> None:
+    config = load_config(None, settings)
+    with pytest.raises(ConfigError) as error:
+        check_cohort(config, clients)
+    line = rf"^strategy\.trim: got [0-9.]+, takes {least} or more, as it leaves out nobody of \d+"
+    assert re.match(line, str(error.value)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "clients"),
+    [
+        (["strategy.combine=trimmed"], 5),
+        (["strategy.combine=krum", "strategy.trim=0.29"], 100),  # 0.29 * 100 is 28.99...96
+        (["strategy.combine=trimmed", "strategy.fraction=0.02", "strategy.min_clients=5"], 100),
+        (["strategy.combine=trimmed", "strategy.min_clients=5"], 0),
+        (["strategy.combine=median", "strategy.trim=0"], 2),
+        (["strategy.trim=0"], 2),
+    ],
+)
+def test_a_rule_against_somebody_is_not(settings: list[str], clients: int) -> None:
+    check_cohort(load_config(None, settings), clients)
+
+
+def test_a_round_that_leaves_out_nobody_is_named(serve: Any, log: Any) -> None:
+    acts = {"9": "fail"}
+    settings = ["strategy.combine=trimmed", "strategy.trim=0.25"]
+    serve("fedavg", *settings, hosts=HOSTS).train()
+    assert "leaves out nobody" not in log.text
+    serve("fedavg", *settings, hosts=HOSTS, acts=acts).train()
+    assert "strategy.trim leaves out nobody of 3 updates" in log.text
+
+
+def test_more_clients_than_a_simulation_has_are_refused() -> None:
+    config = load_config(None, ["strategy.min_clients=7"])
+    takes = "takes an integer <= 6, the clients of this simulation; they would be waited for"
+    with pytest.raises(ConfigError, match=rf"^strategy\.min_clients: got 7, {takes}"):
+        check_cohort(config, 6)
+    check_cohort(config, 7)
+    check_cohort(config, 0)  # devices, which may come
+
+
+@pytest.mark.parametrize("setting", ["strategy.min_clients=7", "strategy.combine=trimmed"])
+def test_it_is_refused_before_a_run_starts(run: Any, setting: str) -> None:
+    few = ["strategy.trim=0.1"]
+    with pytest.raises(ConfigError, match=r"^strategy\.(min_clients: got 7|trim: got 0\.1), takes"):
+        run("fedavg", *few, setting)
 
 
 def test_with_weights_of_its_own_it_is_refused() -> None:

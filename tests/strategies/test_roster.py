@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from typing import Any
@@ -89,6 +90,44 @@ def test_a_node_that_does_not_answer_is_asked_again(
     grid.acts, grid.silent = {}, set()
     roster.refresh(grid, enquiry(), 0)
     assert roster.clients == ["1", "2", "3"]
+
+
+def test_for_whom_a_run_waits_is_said_once(
+    nodes: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strategies.roster.TELL", 0.0)
+    monkeypatch.setattr(logging.getLogger("fedpers"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="fedpers")
+    grid, roster = nodes([["1"], ["2"], ["3"]]), Roster()
+    grid.gone = {1, 2}
+
+    class Arriving(type(grid)):  # type: ignore[misc]
+        """Another node is there at each fourth look."""
+
+        looks = 0
+
+        def get_node_ids(self) -> list[int]:
+            self.looks += 1
+            self.gone = {2} if self.looks == 4 else set() if self.looks == 8 else self.gone
+            return list(super().get_node_ids())
+
+    grid.__class__ = Arriving
+    monkeypatch.setattr("strategies.roster.LOOK", 0.0)
+    roster.wait(grid, enquiry(), least=3, timeout=30)
+    told = "waiting for clients: {} are there, strategy.min_clients takes 3"
+    assert caplog.messages == [told.format(1), told.format(2)]
+    caplog.clear()
+    grid.gone = {0}
+    roster.gather(grid, enquiry(), least=3, timeout=0.01)
+    assert caplog.messages[-1] == told.format(2) + "; away: 1"
+
+
+def test_a_round_that_has_enough_waits_for_nobody(
+    nodes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="fedpers")
+    Roster().wait(nodes([["1"]]), enquiry(), least=1, timeout=30)
+    assert caplog.messages == []
 
 
 def test_held_out_clients_are_newcomers_and_a_node_holds_out_only_its_own(nodes: Any) -> None:
