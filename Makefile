@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/fedpers run configs/demo.yaml
 
 devices: setup
-	$(BIN)/fedpers devices demo
+	$(BIN)/fedpers devices demo configs/devices.yaml evaluation.diagnostics=true
 
 test: setup
 	$(BIN)/pytest

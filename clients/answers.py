@@ -3,26 +3,21 @@ body out."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from clients.dealing import deal
+from clients.door import Answered, Body, Rows, leave
+from clients.failures import withheld
 from clients.host import ClientHost
 from clients.keeper import Keeper
 from clients.pfedsim import weights_of
 from fedpers.encryption.sealed_parts import SealedParts
-from fedpers.errors import FedpersError
+from fedpers.failures import KEY
 from fedpers.privacy import BudgetSpent
-from fedpers.records import Row
 
-SPENT = f"{BudgetSpent.__name__}:"
-log = logging.getLogger("fedpers")
 Node = TypeVar("Node", bound=Keeper)
-Rows = list[Row]
-Body = dict[str, Any]
-Answered = tuple[Rows, Body]
 
 
 def answer(kind: str, host: Keeper, rows: Rows, body: Body) -> Answered:
@@ -35,15 +30,8 @@ def answer(kind: str, host: Keeper, rows: Rows, body: Body) -> Answered:
         rows: the parts that came, as they came.
         body: what came with them.
     """
-    return ANSWERS[kind](host, rows, body)
-
-
-def refusal(error: Exception) -> Answered:
-    """The answer of a node that cannot run the method as configured: one line."""
-    if isinstance(error, FedpersError):
-        return [], {"refused": str(error)}
-    log.error("this node cannot run the method", exc_info=error)  # a plug-in's mistake
-    return [], {"refused": line_of(error)}
+    answered = ANSWERS[kind](host, rows, body)
+    return leave(kind, host, body, answered) if host.config.privacy.enabled else answered
 
 
 def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
@@ -51,13 +39,11 @@ def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
 
     Of ``nodes`` nodes it is the one numbered ``node``, as its own config says.
     """
-    try:
-        host.check()
-        key = {}
-        if "sealing" in body:
+    host.check()
+    key = {}
+    if "sealing" in body:
+        with withheld(KEY) if host.device is not None else nullcontext():
             key = {"key": host.sealer.serve(body["sealing"]).key()}
-    except Exception as error:  # asking again would not mend it
-        return refusal(error)
     nodes, everyone = int(body["nodes"]), [*host.data.clients, *host.data.held_out]
     if host.device is not None:
         nodes, clients = 1, everyone
@@ -68,7 +54,7 @@ def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
         "clients": clients,
         "held_out": [client for client in clients if client in host.data.held_out],
         "nodes": nodes,
-        "scored": host.algorithm.scored,
+        "scored": type(host.algorithm).scored,
         **key,
     }
     return [], answer
@@ -85,9 +71,7 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
     reports: dict[str, dict[str, Any]] = {}
     sealing, server_round = body.get("sealing"), body["round"]
     broadcasts = {client: opened[body["rows"][client]] for client in body["clients"]}
-    started = time.perf_counter()
     trained = host.train_all(broadcasts, server_round)
-    training = time.perf_counter() - started
 
     def one(host: ClientHost, client: str) -> None:
         answer = trained.pop(client)
@@ -108,10 +92,10 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
                 host.hold(client, server_round, upload)
         reports[client] = report
 
-    failures, seconds = _each(host, body, one)
-    spent = {c: host.spending(c) for c, reason in failures.items() if reason.startswith(SPENT)}
-    times = {"seconds": training + seconds, **host.sealer.take_seconds()}
-    return uploads, {"reports": reports, "failures": failures, "spent": spent, **times}
+    failed = _each(host, body, one)
+    spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
+    told = {"reports": reports, "failures": _reasons("train", host, failed), "spent": spent}
+    return uploads, {**told, **host.sealer.take_seconds()}
 
 
 def seal(keeper: Keeper, _: Rows, body: Body) -> Answered:
@@ -123,9 +107,8 @@ def seal(keeper: Keeper, _: Rows, body: Body) -> Answered:
         where = {"client": client, "server_round": body["round"]}
         uploads.append(keeper.sealer.sealed(upload, body["sealing"], weight=weight, **where))
 
-    failures, seconds = _each(keeper, body, one)
-    times = {"seconds": seconds, **keeper.sealer.take_seconds()}
-    return uploads, {"failures": failures, **times}
+    failures = _reasons("seal", keeper, _each(keeper, body, one))
+    return uploads, {"failures": failures, **keeper.sealer.take_seconds()}
 
 
 def open_means(keeper: Keeper, rows: Rows, _: Body) -> Answered:
@@ -155,43 +138,39 @@ def forget(keeper: Keeper, _: Rows, body: Body) -> Answered:
 
 def baseline(host: ClientHost, _: Rows, body: Body) -> Answered:
     """Train the local-only baseline of the clients named. Nothing of it leaves them."""
-    started = time.perf_counter()
-    failed = host.train_baselines(body["clients"])
-    failures = {client: line_of(error) for client, error in failed.items()}
-    return [], {"failures": failures, "seconds": time.perf_counter() - started}
+    failures = _reasons("baseline", host, host.train_baselines(body["clients"]))
+    return [], {"failures": {} if host.holds_back else failures}
 
 
 def evaluate(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """Evaluate the clients named: counts of right and wrong answers, no example."""
     opened = [host.sealer.opened(row) for row in rows]
     results: list[dict[str, Any]] = []
-    held_back = host.holds_back
 
     def one(host: ClientHost, client: str) -> None:
         result = host.evaluate(client, body["round"], opened[body["rows"][client]])
-        if not held_back:
-            results.append(result.to_json())
+        results.append(result.to_json())
 
-    failures, seconds = _each(host, body, one)
-    answer = {"results": results, "held_back": held_back, "failures": failures, "seconds": seconds}
-    return [], answer
+    failures = _reasons("evaluate", host, _each(host, body, one))
+    if host.holds_back:
+        return [], {"results": [], "held_back": True, "failures": {}}
+    return [], {"results": results, "held_back": False, "failures": failures}
 
 
 def newcomers(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """Evaluate clients that never trained, after so many local batches each."""
-    opened = [host.sealer.opened(row) for row in rows]
     results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
-    held_back = host.holds_back
+    if host.holds_back:
+        return [], {"results": results, "failures": {}}
+    opened = [host.sealer.opened(row) for row in rows]
 
     def one(host: ClientHost, client: str) -> None:
-        if held_back:
-            return
         for batches, found in results.items():
             row = opened[body["rows"][client]]
             found.append(host.newcomer(client, body["round"], row, batches).to_json())
 
-    failures, seconds = _each(host, body, one)
-    return [], {"results": results, "failures": failures, "seconds": seconds}
+    failures = _reasons("newcomers", host, _each(host, body, one))
+    return [], {"results": results, "failures": failures}
 
 
 def export(host: ClientHost, _: Rows, body: Body) -> Answered:
@@ -201,27 +180,25 @@ def export(host: ClientHost, _: Rows, body: Body) -> Answered:
         folder = host.stores.parent / "adapters"
         host.export(client, body["round"], folder, body["manifests"][client])
 
-    failures, seconds = _each(host, body, one)
-    return [], {"failures": failures, "seconds": seconds}
+    failures = _reasons("export", host, _each(host, body, one))
+    return [], {"failures": {} if host.holds_back else failures}
 
 
-def line_of(error: Exception) -> str:
-    """An error as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _each(
-    host: Node, body: Body, work: Callable[[Node, str], None]
-) -> tuple[dict[str, str], float]:
-    """Do ``work`` for every client named. One that fails costs itself, not its host's others."""
-    started, failures = time.perf_counter(), {}
+def _each(host: Node, body: Body, work: Callable[[Node, str], None]) -> dict[str, Exception]:
+    """Do ``work`` for every client named; what those that failed raised. One that fails costs
+    itself, not its host's others."""
+    failed: dict[str, Exception] = {}
     for client in body["clients"]:
         try:
             work(host, client)
         except Exception as error:  # whatever a client's data or a plug-in may raise
-            log.debug("client %s failed", client, exc_info=True)
-            failures[client] = line_of(error)
-    return failures, time.perf_counter() - started
+            failed[client] = error
+    return failed
+
+
+def _reasons(kind: str, host: Keeper, failed: Mapping[str, Exception]) -> dict[str, str]:
+    """Why each client failed, as the server is told."""
+    return {c: host.reasons.of(f"{kind} of client {c}", error) for c, error in failed.items()}
 
 
 ANSWERS: dict[str, Callable[[Any, Rows, Body], Answered]] = {

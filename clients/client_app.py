@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
+from collections.abc import Callable
 
-from clients.answers import Answered, Body, answer, refusal
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from clients.answers import answer
 from clients.device import Device
+from clients.door import Answered, Body, Rows
+from clients.failures import Reasons
 from clients.host import ClientHost, host_of
-from clients.keeper import Keeper, keeper_of
+from clients.keeper import Keeper, keeper_of, stores_of
+from fedpers.config import config_from_json
 from fedpers.data import Task
+from fedpers.failures import FAILED
 from fedpers.records import in_the_clear, pack, unpack
 
 app = ClientApp()
@@ -22,20 +29,22 @@ def roster(message: Message, context: Context) -> Message:
     The first message of a run: a node that cannot run the method as configured says so in one
     line, before anything was trained.
     """
-    rows, body = unpack(message.content)
-    body["nodes"] = context.node_config.get("num-partitions", 1)
-    body["node"] = context.node_config.get("partition-id", 0)
-    try:
-        device = Device.of(context.node_config)
-        if device is not None and body["base"] is not None:
-            for row in rows:  # the second time it is asked
-                device.keep_base(in_the_clear(row))
-            if not device.base(body["base"]):
-                return _reply(message, ([], {"needs": "base"}))
-        host = _host(body, context)
-    except Exception as error:  # asking again would not mend it
-        return _reply(message, refusal(error))
-    return _reply(message, answer("roster", host, [], body))
+
+    def work(rows: Rows, body: Body) -> Answered:
+        body["nodes"] = context.node_config.get("num-partitions", 1)
+        body["node"] = context.node_config.get("partition-id", 0)
+        try:
+            device = Device.of(context.node_config)
+            if device is not None and body["base"] is not None:
+                for row in rows:  # the second time it is asked
+                    device.keep_base(in_the_clear(row))
+                if not device.base(body["base"]):
+                    return [], {"needs": "base"}
+            return answer("roster", _host(body, context), [], body)
+        except Exception as error:  # asking again would not mend it
+            return [], {"refused": _reasons(body, context).of_refusal(error)}
+
+    return _reply(message, context, work)
 
 
 @app.train()
@@ -93,13 +102,44 @@ def forget(message: Message, context: Context) -> Message:
 
 
 def _by_host(kind: str, message: Message, context: Context) -> Message:
-    rows, body = unpack(message.content)
-    return _reply(message, answer(kind, _host(body, context), rows, body))
+    def work(rows: Rows, body: Body) -> Answered:
+        return answer(kind, _host(body, context), rows, body)
+
+    return _reply(message, context, work)
 
 
 def _by_keeper(kind: str, message: Message, context: Context) -> Message:
-    rows, body = unpack(message.content)
-    return _reply(message, answer(kind, _keeper(body, context), rows, body))
+    def work(rows: Rows, body: Body) -> Answered:
+        return answer(kind, _keeper(body, context), rows, body)
+
+    return _reply(message, context, work)
+
+
+def _reply(message: Message, context: Context, work: Callable[[Rows, Body], Answered]) -> Message:
+    """The reply with what ``work`` makes of the message.
+
+    Flower sends the text of an error that escapes: where reasons stay on the node, one word does.
+    """
+    body: Body = {}
+    try:
+        rows, body = unpack(message.content)
+        return Message(pack(*work(rows, body)), reply_to=message)
+    except Exception as error:
+        reasons = _reasons(body, context)
+        if reasons.leave:
+            raise
+        reasons.note(message.metadata.message_type, error)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, FAILED), reply_to=message)
+
+
+def _reasons(body: Body, context: Context) -> Reasons:
+    """What may be told of failures; nothing where the message does not say under which settings."""
+    try:
+        device = Device.of(context.node_config)
+        stores = stores_of(body["run_folder"], device)
+        return Reasons.at(config_from_json(body["settings"]), device, stores)
+    except Exception:
+        return Reasons(leave=False, home=None)
 
 
 def _host(body: Body, context: Context) -> ClientHost:
@@ -121,7 +161,3 @@ def _keeper(body: Body, context: Context) -> Keeper:
     if device is None:
         return _host(body, context)
     return keeper_of(body["settings"], body["run_folder"], device)
-
-
-def _reply(message: Message, answered: Answered) -> Message:
-    return Message(pack(*answered), reply_to=message)

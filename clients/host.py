@@ -15,6 +15,8 @@ from clients.account import EXAMPLES, LABELS, Account, check_client
 from clients.base import LocalAlgorithm, check_private, find_algorithm
 from clients.clipping import clipped
 from clients.device import Device
+from clients.door import as_declared
+from clients.failures import withheld
 from clients.features import FeatureCache
 from clients.groups import Groups, sizes_on, train_group
 from clients.keeper import Keeper, stores_of
@@ -25,8 +27,9 @@ from clients.trainer import ModelView, Trainer, fill
 from fedpers.compute import device_for
 from fedpers.config import Config, config_from_json
 from fedpers.data import FederatedData, Task, device_data, load_data
-from fedpers.errors import ClientError, DataError
+from fedpers.errors import DataError
 from fedpers.evaluation import ClientResult
+from fedpers.failures import DATA
 from fedpers.memory import keep_memory
 from fedpers.models import build_model, save_adapter
 from fedpers.parts import Parts
@@ -104,11 +107,13 @@ class ClientHost(Keeper):
         self.run = stores.parent.name
         if device is None:
             self.ledgers = (Path(config.state) if config.state else stores) / "ledgers"
-            self.data: FederatedData = load_data(config)
+            with withheld(DATA):
+                self.data: FederatedData = load_data(config)
             self.model = build_model(config, self.data)
         else:
             self.ledgers = device.state / "ledgers"
-            self.data = device_data(config, device.client, device.data, task)
+            with withheld(DATA):
+                self.data = device_data(config, device.client, device.data, task)
             self.model = build_model(config, self.data, device.base(base) if base else None)
         # What convolutions compute fastest in; other layers are as they were.
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -118,9 +123,13 @@ class ClientHost(Keeper):
         self.model = self.model.to(device_for(config.simulation.gpus_per_node))
         self.examples: FeatureCache | FederatedData = self.data
         if config.model.cache or self.model.device.type != "cpu":
-            self.examples = FeatureCache(self.data, self.model, stem=config.model.cache)
+            with withheld(DATA):
+                self.examples = FeatureCache(self.data, self.model, stem=config.model.cache)
         self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
         super().__init__(config, stores, device, len(self.data.clients), sources)
+        self.hosted = [*self.data.clients, *self.data.held_out]
+        initial = self.algorithm.initial
+        self.declared = {slot: initial[slot].layout for slot in self.algorithm.sends}
         self.view, self.scoring = ModelView(self.model, self.algorithm), Scoring(self)
         self._accounts: dict[str, Account] = {}
         if config.privacy.enabled and config.privacy.unit == "example":
@@ -140,7 +149,7 @@ class ClientHost(Keeper):
     @property
     def holds_back(self) -> bool:
         """Whether results stay on the clients: they are releases that no noise covers."""
-        return self.config.privacy.enabled and not self.config.evaluation.diagnostics
+        return not self.config.evaluation.diagnostics
 
     def train(
         self, client: str, server_round: int, broadcast: Parts, also: Sequence[str] = ()
@@ -255,20 +264,19 @@ class ClientHost(Keeper):
     def _finish(self, start: Started, working: Parts) -> Answer:
         """Keep what stays, and say what leaves."""
         client, server_round, broadcast, asked, store, account, released, trainer, _ = start
-        upload = self.algorithm.upload(working)
-        self._check(upload)
+        # One that is not as declared must not spoil its host's other clients' message.
+        upload = as_declared(self.algorithm.upload(working), self.declared)
         if (most := self.config.strategy.max_update_norm) is not None:
             upload = clipped(upload, broadcast, most)
         if kept := self.algorithm.keep(working):
             store.save_round(PERSONAL, server_round, kept)
         # Without examples nothing was trained: the loss is unknown, and the weight is 0.
         loss = sum(trainer.losses.values()) / len(trainer.losses) if trainer.losses else None
+        loss = None if self.holds_back else loss
         privacy = self.config.privacy
         if not privacy.enabled:
             return upload, {"examples": len(trainer.examples), "loss": loss}
-        # A report is a release too: under privacy weights are uniform or noised, and a loss is told
-        # only where the run's figures are declared to be for simulation.
-        loss = loss if self.config.evaluation.diagnostics else None
+        # A report is a release too: under privacy weights are uniform or noised.
         if privacy.unit == "client":
             upload = clipped(upload, broadcast, privacy.max_grad_norm)
             return upload, {"examples": 1, "loss": loss}
@@ -358,14 +366,6 @@ class ClientHost(Keeper):
         )
         target = folder / ClientStore(folder, client).folder.name
         save_adapter(self.model, target, self.config, {"client": client, **manifest})
-
-    def _check(self, upload: Parts) -> None:
-        """That a client's upload is what the method declares: one that is not must not spoil the
-        message that it shares with its host's other clients."""
-        initial = self.algorithm.initial
-        if upload.layouts != {slot: initial[slot].layout for slot in self.algorithm.sends}:
-            takes = f"parts {', '.join(self.algorithm.sends) or 'none'}, laid out as in the model"
-            raise ClientError(f"upload: got {upload}, takes {takes}")
 
     def _account(self, client: str) -> Account | None:
         privacy = self.config.privacy

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from clients.device import Device
+from clients.failures import Reasons
 from clients.sealing import Sealer
 from clients.store import ClientStore
 from fedpers.config import Config, config_from_json
 from fedpers.errors import ClientError
-from fedpers.parts import Parts
+from fedpers.parts import Layout, Parts
 from fedpers.privacy import noise
 
 HELD = "held"
@@ -25,6 +27,10 @@ class Keeper:
         device: where the node is one.
         population: how many clients there are, for a key that is made for the run.
         sources: of what has to be secret; None for what ``privacy.deterministic_for_tests`` says.
+
+    Attributes:
+        hosted: the clients of the node, and
+        declared: the parts that the method sends; both empty where no data and no model are loaded.
     """
 
     def __init__(
@@ -36,6 +42,9 @@ class Keeper:
         sources: noise.Sources | None = None,
     ) -> None:
         self.config, self.stores, self.device = config, stores, device
+        self.hosted: Sequence[str] = ()
+        self.declared: Mapping[str, Layout] = {}
+        self.reasons = Reasons.at(config, device, stores)
         known = config.privacy.deterministic_for_tests
         self.sources = sources or noise.sources(known, config.seed)
         keys = device.keys if device else None

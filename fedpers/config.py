@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedpers.config_errors import check_ranges, line_of, translate
+from fedpers.config_errors import check_ranges, fold_of, line_of, translate
 from fedpers.errors import ConfigError
 
 
@@ -77,10 +77,11 @@ class Data:
     """The examples: source, partition, and each client's train, validation and test split.
 
     ``public_fraction`` of all examples (or ``public_clients`` whole clients, where clients are
-    natural) is set aside as public data, owned by no client. Fractions of a client's examples:
-    ``val_fraction`` and ``test_fraction``; the rest is for training. ``holdout_clients`` of the
-    clients never train and are newcomers at the end. ``shift`` turns or inverts each client's
-    images in its own way.
+    natural) is set aside as public data, owned by no client; where it would be natural clients'
+    own, ``public_from_clients`` has to say so under privacy. Fractions of a client's examples:
+    ``val_fraction`` and ``test_fraction``; the rest is for training. ``holdout_clients`` never
+    train and are newcomers at the end. ``shift`` turns or inverts each client's images in its own
+    way.
     """
 
     name: str = "digits"
@@ -93,6 +94,7 @@ class Data:
     split: str = setting("random", choices=("random", "blocks", "group"))
     public_fraction: float = setting(0.2, least=0, below=1)
     public_clients: int = setting(0, least=0)
+    public_from_clients: bool = False
     val_fraction: float = setting(0.15, least=0, below=1)
     test_fraction: float = setting(0.25, above=0, below=1)
     max_train: int | None = setting(None, least=1)
@@ -253,6 +255,8 @@ class Evaluation:
     ``select``: the last evaluation, or the one with the best mean validation accuracy. Never
     the best on test. ``outside``: how many of the other clients' test examples a personal model
     is tried on in a simulation. ``adapters``: save each client's model when the run ends.
+    ``diagnostics``: losses, results and exact times leave clients, without noise; null: but for
+    devices.
     """
 
     every: int = setting(5, least=1)
@@ -260,7 +264,7 @@ class Evaluation:
     select: str = setting("last", choices=("last", "validation"))
     outside: int = setting(200, least=0)
     adapters: bool = True
-    diagnostics: bool = True
+    diagnostics: bool | None = None
 
 
 @dataclass
@@ -387,13 +391,7 @@ def _merge(layers: Sequence[Any]) -> Config:
         raise translate(error, Config, {}) from None
     assert isinstance(config, Config)
     check_ranges(config)
-    config.training.fold = _fold(config.training.fold)
+    config.training.fold = fold_of(config.training.fold)
+    if config.evaluation.diagnostics is None:
+        config.evaluation.diagnostics = config.data.partition.name != "devices"
     return config
-
-
-def _fold(given: str) -> str:
-    """``training.fold`` as auto, off, which YAML reads as false, or a number."""
-    text = {"false": "off"}.get(given.lower(), given.lower())
-    if text in ("auto", "off") or (text.isdecimal() and int(text) >= 1):
-        return text
-    raise ConfigError("training.fold", given, "auto, off, or how many clients at once, >= 1")

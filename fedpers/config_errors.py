@@ -94,5 +94,13 @@ def translate(
     return ConfigError(shown, value, _describe(kind, parent, leaf, limits))
 
 
+def fold_of(given: str) -> str:
+    """``training.fold`` as auto, off, which YAML reads as false, or a number."""
+    text = {"false": "off"}.get(given.lower(), given.lower())
+    if text in ("auto", "off") or (text.isdecimal() and int(text) >= 1):
+        return text
+    raise ConfigError("training.fold", given, "auto, off, or how many clients at once, >= 1")
+
+
 def line_of(error: Exception) -> str:
     return " ".join(str(error).split())

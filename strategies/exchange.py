@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from fedpers.errors import ClientError, RunError
 from fedpers.evaluation import ClientResult
 from fedpers.evaluation.counts import MOST
+from fedpers.failures import meaning
 from fedpers.records import Row, unpack
 
 # Seconds between two looks for answers: a twentieth of the time that was waited, but within these.
@@ -193,7 +194,7 @@ def _read(
     clients = asked[key(reply)]
     try:
         rows, body = read_reply(reply)
-        failed = {str(c): str(why) for c, why in dict(body.get("failures", {})).items()}
+        failed = {str(c): meaning(str(why)) for c, why in dict(body.get("failures", {})).items()}
         done = [client for client in clients if client not in failed]
         encrypt, decrypt = (float(body.get(name, 0.0)) for name in ("encrypt", "decrypt"))
         if rows and len(rows) != len(done):
@@ -301,7 +302,8 @@ def read_reply(reply: Message) -> tuple[list[Row], dict[str, Any]]:
     if reply.error.code == NO_ANSWER:
         raise ClientError(str(reply.error.reason))
     reason = [line.strip() for line in str(reply.error.reason).splitlines() if line.strip()]
-    text = f"node failed (code {reply.error.code}): {reason[-1] if reason else 'no reason given'}"
+    why = meaning(reason[-1]) if reason else "no reason given"
+    text = f"node failed (code {reply.error.code}): {why}"
     if reply.error.code == 0 and "ActorDied" in str(reply.error.reason):
         # Flower puts a dead Ray actor back into its pool, where it fails all it is given.
         raise RunError(f"simulation: a worker process died; {text}")

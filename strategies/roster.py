@@ -11,6 +11,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpers.errors import FedpersError, RunError
+from fedpers.failures import meaning
 from strategies.exchange import Answers, collect, push, receive
 
 log = logging.getLogger("fedpers")
@@ -213,8 +214,9 @@ class Roster:
             self._refused.add(node)
             return 1
         if "refused" in body:
-            self.refusal = self.refusal or str(body["refused"])
-            log.error("node %s cannot run this: %s", node, body["refused"])
+            reason = meaning(str(body["refused"]))
+            self.refusal = self.refusal or reason
+            log.error("node %s cannot run this: %s", node, reason)
             self._refused.add(node)
             return 1
         claimed = list(dict.fromkeys(str(client) for client in body["clients"]))

@@ -82,6 +82,7 @@ class Sealing:
         return {
             **noise,
             "groups": groups,
+            "layouts": {name: layout.to_json() for name, layout in self._layouts().items()},
             "mixes_rows": self.strategy.mixes_rows,
             "seal_at_once": self.at_once,
             "population": len(self.strategy.roster.clients),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,15 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("fedpers", deadline=None, max_examples=50)
 settings.load_profile("fedpers")
+
+
+@pytest.fixture(autouse=True)
+def undeclared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What was in an answer of a private client and may not leave it: nothing, in any test."""
+    found: list[str] = []
+    monkeypatch.setattr("clients.door.undeclared", found.append)
+    yield found
+    assert found == []
 
 
 @pytest.fixture

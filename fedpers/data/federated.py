@@ -12,7 +12,7 @@ import torch
 from fedpers.config import Config
 from fedpers.data.examples import ClientData, Examples, Table, Task
 from fedpers.data.partition import NAMES, deal, natural_clients, partition_file, read_partition
-from fedpers.data.public import draw_public
+from fedpers.data.public import draw_public, takes_from_clients
 from fedpers.data.shift import check_shift, shifted
 from fedpers.data.sources import load_table
 from fedpers.data.splits import Rows, Split, group_names, split_rows
@@ -127,6 +127,10 @@ def _check(config: Config) -> None:
     if data.public_clients and name != "natural":
         takes = f"0 where data.partition.name is {name}, for clients are not natural"
         raise ConfigError("data.public_clients", data.public_clients, takes)
+    if takes_from_clients(config) and config.privacy.enabled and not data.public_from_clients:
+        takes = "0 with privacy where clients are natural, for public rows would be their own"
+        cure = "set data.public_clients, or data.public_from_clients=true to make them public"
+        raise ConfigError("data.public_fraction", data.public_fraction, takes, cure)
 
 
 def _own_partition(table: Table, config: Config) -> tuple[Rows, dict[str, Split]]:

@@ -12,6 +12,14 @@ from fedpers.errors import ConfigError
 from fedpers.seeding import numpy_generator
 
 
+def takes_from_clients(config: Config) -> bool:
+    """Whether public rows are examples that clients own otherwise: those of a fraction where
+    clients are natural. Where examples are dealt, what is set aside first was nobody's."""
+    data = config.data
+    natural = data.partition.name == "natural"
+    return natural and not data.public_clients and data.public_fraction > 0
+
+
 def draw_public(table: Table, config: Config, free: Rows) -> tuple[Rows, Rows]:
     """The public rows, and those of ``free`` that are left for clients; both ascending.
 

@@ -95,7 +95,7 @@ def test_one_client_that_fails_costs_only_itself(ask: Ask, small: Callable[..., 
         "2": 4,
         "0": 12,
     }
-    assert len(uploads) == 2 and answer["seconds"] > 0
+    assert len(uploads) == 2
     # In the order of the clients: each row is that client's alone.
     for k, client in ((0, "2"), (1, "0")):
         again, _ = ask(config, "train", [start_of(config)], clients=[client], rows={client: 0})

@@ -65,7 +65,7 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         processes.look()
         assert [path.name[:8] for path in own.iterdir()] == ["fedpers-"]
 
-    demo(load_config(CONFIG), tmp_path / "run", show)
+    demo(load_config(CONFIG, ["evaluation.diagnostics=true"]), tmp_path / "run", show)
     processes.check_gone()
     own.rmdir()  # nothing is left in it
     assert "with TLS, 3 SuperNodes" in lines[0]
@@ -127,7 +127,8 @@ class Running:
 def deployed(rehearsed: Rehearsal, *overrides: str) -> tuple[Config, Files]:
     """Private devices that seal nothing, known to the SuperLink and started."""
     plain = ("encryption.enabled=false", "round_timeout=240", "evaluation.local_baseline=false")
-    config = load_config(CONFIG, [*plain, "evaluation.adapters=false", *overrides])
+    scored = ("evaluation.adapters=false", "evaluation.diagnostics=true")
+    config = load_config(CONFIG, [*plain, *scored, *overrides])
     files = make_files(config, rehearsed.space.folder)
     for client, data in files.data.items():
         rehearsed.register(client)

@@ -129,7 +129,7 @@ def test_its_penalty_reaches_the_trainer(run: Any, plugin: Any) -> None:
     ("kind", "reason"),
     [
         ("Raises", "ValueError: odd values"),
-        ("Poisons", "update: part 'head' is not finite"),
+        ("Poisons", "ClientError: upload: part 'head' is not finite"),
         ("Reshapes", "ClientError: upload: got Parts({'body': Part("),
     ],
 )

@@ -1,0 +1,19 @@
+"""Why something of a client is missing, in words that tell nothing of its data."""
+
+from __future__ import annotations
+
+LOG = "failures.log"  # of a node: in a device's state folder, in a simulation's run/state
+SPENT, FAILED, DATA, KEY = "spent", "failed", "data", "key"
+_WHY = f"{LOG} in the state folder there says why"
+WORDS = {
+    SPENT: "its privacy budget is spent",
+    FAILED: f"it failed; {_WHY}",
+    DATA: f"the data there cannot be used; {_WHY}",
+    KEY: f"the key there cannot be used; {_WHY}",
+}
+"""All that leaves a node of a failure where reasons stay there, and what it means."""
+
+
+def meaning(reason: str) -> str:
+    """A node's word as a line for people; any other reason as it is."""
+    return WORDS.get(reason, reason)
