@@ -27,7 +27,7 @@ from clients.trainer import ModelView, Trainer, fill
 from fedpers.compute import device_for
 from fedpers.config import Config, config_from_json
 from fedpers.data import FederatedData, Task, device_data, load_data
-from fedpers.errors import DataError
+from fedpers.errors import ClientError, DataError
 from fedpers.evaluation import ClientResult
 from fedpers.failures import DATA
 from fedpers.memory import keep_memory

@@ -82,3 +82,17 @@ def test_params_of_a_method() -> None:
         params_of(Params, {"nu": 1})
     with pytest.raises(ConfigError, match=r"strategy\.params\.mu: got 'x', takes a number"):
         params_of(Params, {"mu": "x"})
+
+
+def test_devices_keep_their_diagnostics_unless_they_are_asked_for() -> None:
+    devices = ["data.partition.name=devices"]
+    assert load_config().evaluation.diagnostics is True
+    assert load_config(None, devices).evaluation.diagnostics is False
+    for asked in (True, False):
+        given = [f"evaluation.diagnostics={str(asked).lower()}"]
+        for settings in (given, [*devices, *given]):
+            config = load_config(None, settings)
+            assert config.evaluation.diagnostics is asked
+            assert config_from_json(config.to_json()).evaluation.diagnostics is asked
+    # What a run did is in its config.yaml, whatever the default is by then.
+    assert "diagnostics: false" in load_config(None, devices).to_yaml()

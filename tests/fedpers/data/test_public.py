@@ -88,3 +88,28 @@ def test_blocks_of_natural_clients_without_groups(numbered: Load, sides: Sides) 
 def test_more_than_there_is(numbered: Load, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         numbered(*overrides, client=np.repeat([1, 2, 3, 4], 50))
+
+
+NATURAL = ("data.partition.name=natural", "data.public_fraction=0.25")
+
+
+def test_under_privacy_no_natural_clients_rows_are_public_unless_that_is_said(
+    numbered: Load,
+) -> None:
+    client = np.repeat([1, 2, 10, 11], 50)
+    for unit in ("example", "client"):
+        private = (*NATURAL, "privacy.enabled=true", f"privacy.unit={unit}")
+        with pytest.raises(ConfigError) as caught:
+            numbered(*private, client=client)
+        assert str(caught.value) == (
+            "data.public_fraction: got 0.25, takes 0 with privacy where clients are natural, for "
+            "public rows would be their own; set data.public_clients, or "
+            "data.public_from_clients=true to make them public"
+        )
+        assert len(numbered(*private, "data.public_from_clients=true", client=client).public) > 0
+        assert len(numbered(*private, "data.public_fraction=0", client=client).public) == 0
+        # Whole people who are made public are named as such by the setting itself.
+        assert len(numbered(*private, "data.public_clients=1", client=client).public) > 0
+    # What is dealt was nobody's before it was set aside, and without privacy nothing is promised.
+    assert len(numbered("data.public_fraction=0.25", "privacy.enabled=true").public) > 0
+    assert len(numbered(*NATURAL, client=client).public) > 0
