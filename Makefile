@@ -27,7 +27,7 @@ test: setup
 	$(BIN)/pytest
 
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile=new
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,8 @@
-"""For all tests: one thread (sums do not depend on the machine), no deadlines, no telemetry."""
+"""For all tests: one thread (sums do not depend on the machine), no deadlines, no telemetry.
+
+Property tests try the same examples each time, and many new ones in `make test-slow`; what is
+printed when one fails has the line that tries it again.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,11 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-settings.register_profile("fedpers", deadline=None, max_examples=50)
-settings.load_profile("fedpers")
+settings.register_profile("same", deadline=None, max_examples=50, derandomize=True, print_blob=True)
+settings.register_profile(
+    "new", deadline=None, max_examples=1000, derandomize=False, print_blob=True
+)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

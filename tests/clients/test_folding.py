@@ -206,7 +206,7 @@ PHASE = PARTY.algorithm.phases()[0]
 ALONE, NOTED = PARTY.alone(PHASE)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings().max_examples * 4 // 5)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True))
 def test_a_result_does_not_depend_on_who_else_is_in_the_group(members: list[int]) -> None:
     trainers = [PARTY.trainers()[k] for k in members]

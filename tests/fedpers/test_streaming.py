@@ -93,7 +93,7 @@ def test_one_block_is_what_combine_gives_bit_for_bit(size: int, dtype: torch.dty
     present=st.floats(0, 1),
     rng=st.randoms(use_true_random=False),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings().max_examples // 2)
 def test_the_order_of_arrival_does_not_move_a_bit(
     size: int, heaviest: int, present: float, rng: random.Random
 ) -> None:

@@ -28,6 +28,9 @@ ON = ["encryption.enabled=true"]
 # Long enough to learn: 3 digits a client, of which a guess gets a third right.
 LEARN = ["training.epochs=4", "model.pretrain.task=clusters", "model.pretrain.epochs=3"]
 LEARN += ["model.standardise=true"]
+# Of the clients' 120 test examples, 20 each, so many may have two logits that nearly tie: the last
+# bits decide.
+TIES = 2
 STEP = 2 * 8.0 / (2 ** bfv_for(6).value_bits - 1)  # the quantisation's, of values within 8
 
 
@@ -73,7 +76,7 @@ def test_encryption_changes_no_result(run: Any, name: str, received: list[Parts]
         for mode in ("personal", "global"):
             of_both = [one.report["accuracy"][mode] for one in (plain, sealed)]
             if of_both[0] is not None:
-                assert of_both[1]["mean"] == pytest.approx(of_both[0]["mean"], abs=0.005)
+                assert of_both[1]["mean"] == pytest.approx(of_both[0]["mean"], abs=TIES / 120)
         # Two nodes are sent the first parts to train, and the first mean to evaluate.
         assert len(received) == len(in_the_clear)
         assert distance(received[0], in_the_clear[0]) == 0

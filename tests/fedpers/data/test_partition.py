@@ -70,7 +70,7 @@ def test_alpha_sets_how_unlike_clients_are() -> None:
     assert share_of_largest_class(1000.0) < 0.32
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings().max_examples // 2)
 @given(
     name=st.sampled_from(["dirichlet", "pathological", "shard", "iid", "linear"]),
     clients=st.integers(1, 12),

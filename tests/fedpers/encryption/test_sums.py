@@ -40,9 +40,11 @@ def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def tolerance(client: ClientCipher, terms: int, range: float) -> float:
+    """How far an opened sum may be from the exact one, whose values are within terms * range."""
+    float32 = 2**-24 * terms * range  # the opened value is rounded to 24 bits
     if isinstance(client, BfvClient):
-        return terms * client.step(range) + 1e-6
-    return terms * 1e-6 * range
+        return terms * client.step(range) + float32  # and each term to a step before it is sealed
+    return terms * 1e-6 * range + float32
 
 
 @pytest.mark.parametrize("scheme", ["bfv", "ckks", "ckks-rows"])
@@ -52,7 +54,7 @@ def tolerance(client: ClientCipher, terms: int, range: float) -> float:
     span=st.sampled_from([1e-3, 0.5, 1.0, 30.0]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings().max_examples // 5)
 def test_sums_as_plain_arithmetic_does(
     scheme: str, part: str, terms: int, span: float, seed: int
 ) -> None:
@@ -68,7 +70,8 @@ def test_sums_as_plain_arithmetic_does(
     opened = client.open(Sealed.from_bytes(total.to_bytes()))
     assert (opened.shape, opened.dtype) == ((size,), torch.float32)
     assert (total.kind, total.terms, total.size) == ("sum", terms, size)
-    assert float((opened - vectors.sum(0)).abs().max()) <= tolerance(client, terms, span)
+    exact = vectors.double().sum(0)
+    assert float((opened - exact).abs().max()) <= tolerance(client, terms, span)
     alone = client.open(Sealed.from_bytes(messages[0]))
     assert float((alone - vectors[0]).abs().max()) <= tolerance(client, 1, span)
 
@@ -80,7 +83,7 @@ def test_sums_of_sums_are_sums() -> None:
         sealed = [client.seal(v, range=1.0, source=known(0)()) for v in vectors]
         total = server.add([server.add(sealed[:2]), server.add(sealed[2:])])
         assert total.terms == 4
-        error = (client.open(total) - vectors.sum(0)).abs().max()
+        error = (client.open(total) - vectors.double().sum(0)).abs().max()
         assert float(error) <= tolerance(client, 4, 1.0)
 
 

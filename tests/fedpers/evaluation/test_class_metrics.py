@@ -105,7 +105,7 @@ def test_without_detail_the_metrics_are_none_and_such_clients_are_left_out() -> 
         assert metric([plain, *THREE], "personal") == metric(THREE, "personal")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=settings().max_examples * 2 // 5)
 @given(st.integers(2, 5), st.integers(2, 40), st.integers(0, 2**32 - 1), st.booleans())
 def test_agrees_with_scikit_learn(classes: int, n: int, seed: int, coarse: bool) -> None:
     from sklearn.metrics import f1_score, roc_auc_score

@@ -64,7 +64,10 @@ def test_demo_model_sends_1802_numbers(model):
     assert model.read("body").layout.size + model.read("head").layout.size == 1802
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples * 2 // 5,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(seed=st.integers(0, 2**31), slot=st.sampled_from(["body", "head"]))
 def test_write_then_read_gives_the_same_bits(model, seed, slot):
     before = model.slots[slot]
