@@ -21,6 +21,7 @@ from typing import Any
 
 from fedpers.config import load_config
 from fedpers.errors import ConfigError, FedpersError
+from fedpers.files import lock
 from simulations.checks import absolute_paths, check
 
 CONFIDENCE = 0.95
@@ -107,8 +108,22 @@ def compare(
         jobs: how many processes run side by side, each on one core.
 
     Raises:
-        FedpersError: a mistake in the settings of any run, before the first one starts.
+        FedpersError: a mistake in the settings of any run, or another comparison at work in the
+            folder, before the first one starts.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = lock(folder / ".lock")
+    except BlockingIOError:
+        takes = "a folder that no other comparison is at work in"
+        raise ConfigError("--out", str(folder), takes, "wait for its end") from None
+    with held:
+        yield from _compared(config, plan, folder, overrides, jobs)
+
+
+def _compared(
+    config: Path, plan: Sequence[Cell], folder: Path, overrides: Sequence[str], jobs: int
+) -> Iterator[tuple[Cell, dict[str, Any] | None]]:
     todo = []
     for cell in plan:
         report = folder / cell.name / "report.json"

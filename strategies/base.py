@@ -6,6 +6,7 @@ import logging
 import operator
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from math import ceil
 from typing import Any
 
@@ -259,7 +260,9 @@ class PersonalizedStrategy(Method, Strategy):
             self.config.rounds = num_rounds
         if timeout is not None:
             self.config.round_timeout = timeout
-        return run_rounds(self, grid, RunFiles(self.config), evaluate_fn)
+        files = RunFiles(self.config)
+        with closing(files.folder):
+            return run_rounds(self, grid, files, evaluate_fn)
 
     # -- messages -----------------------------------------------------------------------------
 

@@ -344,7 +344,7 @@ class RunFiles:
         newcomers: dict[int, list[ClientResult]],
         failed: str | None,
     ) -> dict[str, Any]:
-        """Build and write ``report.json``; the files are complete afterwards."""
+        """Build and write ``report.json``, and the page."""
         up = sum(line["uplink_bytes"] for line in self.rounds)
         down = sum(line["downlink_bytes"] for line in self.rounds)
         each, privacy = max(self.client_rounds, 1), None
@@ -378,7 +378,6 @@ class RunFiles:
         if strategy.similarity is not None:
             report["similarity"] = strategy.similarity.tolist()
         self.folder.write_report(report)
-        self.folder.close()
         try:
             write_html(self.folder.path)
         except Exception as error:  # a picture of the run must not cost the run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -43,8 +44,9 @@ def main(grid: Grid, context: Context) -> None:
         strategy = find_strategy(config)(config, build_model(config, data), data)
         named = resume or given.get("run-dir", "")
         files = RunFiles(config, Path(named) if named else None, resume=bool(resume))
-        log.info("run folder: %s", files.folder.path)
-        run_rounds(strategy, grid, files)
+        with closing(files.folder):
+            log.info("run folder: %s", files.folder.path)
+            run_rounds(strategy, grid, files)
     except FedpersError as error:
         # One line for the launcher and for a person; the raise marks the run as failed.
         log.error("error: %s", error)

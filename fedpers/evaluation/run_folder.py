@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from fedpers.config import Config, load_config
 from fedpers.errors import ConfigError
 from fedpers.evaluation.counts import ClientResult
+from fedpers.files import lock, written
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -39,7 +42,8 @@ def new_run_id(config: Config) -> str:
 
 
 class RunFolder:
-    """Writes the files of one run. Each line is on disk when the call returns.
+    """Writes the files of one run. Each line is on disk when the call returns. No other process can
+    open the folder until it is closed, or this process ends.
 
     Args:
         path: the run's own folder, ``runs/<run-id>``; made if it is not there.
@@ -49,8 +53,8 @@ class RunFolder:
             and client, the later one holds.
 
     Raises:
-        ConfigError: there is a run in ``path`` already, or none to resume, or it cannot be
-            written.
+        ConfigError: there is a run in ``path`` already, or none to resume, or somebody is at work
+            on it, or it cannot be written.
     """
 
     def __init__(self, path: Path, config: Config, *, resume: bool = False) -> None:
@@ -60,22 +64,29 @@ class RunFolder:
             raise ConfigError(
                 "resume", str(path), "the folder of a run to resume, with config.yaml"
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if resume:
-                _check_same(load_config(settings), config, path)
-                replace_file(settings, config.to_yaml())
-            else:
-                with settings.open("x", encoding="utf-8") as file:  # two runs cannot both get it
-                    file.write(config.to_yaml())
-            self._rounds = _open_lines(path / "rounds.jsonl")
-            self._clients = _open_lines(path / "clients.jsonl")
-        except FileExistsError:
-            takes, cure = "a folder without a run", "resume that run or name another folder"
-            raise ConfigError("output", str(path), takes, cure) from None
-        except OSError as error:
-            takes = f"a folder that can be written ({error.strerror or error})"
-            raise ConfigError("output", str(path), takes) from None
+        key = "resume" if resume else "output"
+        with ExitStack() as opened:  # closed again if anything goes wrong
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(_lock(path))
+                if resume:
+                    _check_same(load_config(settings), config, path)
+                    replace_file(settings, config.to_yaml())
+                else:
+                    with settings.open("x", encoding="utf-8") as file:
+                        file.write(config.to_yaml())
+                self._rounds = opened.enter_context(_open_lines(path / "rounds.jsonl"))
+                self._clients = opened.enter_context(_open_lines(path / "clients.jsonl"))
+            except BlockingIOError:
+                takes, cure = "a folder that no other run is at work on", "wait for its end"
+                raise ConfigError(key, str(path), takes, cure) from None
+            except FileExistsError:
+                takes, cure = "a folder without a run", "resume that run or name another folder"
+                raise ConfigError(key, str(path), takes, cure) from None
+            except OSError as error:
+                takes = f"a folder that can be written ({error.strerror or error})"
+                raise ConfigError(key, str(path), takes) from None
+            self._files = opened.pop_all()
         self._tensorboard: SummaryWriter | None = None
         self._has_tensorboard = True
 
@@ -83,9 +94,13 @@ class RunFolder:
         """Append ``line``, with at least its ``round``, to ``rounds.jsonl``.
 
         Its numbers go to TensorBoard too, nested ones as "outer/inner".
+
+        Raises:
+            RunError: the disk is full, or refuses; so ``log_clients`` and ``write_report``.
         """
         step = line["round"]
-        _write_line(self._rounds, line)
+        with written(self.path / "rounds.jsonl"):
+            _write_line(self._rounds, line)
         writer = self._writer()
         if writer is not None:
             for tag, value in _scalars(line):
@@ -99,10 +114,11 @@ class RunFolder:
 
         ``failures`` is the error by client.
         """
-        for result in results:
-            _write_line(self._clients, {"round": round, **result.to_json()})
-        for client, error in failures.items():
-            _write_line(self._clients, {"round": round, "client": client, "error": error})
+        lines = [{"round": round, **result.to_json()} for result in results]
+        lines += [{"round": round, "client": c, "error": why} for c, why in failures.items()]
+        with written(self.path / "clients.jsonl"):
+            for line in lines:
+                _write_line(self._clients, line)
 
     def read(self, last: int) -> tuple[list[dict[str, Any]], dict[int, list[ClientResult]]]:
         """The lines of the rounds up to ``last``, and the evaluations by round.
@@ -120,16 +136,16 @@ class RunFolder:
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Write ``report.json``, whole or not at all; NaN and infinities become null."""
-        replace_file(
-            self.path / "report.json", json.dumps(_finite(report), indent=2, allow_nan=False)
-        )
+        path = self.path / "report.json"
+        with written(path):
+            replace_file(path, json.dumps(_finite(report), indent=2, allow_nan=False))
 
     def close(self) -> None:
         """Close the files; may be called twice."""
-        self._rounds.close()
-        self._clients.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        with suppress(OSError):  # what a full disk did not take has been an error before
+            self._files.close()
 
     def _writer(self) -> SummaryWriter | None:
         if self._tensorboard is None and self._has_tensorboard:
@@ -142,6 +158,16 @@ class RunFolder:
                 folder = str(self.path / "tensorboard")
                 self._tensorboard = SummaryWriter(folder, flush_secs=10)
         return self._tensorboard
+
+
+def _lock(path: Path) -> AbstractContextManager[Any]:
+    try:
+        return lock(path / ".lock")
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        log.warning("%s: its file system has no locks, keep other runs away from it", path)
+        return nullcontext()
 
 
 def _check_same(before: Config, now: Config, path: Path) -> None:

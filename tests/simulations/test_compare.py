@@ -66,6 +66,19 @@ def test_the_table_by_hand() -> None:
     assert row.startswith("| local | - | - | - |") and row.endswith("| 50.0 |  |")
 
 
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    plan = cells(["local"], 1, [])
+    (tmp_path / plan[0].name).mkdir()
+    (tmp_path / plan[0].name / "report.json").write_text("{}")
+    first = compare(ROOT / "configs/digits.yaml", plan, tmp_path)
+    assert next(first) == (plan[0], {})
+    line = rf"^--out: got '{tmp_path}', takes a folder that no other comparison is at work in; wait"
+    with pytest.raises(ConfigError, match=line):
+        list(compare(ROOT / "configs/digits.yaml", plan, tmp_path))
+    assert list(first) == []
+    assert list(compare(ROOT / "configs/digits.yaml", plan, tmp_path)) == [(plan[0], {})]
+
+
 def test_what_is_done_is_not_repeated(tmp_path: Path) -> None:
     config = ROOT / "configs/digits.yaml"
     short = ["rounds=1", "data.clients=4", "model.pretrain.task=none", "model.standardise=false"]

@@ -93,6 +93,19 @@ def test_a_round_that_was_charged_is_charged_again_for_a_population(
 
 
 @pytest.mark.slow
+def test_of_two_that_resume_a_run_one_goes_on(start: Start, tmp_path: Path) -> None:
+    assert start("killed", killed=True).wait() == -signal.SIGKILL
+    folder = run_folder(tmp_path / "killed")
+    both = [start("killed", "--resume", str(folder)) for _ in range(2)]
+    outputs = {process.wait(): process.communicate()[0] for process in both}
+    assert set(outputs) == {0, 2}, outputs
+    line = f"error: resume: got '{folder}', takes a folder that no other run is at work on; wait"
+    assert outputs[2].splitlines()[-1].startswith(line)
+    rounds = [json.loads(x)["round"] for x in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert rounds == [1, 2, 3, 4, 4, 5, 6]
+
+
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_one_line(start: Start, tmp_path: Path) -> None:
     nothing = start("out", "--resume", str(tmp_path))
     output = nothing.communicate()[0]

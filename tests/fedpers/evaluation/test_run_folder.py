@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedpers.errors import ConfigError
 from fedpers.evaluation.counts import ClientResult, Counts
 from fedpers.evaluation.run_folder import RunFolder, new_run_id
 
+ROOT = Path(__file__).parents[3]
 RESULT = ClientResult("a", 9, Counts(0, {}, {}, {}), Counts(3, {"local": 2}, {}, {}))
 
 
@@ -70,10 +72,54 @@ def test_report_is_replaced_whole_or_not_at_all(run: RunFolder) -> None:
 def test_a_folder_with_a_run_is_not_written_over(run: RunFolder) -> None:
     run.log_round({"round": 1})
     before = (run.path / "config.yaml").read_text()
+    run.close()
     with pytest.raises(ConfigError, match=r"output: got .*one', takes a folder without a run;"):
         RunFolder(run.path, load_config(None, ["seed=1"]))
     assert (run.path / "config.yaml").read_text() == before
     assert len(lines(run.path / "rounds.jsonl")) == 1
+
+
+@pytest.mark.parametrize(("resume", "key"), [(True, "resume"), (False, "output")])
+def test_a_folder_in_use_is_refused(run: RunFolder, resume: bool, key: str) -> None:
+    run.log_round({"round": 1})
+    line = rf"^{key}: got '{run.path}', takes a folder that no other run is at work on; wait for"
+    with pytest.raises(ConfigError, match=line):
+        RunFolder(run.path, Config(), resume=resume)
+    run.log_round({"round": 2})  # it goes on
+    assert [line["round"] for line in lines(run.path / "rounds.jsonl")] == [1, 2]
+    run.close()
+    RunFolder(run.path, Config(), resume=True).close()
+
+
+def test_a_refusal_holds_nothing(run: RunFolder) -> None:
+    run.close()
+    other = load_config(None, ["training.lr=0.5"])
+    for settings, resume in ((Config(), False), (other, True)):
+        with pytest.raises(ConfigError) as error:
+            RunFolder(run.path, settings, resume=resume)
+        RunFolder(run.path, Config(), resume=True).close()
+        assert error.traceback  # which holds all that was there
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from fedpers.config import Config\n"
+        "from fedpers.evaluation.run_folder import RunFolder\n"
+        "folder = RunFolder(Path(sys.argv[1]), Config())\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "open\n"
+        with pytest.raises(ConfigError, match="no other run is at work on"):
+            RunFolder(tmp_path / "run", Config(), resume=True)
+        process.kill()
+        process.wait()
+        RunFolder(tmp_path / "run", Config(), resume=True).close()
 
 
 def test_resume_goes_on_after_a_line_cut_off_by_a_crash(run: RunFolder) -> None:
