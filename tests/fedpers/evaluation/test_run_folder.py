@@ -20,7 +20,7 @@ RESULT = ClientResult("a", 9, Counts(0, {}, {}, {}), Counts(3, {"local": 2}, {},
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunFolder]:
-    folder = RunFolder(tmp_path / "runs" / "one", Config())
+    folder = RunFolder(tmp_path / "runs" / "one", load_config(None))
     yield folder
     folder.close()
 
@@ -84,20 +84,20 @@ def test_a_folder_in_use_is_refused(run: RunFolder, resume: bool, key: str) -> N
     run.log_round({"round": 1})
     line = rf"^{key}: got '{run.path}', takes a folder that no other run is at work on; wait for"
     with pytest.raises(ConfigError, match=line):
-        RunFolder(run.path, Config(), resume=resume)
+        RunFolder(run.path, load_config(None), resume=resume)
     run.log_round({"round": 2})  # it goes on
     assert [line["round"] for line in lines(run.path / "rounds.jsonl")] == [1, 2]
     run.close()
-    RunFolder(run.path, Config(), resume=True).close()
+    RunFolder(run.path, load_config(None), resume=True).close()
 
 
 def test_a_refusal_holds_nothing(run: RunFolder) -> None:
     run.close()
     other = load_config(None, ["training.lr=0.5"])
-    for settings, resume in ((Config(), False), (other, True)):
+    for settings, resume in ((load_config(None), False), (other, True)):
         with pytest.raises(ConfigError) as error:
             RunFolder(run.path, settings, resume=resume)
-        RunFolder(run.path, Config(), resume=True).close()
+        RunFolder(run.path, load_config(None), resume=True).close()
         assert error.traceback  # which holds all that was there
 
 
@@ -105,9 +105,9 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from fedpers.config import Config\n"
+        "from fedpers.config import load_config\n"
         "from fedpers.evaluation.run_folder import RunFolder\n"
-        "folder = RunFolder(Path(sys.argv[1]), Config())\n"
+        "folder = RunFolder(Path(sys.argv[1]), load_config(None))\n"
         "print('open', flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -116,10 +116,10 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "open\n"
         with pytest.raises(ConfigError, match="no other run is at work on"):
-            RunFolder(tmp_path / "run", Config(), resume=True)
+            RunFolder(tmp_path / "run", load_config(None), resume=True)
         process.kill()
         process.wait()
-        RunFolder(tmp_path / "run", Config(), resume=True).close()
+        RunFolder(tmp_path / "run", load_config(None), resume=True).close()
 
 
 def test_resume_goes_on_after_a_line_cut_off_by_a_crash(run: RunFolder) -> None:
