@@ -264,6 +264,8 @@ class ClientHost(Keeper):
     def _finish(self, start: Started, working: Parts) -> Answer:
         """Keep what stays, and say what leaves."""
         client, server_round, broadcast, asked, store, account, released, trainer, _ = start
+        for phase, error in trainer.broken.items():
+            self.reasons.note(f"phase {phase!r} of client {client}", error)
         # One that is not as declared must not spoil its host's other clients' message.
         upload = as_declared(self.algorithm.upload(working), self.declared)
         if (most := self.config.strategy.max_update_norm) is not None:

@@ -96,15 +96,29 @@ class Trainer(ModelView):
         self.account = account
         self.losses: dict[str, float] = {}
         self.noise: dict[str, float] = {}  # of a part's scalars, in standard deviations
+        self.broken: dict[str, Exception] = {}  # phases that changed nothing, see ``run``
 
     def run(self, phase: Phase, working: Parts) -> Parts:
         """Train one phase; its trained parts are replaced in the result.
+
+        Under privacy a phase that is not released changes nothing where it breaks down: would it
+        cost the client its round, that the update is missing would tell of the data.
 
         Raises:
             ClientError: a trained part is no longer finite.
         """
         if len(self.examples) == 0:  # a client without examples breaks nothing
             return working
+        try:
+            return working | self._trained(phase, working)
+        except Exception as error:
+            if self.account is None or phase.released:
+                raise
+            self.broken[phase.name] = error
+            return working
+
+    def _trained(self, phase: Phase, working: Parts) -> dict[str, Part]:
+        """The parts that a phase trains, trained."""
         blend, share = phase.blend or ({}, 1.0)
         reference = None
         if phase.reference is not None:
@@ -126,7 +140,7 @@ class Trainer(ModelView):
                 f"phase {phase.name!r}: part {broken!r} is no longer finite; "
                 "lower training.lr, or look for odd values in this client's data"
             )
-        return working | trained
+        return trained
 
     @contextmanager
     def _drawing(self, phase: Phase) -> Iterator[None]:

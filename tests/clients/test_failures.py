@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from clients.answers import answer
 from clients.device import Device
 from clients.failures import LARGEST, Reasons, Withheld, withheld
+from clients.host import ClientHost
 from fedpers.config import Config
 from fedpers.errors import ClientError, ConfigError, DataError
 from fedpers.failures import WORDS, meaning
+from fedpers.parts import Parts
 from fedpers.privacy import BudgetSpent
 
 SECRET = ValueError("row 7:\nJane Doe")
@@ -92,3 +95,37 @@ def test_the_server_says_what_a_word_means() -> None:
     assert set(WORDS) == {"spent", "failed", "data", "key"}
     assert meaning("failed") == "it failed; failures.log in the state folder there says why"
     assert meaning("ValueError: odd") == "ValueError: odd"
+
+
+@pytest.mark.parametrize("fold", ["off", "1"])
+def test_a_personal_model_that_breaks_down_shows_in_nothing_that_leaves(
+    small: Callable[..., Config], tmp_path: Path, fold: str
+) -> None:
+    answers = []
+    for folder, rate in (("well", 0.1), ("broken", 1e30)):
+        settings = (
+            *("privacy.enabled=true", "privacy.lr=0.5", "privacy.deterministic_for_tests=true"),
+            *(f"training.fold={fold}", f"strategy.params.personal_lr={rate}"),
+        )
+        stores = tmp_path / folder / "state"
+        host = ClientHost(small("perada", *settings, "seed=3"), "perada", ("distill",), stores)
+        start = host.algorithm.initial.only(host.algorithm.sends)
+        told = [
+            answer("train", host, [start], {"clients": ["0"], "rows": {"0": 0}, "round": k})
+            for k in (1, 2)
+        ]
+        answers.append(
+            [
+                ([row.digest() for row in rows if isinstance(row, Parts)], body)
+                for rows, body in told
+            ]
+        )
+        assert (stores / "failures.log").exists() == (folder == "broken")
+    assert [len(rows) for rows, _ in answers[0]] == [1, 1]
+    losses = [body["reports"]["0"].pop("loss") for told in answers for _, body in told]
+    assert len(set(losses)) > 1  # for diagnostics alone
+    assert answers[0] == answers[1]
+    assert "is no longer finite" in (stores / "failures.log").read_text()
+    # The model of before is kept.
+    kept = host.store("0").load_round("personal", 2)
+    assert kept.first_not_finite() is None and set(kept) == {"personal.body", "personal.head"}
