@@ -16,7 +16,7 @@ def privacy_section(run: RunRecord) -> str:
     privacy = run.report.get("privacy")
     if not isinstance(privacy, Mapping) or not privacy.get("enabled"):
         return ""
-    apart = ("enabled", "notes", "per_client", "signal_to_noise")
+    apart = ("enabled", "not_covered", "notes", "per_client", "signal_to_noise")
     given = {
         name: figure(value, 3) if isinstance(value, float) and value >= 0.001 else value
         for name, value in privacy.items()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 import fedpers
 from fedpers.config import Config
+from fedpers.data.public import takes_from_clients
 from fedpers.evaluation import class_metrics, metrics
 from fedpers.evaluation.counts import MODES, ClientResult
 from fedpers.evaluation.gate import gate_summary
@@ -117,7 +118,7 @@ def privacy_figures(
     remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report's figures on privacy: what left the clients, which bounds what the server, or
-    anybody after it, can learn. Personal models stay on the clients and are not bounded.
+    anybody after it, can learn. What they do not bound is named, see ``not_covered``.
 
     Args:
         spending: for each client that took part, its epsilon, delta and sigma so far; one for all
@@ -134,6 +135,8 @@ def privacy_figures(
         notes.append("the server is trusted: it sees single updates, and adds the noise")
     if config.evaluation.diagnostics:
         notes.append("losses and counts were sent without noise: figures for simulation only")
+    elif config.encryption.enabled:
+        notes.append("the clients' times are rounded down to powers of two")
     if config.state is None and config.data.partition.name != "devices":
         notes.append("the ledgers are the run's own: another run on the same data starts anew")
     if settings.deterministic_for_tests:
@@ -149,8 +152,27 @@ def privacy_figures(
         "max_grad_norm": settings.max_grad_norm,
         "per_client": {client: s["epsilon"] for client, s in spending.items()},
         "signal_to_noise": dict(signal_to_noise or {}),
+        "not_covered": not_covered(config),
         "notes": [*notes, *remarks],
     }
+
+
+def not_covered(config: Config) -> list[str]:
+    """What a private run's epsilon says nothing of: public rows, personal models, diagnostics."""
+    data, named = config.data, ["the public examples"]
+    if data.public_clients:
+        named = [f"all examples of {data.public_clients} clients (data.public_clients)"]
+    elif data.public_from_clients and takes_from_clients(config):
+        share = f"{100 * data.public_fraction:g} % of the clients' examples"
+        named = [f"{share}, which are public (data.public_from_clients)"]
+    elif not data.public_fraction and data.partition.name != "devices":
+        named = []
+    named.append(
+        "personal models that stay with their clients, where they are trained without noise"
+    )
+    if config.evaluation.diagnostics:
+        named.append("results and losses, which were sent as they are (evaluation.diagnostics)")
+    return named
 
 
 def select_round(

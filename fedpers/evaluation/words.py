@@ -40,11 +40,11 @@ def sentences(run: RunRecord) -> list[str]:
 
 
 def _without_accuracies(run: RunRecord) -> str:
-    privacy = run.report.get("privacy")
-    if isinstance(privacy, dict) and privacy.get("enabled"):
+    evaluation = run.config.get("evaluation")
+    if isinstance(evaluation, dict) and evaluation.get("diagnostics") is False:
         return (
-            "There are no accuracies: under privacy the clients keep their results to themselves, "
-            "unless evaluation.diagnostics is on."
+            "There are no accuracies: the clients keep their results to themselves, unless "
+            "evaluation.diagnostics is on."
         )
     return "There are no accuracies: no client was evaluated."
 
@@ -103,8 +103,11 @@ def _privacy(run: RunRecord) -> list[str]:
     unit = run.report["privacy"].get("unit")
     whose = "one client’s data as a whole" if unit == "client" else "any one training example"
     at = "" if delta is None else f" at delta {delta:g}"
+    beyond = run.report["privacy"].get("not_covered")
+    beyond = beyond if isinstance(beyond, list) else []
     return [
-        f"What left the clients is differentially private for {whose}: epsilon {epsilon:.2f}{at}."
+        f"What left the clients is differentially private for {whose}: epsilon {epsilon:.2f}{at}.",
+        *([f"That says nothing of {'; nor of '.join(map(str, beyond))}."] if beyond else []),
     ]
 
 

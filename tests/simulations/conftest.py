@@ -1,14 +1,20 @@
-"""The command line in processes of their own."""
+"""The command line in processes of their own, and a proxy that keeps what passes."""
 
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from simulations.certificates import Certificates
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -61,3 +67,51 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.wait()
+
+
+class Proxy:
+    """Passes bytes between whoever connects and a port, and keeps them.
+
+    Args:
+        target: the port.
+        tls: the server's certificates, to open what comes, and seal it again: what is kept is then
+            what is inside.
+    """
+
+    def __init__(self, target: int, tls: Certificates | None = None) -> None:
+        self.target, self.tls, self.kept = target, tls, bytearray()
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.server.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self.server.accept()
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with suppress(OSError):
+            far = socket.create_connection(("127.0.0.1", self.target))
+            if self.tls is not None:
+                inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                inside.load_cert_chain(self.tls.server, self.tls.server_key)
+                near = inside.wrap_socket(near, server_side=True)
+                outside = ssl.create_default_context(cafile=str(self.tls.ca))
+                far = outside.wrap_socket(far, server_hostname="127.0.0.1")
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                self.kept += data
+                target.sendall(data)
+        for one in (source, target):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="session")
+def proxy() -> type[Proxy]:
+    return Proxy

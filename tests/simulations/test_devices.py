@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import ssl
 import subprocess
 import tempfile
 import threading
@@ -23,7 +21,7 @@ from clients.store import ClientStore
 from fedpers.config import Config, load_config
 from fedpers.privacy import Ledger
 from simulations import guard
-from simulations.certificates import Certificates, make_certificates, make_node_key
+from simulations.certificates import make_certificates, make_node_key
 from simulations.devices import Files, Rehearsal, demo, make_files, rehearsal
 
 pytestmark = pytest.mark.slow
@@ -271,49 +269,6 @@ class Marked(PersonalizedStrategy):
 """
 
 
-class Proxy:
-    """Passes bytes between whoever connects and a port, and keeps them.
-
-    Args:
-        target: the port.
-        tls: the server's certificates, to open what comes, and seal it again: what is kept is then
-            what is inside.
-    """
-
-    def __init__(self, target: int, tls: Certificates | None = None) -> None:
-        self.target, self.tls, self.kept = target, tls, bytearray()
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self.server.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self.server.accept()
-                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
-
-    def _serve(self, near: socket.socket) -> None:
-        with suppress(OSError):
-            far = socket.create_connection(("127.0.0.1", self.target))
-            if self.tls is not None:
-                inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                inside.load_cert_chain(self.tls.server, self.tls.server_key)
-                near = inside.wrap_socket(near, server_side=True)
-                outside = ssl.create_default_context(cafile=str(self.tls.ca))
-                far = outside.wrap_socket(far, server_hostname="127.0.0.1")
-            for source, target in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
-
-    def _pass(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                self.kept += data
-                target.sendall(data)
-        for one in (source, target):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-
 class Wire(NamedTuple):
     """What a run over two proxies left."""
 
@@ -325,7 +280,7 @@ class Wire(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def wire(tmp_path_factory: pytest.TempPathFactory) -> Wire:
+def wire(tmp_path_factory: pytest.TempPathFactory, proxy: Any) -> Wire:
     """A run of two devices, one of them behind proxies, while two others try to get in."""
     folder = tmp_path_factory.mktemp("wire")
     (folder / "marked_for_tests.py").write_text(PLUGIN)
@@ -345,8 +300,8 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Wire:
         patch.syspath_prepend(str(folder))
         with rehearsal() as found:
             files = make_files(config, found.space.folder)
-            inside = Proxy(found.port, found.certificates)
-            outside = Proxy(inside.port)
+            inside = proxy(found.port, found.certificates)
+            outside = proxy(inside.port)
             (first, one), (second, two) = files.data.items()
             for client in (first, second, "misled"):
                 found.register(client)

@@ -159,9 +159,11 @@ def test_one_client_with_one_model(make: Callable[..., Path], mode: str) -> None
 def test_results_held_back(make: Callable[..., Path]) -> None:
     privacy = {"enabled": True, "epsilon_max": 3.25, "delta": 1e-5, "unit": "example"}
     privacy["per_client"] = {"a": 3.25, "b": 1.5}
+    privacy["not_covered"] = ["the public examples", "personal models"]
     page = read(make([], "evaluation.diagnostics=false", privacy=privacy))
     assert "keep their results to themselves" in page.text
     assert "epsilon 3.25 at delta 1e-05" in page.text and "1.50" in page.text
+    assert "That says nothing of the public examples; nor of personal models." in page.text
     assert "Each client" not in page.text and "3 clients" in page.text
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from fedpers.config import Config, load_config
 from fedpers.evaluation.counts import ClientResult, Counts
-from fedpers.evaluation.report import build_report, report_table
+from fedpers.evaluation.report import build_report, privacy_figures, report_table
 
 VALIDATION = load_config(None, ["evaluation.select=validation"])
 
@@ -163,3 +163,32 @@ def test_the_device_is_what_the_nodes_computed_on() -> None:
     # Not what the machine has: by default nodes use no GPU.
     environment = report(TWO)["environment"]
     assert isinstance(environment, dict) and environment["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ((), ["the public examples", "personal models", "results and losses"]),
+        (("data.public_fraction=0",), ["personal models", "results and losses"]),
+        (("evaluation.diagnostics=false",), ["the public examples", "personal models"]),
+        (("data.partition.name=devices",), ["the public examples", "personal models"]),
+        (
+            ("data.partition.name=natural", "data.public_clients=2"),
+            ["all examples of 2 clients", "personal models", "results and losses"],
+        ),
+        (
+            (
+                *("data.partition.name=natural", "data.public_from_clients=true"),
+                *("data.public_fraction=0.1", "evaluation.diagnostics=false"),
+            ),
+            ["10 % of the clients' examples, which are public", "personal models"],
+        ),
+    ],
+)
+def test_what_the_epsilon_says_nothing_of_is_named(
+    settings: tuple[str, ...], named: list[str]
+) -> None:
+    config = load_config(None, ["privacy.enabled=true", *settings])
+    told = privacy_figures(config, {})["not_covered"]
+    assert len(told) == len(named)
+    assert all(line.startswith(start) for line, start in zip(told, named, strict=True))
