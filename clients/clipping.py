@@ -1,6 +1,10 @@
-"""A client's whole update within a norm: against liars, and for privacy by client."""
+"""Within a norm: a client's whole update, against liars and for privacy by client; each sample's
+gradient, for privacy by example."""
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
 
 from fedpers.parts import Parts
 
@@ -22,3 +26,26 @@ def clipped(upload: Parts, broadcast: Parts, norm: float) -> Parts:
     return Parts(
         {n: p.like(broadcast[n].vector.float() + scale * changes[n]) for n, p in upload.items()}
     )
+
+
+def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
+    """By what gradients per sample are multiplied, float32 of the norms' shape.
+
+    0 where a norm is not finite, or its square is beyond float32, so that one sample with odd
+    values counts for nothing and changes nothing for the others.
+
+    Args:
+        norms: of the samples' gradients, float32 or float64.
+    """
+    squares = norms.double().square().float()
+    factors = (max_grad_norm / (norms + 1e-6)).clamp(max=1.0).float()
+    return torch.where(squares.isfinite(), factors, 0.0)
+
+
+def without(left_out: Tensor, values: Tensor) -> Tensor:
+    """Samples' values [..., more] with zeros for those that are ``left_out``, bool [...]: 0 times
+    infinity is not 0."""
+    if left_out.device.type == "cpu" and not left_out.any():  # a GPU is not waited for
+        return values
+    more = values.ndim - left_out.ndim
+    return values.masked_fill(left_out.view(*left_out.shape, *(1,) * more), 0.0)

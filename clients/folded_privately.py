@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from clients.clipping import clip_factors, without
 from clients.private_steps import CHUNK_SCALARS, noise_in_update
 from fedpers.errors import ClientError
 
@@ -38,7 +39,7 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
         the noise gives each scalar it trains; none of the latter where it is not known (Adam).
 
     Raises:
-        ClientError: a trained tensor did not move.
+        ClientError: as in ``add_clipped``.
     """
     phase, trainers, fold = group.phase, group.trainers, group.fold
     config = trainers[0].config
@@ -57,7 +58,6 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
     expected = expected.to(group.device)
     scalars = sum(fold.layouts[slot].size for slot in parameters)
     width = max(1, min(ROWS, CHUNK_SCALARS // scalars) // len(trainers))
-    before = {slot: parameter.detach().clone() for slot, parameter in parameters.items()}
     total, count = torch.zeros(2, len(trainers), device=group.device)
     fold.use(group.matrices)
     for _ in range(releases[0].steps):
@@ -73,8 +73,9 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
         ):
             if rows.numel():
                 losses = add_clipped(group, rows, counted, privacy.max_grad_norm)
-                total += (losses * counted).sum(1)
-                count += counted.sum(1)
+                finite = counted & losses.isfinite()
+                total += losses.where(finite, 0.0).sum(1)
+                count += finite.sum(1)
         for slot, parameter in parameters.items():
             assert parameter.grad is not None
             for start, end, _ in fold.layouts[slot].spans.values():
@@ -84,7 +85,6 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
             parameter.grad /= expected[:, None]
         group.penalise()
         optimizer.step()
-    check_moved(group, before, [release.sigma for release in releases])
     spreads = [
         noise_in_update(optimizer, release, privacy.max_grad_norm, release.rate * n)
         for release, n in zip(releases, sizes, strict=True)
@@ -114,22 +114,25 @@ def add_clipped(group: Group, index: Tensor, counts: Tensor, max_grad_norm: floa
     if len({product.layer.weight for product in products}) < len(products):
         raise ClientError("private training in groups: a layer is called twice")
     gradients = torch.autograd.grad(losses.sum(), [product.y for product in products])
-    clipped, squares = [], torch.zeros(shape, device=index.device)
+    clipped, squares = [], torch.zeros(shape, dtype=torch.float64, device=index.device)
     for product, gradient in zip(products, gradients, strict=True):
         # [K, B, places, features]: a layer may see several places (patches) of an example.
         x = product.x.detach().reshape(*shape, -1, product.x.shape[-1])
         g = gradient.reshape(*shape, -1, gradient.shape[-1])
-        weight, square = per_sample(x, g)
-        squares += square
+        weight, norm = per_sample(x, g)
+        squares += norm.square()
         if product.layer.bias is not None:
-            squares += g.sum(2).square().sum(2)
+            squares += torch.linalg.vector_norm(g.sum(2), dim=2).double().square()
         clipped.append((product.layer, x, g, weight))
-    factors = (max_grad_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0) * counts
+    factors = clip_factors(squares.sqrt(), max_grad_norm)
+    odd, factors = factors == 0, factors * counts
     for layer, x, g, weight in clipped:
+        g = without(odd, g)
         if weight is None:
-            found = torch.bmm((g * factors[..., None, None]).flatten(1, 2).mT, x.flatten(1, 2))
+            scaled = (g * factors[..., None, None]).flatten(1, 2)
+            found = torch.bmm(scaled.mT, without(odd, x).flatten(1, 2))
         else:
-            found = torch.bmm(factors.unsqueeze(1), weight)
+            found = torch.bmm(factors.unsqueeze(1), without(odd, weight))
         _add(group, layer.slot, layer.weight, found)
         if layer.bias is not None:
             _add(group, layer.slot, layer.bias, torch.bmm(factors.unsqueeze(1), g.sum(2)))
@@ -137,7 +140,7 @@ def add_clipped(group: Group, index: Tensor, counts: Tensor, max_grad_norm: floa
 
 
 def per_sample(x: Tensor, g: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The gradients of a weight per sample [K, B, out * in], and their squared norms [K, B].
+    """The gradients of a weight per sample [K, B, out * in], and their norms [K, B], float64.
 
     Args:
         x: what the layer read, [K, B, places, in].
@@ -147,23 +150,13 @@ def per_sample(x: Tensor, g: Tensor) -> tuple[Tensor | None, Tensor]:
         With one place the gradient is an outer product, whose norm is known without it: None then.
     """
     if x.shape[2] == 1:
-        return None, x.square().sum((2, 3)) * g.square().sum((2, 3))
+        # In float64, where neither factor vanishes or overflows that the product does not.
+        read, written = (
+            torch.linalg.vector_norm(factor, dim=(2, 3), dtype=torch.float64) for factor in (x, g)
+        )
+        return None, read * written
     weight = torch.bmm(g.flatten(0, 1).mT, x.flatten(0, 1)).view(*x.shape[:2], -1)
-    return weight, weight.square().sum(2)
-
-
-def check_moved(group: Group, before: dict[str, Tensor], sigmas: list[float]) -> None:
-    """That every trained tensor of every client moved, which noise alone makes it do.
-
-    Raises:
-        ClientError: one did not: DP training is set up wrongly.
-    """
-    noisy = (torch.tensor(sigmas) > 0).to(group.device)
-    for slot, parameter in group.parameters.items():
-        moved = parameter.detach() != before[slot]
-        for start, end, _ in group.fold.layouts[slot].spans.values():
-            if bool((noisy & ~moved[:, start:end].any(1)).any()):
-                raise ClientError("private training: a trained tensor did not move")
+    return weight, torch.linalg.vector_norm(weight, dim=2).double()
 
 
 def _add(group: Group, slot: str, name: str, found: Tensor) -> None:

@@ -23,7 +23,6 @@ from clients.base import LocalAlgorithm
 from clients.folded_privately import Product, descend_privately
 from clients.trainer import Trainer
 from fedpers.compute import computing_in
-from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
@@ -141,6 +140,8 @@ class Fold:
             else:
                 losses, noise = descend(group, [batches[k] for k in order]), []
         trained = group.trained()
+        for parts, k in zip(trained, order, strict=True):
+            trainers[k].check_finite(phase, parts)
         for row, k in enumerate(order):
             trainer = trainers[k]
             if private:
@@ -305,11 +306,7 @@ class Group:
             self.ends[slot][first:last] = parameter.detach()[first:last]
 
     def trained(self) -> list[dict[str, Part]]:
-        """The trained parts of each client.
-
-        Raises:
-            ClientError: one is no longer finite.
-        """
+        """The trained parts of each client."""
         found: list[dict[str, Part]] = [{} for _ in self.trainers]
         for slot, parameter in self.parameters.items():
             matrix = parameter.detach() if self.ends is None else self.ends[slot]
@@ -317,8 +314,6 @@ class Group:
             if slot in self.blend:
                 frozen = self._column(slot, self.blend[slot])
                 matrix = (matrix - (1 - self.share) * frozen) / self.share
-            if not bool(torch.isfinite(matrix).all()):
-                raise ClientError(f"phase {self.phase.name!r}: part {name!r} is no longer finite")
             for row, vector in zip(found, matrix.cpu(), strict=True):
                 row[name] = Part(layout, vector.clone())
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from clients.account import EXAMPLES, LABELS, Account, check_client
 from clients.base import LocalAlgorithm, check_private, find_algorithm
+from clients.client_level import unchanged
 from clients.clipping import clipped
 from clients.device import Device
 from clients.door import as_declared
@@ -184,7 +186,7 @@ class ClientHost(Keeper):
         self, broadcasts: Mapping[str, Parts], server_round: int
     ) -> dict[str, Answer | Exception]:
         """``train`` for several clients, in groups where that is faster; one that fails costs
-        itself alone."""
+        itself alone, and under privacy by client sends what it received."""
         answers: dict[str, Answer | Exception] = {}
         sizes: dict[str, int] = {}
         for client in broadcasts:
@@ -208,12 +210,8 @@ class ClientHost(Keeper):
                         answers[client] = start
                 except Exception as error:  # whatever a client's data or a plug-in may raise
                     answers[client] = error
-            trained = train_group(
-                self.algorithm,
-                self.groups.fold,
-                [start.trainer for start in begun],
-                [start.working for start in begun],
-            )
+            trainers, workings = [start.trainer for start in begun], [s.working for s in begun]
+            trained = train_group(self.algorithm, self.groups.fold, trainers, workings)
             for start, working in zip(begun, trained, strict=True):
                 try:
                     if isinstance(working, Exception):
@@ -221,6 +219,9 @@ class ClientHost(Keeper):
                     answers[start.client] = self._finish(start, working)
                 except Exception as error:
                     answers[start.client] = error
+        if self.config.privacy.enabled and self.config.privacy.unit == "client":
+            failed = {c: e for c in clients if isinstance(e := answers[c], Exception)}
+            answers |= unchanged(failed, broadcasts, self.declared, self.reasons.note)
         return answers
 
     def _trial(
@@ -270,11 +271,11 @@ class ClientHost(Keeper):
         upload = as_declared(self.algorithm.upload(working), self.declared)
         if (most := self.config.strategy.max_update_norm) is not None:
             upload = clipped(upload, broadcast, most)
-        if kept := self.algorithm.keep(working):
+        if (kept := self.algorithm.keep(working)) and kept.first_not_finite() is None:
             store.save_round(PERSONAL, server_round, kept)
         # Without examples nothing was trained: the loss is unknown, and the weight is 0.
-        loss = sum(trainer.losses.values()) / len(trainer.losses) if trainer.losses else None
-        loss = None if self.holds_back else loss
+        losses = [loss for loss in trainer.losses.values() if isfinite(loss)]
+        loss = sum(losses) / len(losses) if losses and not self.holds_back else None
         privacy = self.config.privacy
         if not privacy.enabled:
             return upload, {"examples": len(trainer.examples), "loss": loss}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from opacus.optimizers import DPOptimizer
 
+from clients.clipping import clip_factors, without
 from fedpers.privacy.noise import Source
 
 
@@ -40,7 +41,8 @@ class NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
         """Add the clipped gradients of the samples at hand to each parameter's ``summed_grad``."""
         rows = self.grad_samples
         norms = torch.stack([row.flatten(1).norm(dim=1) for row in rows], dim=1).norm(dim=1)
-        factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        factors = clip_factors(norms, self.max_grad_norm)
+        rows = [without(factors == 0, row) for row in rows]
         self.source.witness(rows, factors)
         for parameter, row in zip(self.params, rows, strict=True):
             clipped = torch.einsum("i,i...", factors, row)

@@ -105,14 +105,14 @@ class Trainer(ModelView):
         cost the client its round, that the update is missing would tell of the data.
 
         Raises:
-            ClientError: a trained part is no longer finite.
+            ClientError: as in ``check_finite``, or a released phase drew what can be guessed.
         """
         if len(self.examples) == 0:  # a client without examples breaks nothing
             return working
         try:
             return working | self._trained(phase, working)
         except Exception as error:
-            if self.account is None or phase.released:
+            if not self.config.privacy.enabled or phase.released:
                 raise
             self.broken[phase.name] = error
             return working
@@ -134,13 +134,24 @@ class Trainer(ModelView):
         for slot, part in blend.items():
             mixed, frozen = trained[phase.model[slot]], working[part].vector
             trained[phase.model[slot]] = mixed.like((mixed.vector - (1 - share) * frozen) / share)
+        self.check_finite(phase, trained)
+        return trained
+
+    def check_finite(self, phase: Phase, trained: Mapping[str, Part]) -> None:
+        """Refuse what a phase trained where it broke down.
+
+        Not what is released under privacy: it is made of noised sums, and is judged when it leaves.
+        Training it once more would draw other noise, by a choice that nobody was charged for.
+
+        Raises:
+            ClientError: a part is no longer finite.
+        """
         broken = Parts(trained).first_not_finite()
-        if broken is not None:
+        if broken is not None and not (phase.released and self.account is not None):
             raise ClientError(
                 f"phase {phase.name!r}: part {broken!r} is no longer finite; "
                 "lower training.lr, or look for odd values in this client's data"
             )
-        return trained
 
     @contextmanager
     def _drawing(self, phase: Phase) -> Iterator[None]:

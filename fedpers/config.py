@@ -200,7 +200,8 @@ class Privacy:
     ``epsilon`` and ``delta`` (default: a power of ten below 1 / 2n) hold for the whole run, and
     for all runs on the same data whose ``state`` persists. ``accountant``: of the printed figure;
     calibration and budget always use RDP. ``deterministic_for_tests`` draws the noise from the
-    run's seed, which protects nobody.
+    run's seed, which protects nobody. ``input_range``: inputs beyond -input_range..input_range
+    are set to its ends, and NaN to 0, lest an odd value turn an answer into an error.
 
     ``unit: example`` protects each example of a client, from the server too. A released phase takes
     ``steps`` steps of DP-SGD a round, each on a Poisson sample at ``sampling_rate``, per-sample
@@ -223,6 +224,7 @@ class Privacy:
     sampling_rate: float = setting(1.0, above=0, most=1)
     steps: int = setting(1, least=1)
     lr: float | None = setting(None, above=0)
+    input_range: float = setting(1e6, above=0, most=1e6)
     accountant: str = setting("rdp", choices=("rdp", "prv"))
     deterministic_for_tests: bool = False
 

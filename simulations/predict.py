@@ -16,7 +16,7 @@ from clients.base import LocalAlgorithm, find_algorithm
 from clients.trainer import EVALUATION_BATCH, fill
 from fedpers.config import Config, load_config
 from fedpers.data import Task, load_data
-from fedpers.data.arrays import read_arrays, to_inputs
+from fedpers.data.arrays import check_finite, read_arrays, to_inputs
 from fedpers.data.sources import CONVABUSE
 from fedpers.data.tables import csv_inputs
 from fedpers.errors import ConfigError, DataError
@@ -179,6 +179,7 @@ def read_inputs(path: Path, config: Config, task: Task) -> Tensor:
             got = ", ".join(arrays) or "no array"
             raise DataError(f"{path}: got {got}, takes array x")
         kind, x = to_inputs(arrays["x"], f"{path}: x")
+    check_finite(x, f"{path}: inputs")
     if len(x) == 0:
         raise DataError(f"{path}: got no example, takes at least one")
     # Texts are padded to the longest of their file.

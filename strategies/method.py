@@ -231,9 +231,14 @@ class Method:
 
     @property
     def least(self) -> int:
-        """The fewest updates that are mixed. A cohort that is drawn may be of any size."""
+        """The fewest updates that are mixed.
+
+        By client a round releases what it was charged for whoever answers, be it noise alone:
+        whether it does must not hang on clients' data. Where clients add the noise, under
+        encryption, there is none without them: see ``ClientLevel.enough``.
+        """
         if self.client_level is not None and not self.short:
-            return 1 if self.asked else 0
+            return 1 if self.client_level.shares else 0
         return self.config.strategy.min_clients
 
     def _mix(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> bool:

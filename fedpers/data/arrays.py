@@ -71,7 +71,7 @@ def to_inputs(x: NDArray[Any], where: str) -> tuple[str, torch.Tensor]:
     images and become [n, 1, H, W]; [n, C, T] of floats are signals.
 
     Raises:
-        DataError: another type or shape, no examples, NaN or infinity.
+        DataError: another type or shape, or no examples.
     """
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise DataError(f"{where}: got {x.dtype}, takes uint8 or floats; convert it")
@@ -88,14 +88,29 @@ def to_inputs(x: NDArray[Any], where: str) -> tuple[str, torch.Tensor]:
         return KINDS[x.ndim], inputs
     with np.errstate(over="ignore"):
         inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
-    finite = torch.isfinite(inputs).flatten(1).all(1)
+    return KINDS[x.ndim], inputs
+
+
+def check_finite(x: torch.Tensor, where: str) -> None:
+    """Refuse inputs [n, ...] with NaN or infinity.
+
+    Raises:
+        DataError: naming the first such row.
+    """
+    finite = torch.isfinite(x).flatten(1).all(1)
     if not bool(finite.all()):
         row = int(torch.nonzero(~finite)[0])
         raise DataError(
             f"{where}: got NaN, infinity or a number beyond float32 in row {row} (from 0), "
             "takes finite numbers; drop or fill it"
         )
-    return KINDS[x.ndim], inputs
+
+
+def bounded(x: torch.Tensor, most: float) -> torch.Tensor:
+    """Inputs within -most..most, changed in place; NaN becomes 0. Token ids are left alone."""
+    if not x.is_floating_point():
+        return x
+    return x.nan_to_num_(0.0, most, -most).clamp_(-most, most)
 
 
 def to_labels(

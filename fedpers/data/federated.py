@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fedpers.config import Config
+from fedpers.data.arrays import bounded
 from fedpers.data.examples import ClientData, Examples, Table, Task
 from fedpers.data.partition import NAMES, deal, natural_clients, partition_file, read_partition
 from fedpers.data.public import draw_public, takes_from_clients
@@ -52,7 +53,8 @@ class FederatedData:
         return self._examples.x
 
     def client(self, client: str) -> ClientData:
-        """The examples of one client, copied out of the table at each call.
+        """The examples of one client, copied out of the table at each call; under privacy their
+        inputs are bounded by ``privacy.input_range``.
 
         Raises:
             DataError: there is no such client.
@@ -76,7 +78,10 @@ class FederatedData:
         return self._splits[client]
 
     def _take(self, rows: Rows) -> Examples:
-        return self._examples.take(torch.from_numpy(rows))
+        taken, privacy = self._examples.take(torch.from_numpy(rows)), self._config.privacy
+        if privacy.enabled:
+            bounded(taken.x, privacy.input_range)
+        return taken
 
 
 def load_data(config: Config) -> FederatedData:

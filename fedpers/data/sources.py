@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from fedpers.config import Columns, Config
-from fedpers.data.arrays import read_npz
+from fedpers.data.arrays import check_finite, read_npz
 from fedpers.data.examples import Examples, Table
 from fedpers.data.tables import check_columns, csv_table, dataset_table, parquet_table
 from fedpers.errors import ConfigError, DataError
@@ -34,13 +34,20 @@ CONVABUSE = Columns(
 def load_table(config: Config) -> Table:
     """All examples of the source ``data.name``.
 
+    Under privacy values that are not finite are let in, and bounded before they are used: an error
+    would tell of them.
+
     Raises:
         ConfigError: an unknown source, a path or column that is not there.
         DataError: data that cannot be read or used.
     """
     if config.data.name.startswith("hub:"):
-        return _hub(config, config.data.name.removeprefix("hub:"), config.data.columns)
-    return SOURCES.get(config.data.name)(config)
+        table = _hub(config, config.data.name.removeprefix("hub:"), config.data.columns)
+    else:
+        table = SOURCES.get(config.data.name)(config)
+    if not config.privacy.enabled:
+        check_finite(table.examples.x, f"{config.data.path or config.data.name}: inputs")
+    return table
 
 
 @SOURCES.register("digits")

@@ -234,12 +234,12 @@ def opened(serve: Any, folder: Path, *overrides: str, acts: Any = None) -> Any:
     settings = ["privacy.epsilon=1e6", "rounds=2", FIXED, *overrides]
     server = serve("fedavg", *PRIVATE, *settings, hosts=ALL, acts=acts)
     server.strategy.client_level.open(3, folder)
-    assert server.strategy.client_level.sigma < 0.002  # at such an epsilon
     return server
 
 
 def test_a_round(serve: Any, tmp_path: Path) -> None:
     server = opened(serve, tmp_path, "privacy.max_grad_norm=10")
+    assert server.strategy.client_level.sigma < 0.002  # at such an epsilon
     assert server.train() == {"answered": 3, "loss": 0.5}
     # Nobody is clipped, and all count alike: the mean of 1, 2 and 3.
     for part in server.strategy.parts.values():
@@ -286,11 +286,37 @@ def test_a_round_of_nobody_is_noise_alone(serve: Any, tmp_path: Path) -> None:
     assert Ledger(tmp_path / "population.json").releases == [Release(level.sigma, 0.001, 1)]
 
 
-def test_a_charge_stands_before_anybody_is_asked(serve: Any, tmp_path: Path) -> None:
-    server = opened(serve, tmp_path, acts=dict.fromkeys("123", "fail"))
-    assert server.train() == {"answered": 0, "skipped": 1}
+@pytest.mark.parametrize(
+    "acts",
+    [dict.fromkeys("123", "fail"), dict.fromkeys("123", "nan"), {0: "raise", 1: "garbage"}],
+    ids=["fail", "nan", "nodes"],
+)
+def test_a_round_in_which_all_fail_is_noise_alone(
+    serve: Any, tmp_path: Path, acts: dict[Any, str]
+) -> None:
+    # More such rounds than a run without privacy would go on for.
+    settings = ["privacy.max_grad_norm=1", "privacy.epsilon=1", "rounds=5"]
+    server = opened(serve, tmp_path, *settings, acts=acts)
+    level = server.strategy.client_level
+    for server_round in range(1, 6):
+        before = server.strategy.parts
+        assert server.train(server_round) == {"answered": 0}
+        assert set(server.strategy.answers.failures) == {"1", "2", "3"}
+        moved = flat(server.strategy.parts) - flat(before)
+        assert bool((moved != 0).all())
+        typical = level.sigma / 3  # sigma C / (q N)
+        assert 0.3 * typical < float(moved.std()) < 3 * typical
     (release,) = Ledger(tmp_path / "population.json").releases
-    assert release.steps == 1
+    assert release == Release(level.sigma, 1.0, 5)
+
+
+def test_a_round_that_is_not_charged_releases_nothing(serve: Any, tmp_path: Path) -> None:
+    server = opened(serve, tmp_path)
+    for server_round in (1, 2):
+        server.train(server_round)
+    before = server.strategy.parts
+    assert server.train(3) == {"answered": 0}
+    assert server.strategy.parts is before
 
 
 # -- methods -------------------------------------------------------------------------------------

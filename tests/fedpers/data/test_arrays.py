@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpers.data.arrays import read_npz, to_inputs, to_labels, to_names
+from fedpers.data.arrays import check_finite, read_npz, to_inputs, to_labels, to_names
 from fedpers.errors import DataError
 
 
@@ -42,9 +42,6 @@ def test_pixels_are_scaled_and_floats_are_not() -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.array([[1.0], [np.nan]]), "row 1"),
-        (np.array([[-np.inf], [0.0]]), "row 0"),
-        (np.array([[0.0], [0.0], [1e300]]), "row 2"),
         (np.zeros((2, 3), np.int64), "int64"),
         (np.zeros((2, 3), np.complex64), "complex64"),
         (np.zeros(3), r"\(3,\)"),
@@ -58,6 +55,18 @@ def test_bad_inputs_are_one_line(x: np.ndarray[Any, Any], message: str) -> None:
         to_inputs(x, "file: x")
 
     assert str(caught.value).startswith("file: x: got") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "row"), [([1.0, np.nan], 1), ([-np.inf, 0.0], 0), ([0.0, 0.0, 1e300], 2)]
+)
+def test_what_is_not_finite_is_one_line(rows: list[float], row: int) -> None:
+    _, x = to_inputs(np.array(rows)[:, None], "x")
+    with pytest.raises(
+        DataError, match=rf"^file: x: got NaN, .* in row {row} \(from 0\)"
+    ) as caught:
+        check_finite(x, "file: x")
+    assert "\n" not in str(caught.value)
 
 
 def test_labels_by_number_or_by_sorted_text() -> None:
