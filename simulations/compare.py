@@ -126,11 +126,11 @@ def _compared(
 ) -> Iterator[tuple[Cell, dict[str, Any] | None]]:
     todo = []
     for cell in plan:
-        report = folder / cell.name / "report.json"
-        if report.exists() and not report.with_name(ERROR).exists():
-            yield cell, json.loads(report.read_text(encoding="utf-8"))
-        else:
+        report = _finished(folder / cell.name)
+        if report is None:
             todo.append(cell)
+        else:
+            yield cell, report
     texts = {}
     for cell in todo:
         settings = absolute_paths(load_config(config, [*overrides, *cell.overrides]))
@@ -150,6 +150,17 @@ def _compared(
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The report of a run that is over and did not fail."""
+    report = folder / "report.json"
+    if not report.exists() or (folder / ERROR).exists():
+        return None
+    try:
+        return dict(json.loads(report.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):  # damaged: it is run again
+        return None
 
 
 def _run(settings: str, folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ import typer
 from fedpers.errors import FedpersError, RunError
 
 STOPPED = 130
+# What a disk, or the system for it, says of files that it will not have written or read.
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 def show(folder: Path) -> None:
@@ -76,6 +79,12 @@ def errors() -> Iterator[None]:
         sys.stdout.flush()  # so that it is the last line, where both go into one file
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1 if isinstance(error, RunError) else 2) from None
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        sys.stdout.flush()
+        typer.echo(f"error: {error.filename or 'files'}: {error.strerror}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         raise typer.Exit(STOPPED) from None

@@ -139,10 +139,16 @@ def client_folders(run: Path) -> dict[str, Path]:
 
     Raises:
         ConfigError: the run has saved none.
+        DataError: it cannot be seen whose one is.
     """
     found = {}
     for manifest in (run / "adapters").glob("*/manifest.json"):
-        found[str(json.loads(manifest.read_text(encoding="utf-8"))["client"])] = manifest.parent
+        try:
+            client = str(json.loads(manifest.read_text(encoding="utf-8"))["client"])
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(f"{manifest}: cannot be read ({reason}); remove it") from None
+        found[client] = manifest.parent
     if not found:
         takes = "a run that has ended, with evaluation.adapters=true"
         raise ConfigError("RUN", str(run), takes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -18,8 +17,10 @@ from rich.text import Text
 
 from fedpers.config import Config, load_config
 from fedpers.evaluation.counts import MODES
+from fedpers.evaluation.run_files import number, read_lines
 from simulations.runs import SETTINGS, find_run
 
+STAGES = ("train", "combine", "evaluate")
 EVERY = 0.5  # seconds between two looks
 QUANTILES = {"worst": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "best": 1.0}
 
@@ -59,19 +60,23 @@ class State:
         """
         if self.ended or not self.rounds:
             return None
-        each = [sum(line["seconds"].values()) for line in self.rounds.values()]
-        return float(np.mean(each)) * (self.config.rounds - self.done)
+        took = [number(line, "seconds", stage) for line in self.rounds.values() for stage in STAGES]
+        mean = sum(seconds or 0.0 for seconds in took) / len(self.rounds)
+        return mean * (self.config.rounds - self.done)
 
     def accuracies(self, mode: str) -> list[float]:
         """Each client's test accuracy in 0..1; a client without test examples is left out."""
-        counts = [client["test"] for client in self.clients.values()]
-        return [c["correct"][mode] / c["n"] for c in counts if c["n"] and mode in c["correct"]]
+        tests = [client["test"] for client in self.clients.values()]
+        counts = [(number(test, "correct", mode), number(test, "n")) for test in tests]
+        return [right / n for right, n in counts if n and right is not None]
 
 
 def read_state(run: Path) -> State:
     """How the run in the folder ``run`` stands now."""
-    rounds = {line["round"]: line for line in _lines(run / "rounds.jsonl")}
-    results = [line for line in _lines(run / "clients.jsonl") if "test" in line]
+    numbered = [line for line in read_lines(run / "rounds.jsonl") if _numbered(line)]
+    rounds = {line["round"]: line for line in numbered}
+    scored = (line for line in read_lines(run / "clients.jsonl") if _numbered(line))
+    results = [line for line in scored if isinstance(line.get("test"), Mapping)]
     evaluated = max((line["round"] for line in results), default=None)
     files = [run / name for name in (SETTINGS, "rounds.jsonl", "clients.jsonl")]
     written = max(file.stat().st_mtime for file in files if file.exists())
@@ -79,7 +84,7 @@ def read_state(run: Path) -> State:
         run=run.name,
         config=load_config(run / SETTINGS),
         rounds=rounds,
-        clients={line["client"]: line for line in results if line["round"] == evaluated},
+        clients={str(line.get("client")): line for line in results if line["round"] == evaluated},
         evaluated=evaluated,
         idle=max(time.time() - written, 0.0),
         ended=(run / "report.json").exists(),
@@ -117,13 +122,13 @@ def view(state: State) -> Group:
     last = state.rounds.get(state.done, {})
     line = [f"round {state.done}/{state.config.rounds}"]
     if last:
-        line.append(f"{last['answered']} clients")
-        if last["failed"]:
-            line.append(f"{len(last['failed'])} failed")
-    if last.get("loss") is not None:
-        line.append(f"loss {last['loss']:.3f}")
-    if last.get("epsilon") is not None:
-        line.append(f"epsilon {last['epsilon']:.2f} of {state.config.privacy.epsilon:g}")
+        line.append(f"{last.get('answered')} clients")
+        if failed := last.get("failed"):
+            line.append(f"{len(failed)} failed")
+    if (loss := number(last, "loss")) is not None:
+        line.append(f"loss {loss:.3f}")
+    if (epsilon := number(last, "epsilon")) is not None:
+        line.append(f"epsilon {epsilon:.2f} of {state.config.privacy.epsilon:g}")
     if state.ended:
         line.append("ended")
     else:
@@ -133,6 +138,10 @@ def view(state: State) -> Group:
     if state.evaluated is not None:
         shown.append(_quantiles(state))
     return Group(*shown)
+
+
+def _numbered(line: Mapping[str, Any]) -> bool:
+    return type(line.get("round")) is int
 
 
 def _quantiles(state: State) -> Table:
@@ -154,11 +163,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that may be growing; none if it is not there."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from fedpers.encryption.sealed_parts import SealedParts
 from fedpers.errors import ClientError, ConfigError
-from fedpers.files import flush
+from fedpers.files import flush, written
 from fedpers.parts import Part, Parts
 from fedpers.records import Row
 
@@ -22,6 +22,11 @@ log = logging.getLogger("fedpers")
 State = tuple[dict[str, Row], dict[str, Any]]
 """Parts by name, and JSON-able values."""
 
+# What reading a file that is not as it was saved may raise.
+DAMAGED = (
+    *(OSError, SafetensorError, ClientError, RecursionError),
+    *(ValueError, KeyError, TypeError, AttributeError, AssertionError),
+)
 KEPT = 2  # checkpoints; the one before the last stands in for a damaged one
 VALUES = "values"
 
@@ -33,7 +38,16 @@ def members(groups: Mapping[str, Row], kind: str) -> dict[str, Row]:
 
 
 def save_checkpoint(folder: Path, server_round: int, state: State) -> None:
-    """Write the state after a round, whole or not at all, and forget all but the one before it."""
+    """Write the state after a round, whole or not at all, and forget all but the one before it.
+
+    Raises:
+        RunError: the disk is full, or refuses.
+    """
+    with written(folder):
+        _save(folder, server_round, state)
+
+
+def _save(folder: Path, server_round: int, state: State) -> None:
     folder.mkdir(exist_ok=True)
     groups, values = state
     in_the_clear = {name: row for name, row in groups.items() if isinstance(row, Parts)}
@@ -63,28 +77,37 @@ def save_checkpoint(folder: Path, server_round: int, state: State) -> None:
         _remove(old)
 
 
-def load_checkpoint(folder: Path) -> tuple[int, State]:
-    """The last intact checkpoint: the round it was made after, and the state.
+def load_checkpoint(folder: Path, load: Callable[[State], None]) -> int:
+    """Have ``load`` take up the state of the last intact checkpoint; the round it was made after.
+
+    One that is damaged, or lacks what ``load`` looks for, is named in the log.
 
     Raises:
         ConfigError: there is none.
     """
-    for path in sorted(folder.glob("round-*"), reverse=True):
+    found = sorted(folder.glob("round-*"), reverse=True)
+    for path in found:
         try:
-            kept = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            flat = Parts.load(path / "parts.safetensors")
-            groups: dict[str, dict[str, Part]] = {name: {} for name in kept["groups"]}
-            for label, part in flat.items():
-                length, _, rest = label.partition(":")
-                groups[rest[: int(length)]][rest[int(length) :]] = part
-            state: dict[str, Row] = {name: Parts(parts) for name, parts in groups.items()}
-            for k, name in enumerate(kept["sealed"]):
-                state[name] = SealedParts.from_bytes((path / f"{k}.sealed").read_bytes())
-            return int(path.name.removeprefix("round-")), (state, kept[VALUES])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, ClientError) as error:
-            log.warning("%s is damaged (%s): an earlier one is taken", path, error)
-    takes = "a run that has completed a round"
+            load(_read(path))
+            return int(path.name.removeprefix("round-"))
+        except DAMAGED as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            log.warning("%s is damaged (%s): an earlier one is taken", path, reason)
+    takes = "a run with an intact checkpoint" if found else "a run that has completed a round"
     raise ConfigError("resume", str(folder.parent), takes, "start it anew")
+
+
+def _read(path: Path) -> State:
+    kept = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    flat = Parts.load(path / "parts.safetensors")
+    groups: dict[str, dict[str, Part]] = {name: {} for name in kept["groups"]}
+    for label, part in flat.items():
+        length, _, rest = label.partition(":")
+        groups[rest[: int(length)]][rest[int(length) :]] = part
+    state: dict[str, Row] = {name: Parts(parts) for name, parts in groups.items()}
+    for k, name in enumerate(kept["sealed"]):
+        state[name] = SealedParts.from_bytes((path / f"{k}.sealed").read_bytes())
+    return state, kept[VALUES]
 
 
 def _remove(folder: Path) -> None:

@@ -213,7 +213,7 @@ class Method:
             self.sealing.counts = values.get("counts", {})  # a checkpoint of an earlier version
         self.parts, self.signal.moved = groups["parts"], plain(groups["signal"])
         self.rows = members(groups, "row")
-        self.spent, self.spending = set(values["spent"]), values["spending"]
+        self.spent, self.spending = set(values["spent"]), dict(values["spending"])
         self.signal.variance, self.last_round = values["noise"], values["last_round"]
         if self.client_level is not None:
             self.client_level.sigma = values["sigma"]

@@ -27,6 +27,7 @@ from fedpers.evaluation import (
     write_html,
 )
 from fedpers.evaluation.report import privacy_figures, select_round
+from fedpers.files import flush, written
 from fedpers.parts import Parts
 from fedpers.records import Row, pack
 from strategies.checkpoint import load_checkpoint, save_checkpoint
@@ -244,8 +245,7 @@ class RunFiles:
     def restore(self, strategy: PersonalizedStrategy) -> int:
         """Put the strategy where the last checkpoint left it, and take up the lines of the rounds
         up to there; returns that round."""
-        done, state = load_checkpoint(self.folder.path / CHECKPOINT)
-        strategy.load_state(state)
+        done = load_checkpoint(self.folder.path / CHECKPOINT, strategy.load_state)
         lines, self.evaluations = self.folder.read(done)
         for line in lines:
             self._add(line)
@@ -256,7 +256,8 @@ class RunFiles:
         self.rounds.append(line)
         self.client_rounds += line["answered"]
         for stage, seconds in {**line["seconds"], **line["encryption_seconds"]}.items():
-            self.seconds[stage] += seconds
+            if stage in self.seconds:
+                self.seconds[stage] += seconds
 
     def trained(
         self,
@@ -309,11 +310,11 @@ class RunFiles:
         taken, _ = select_round(self.evaluations, wanted)
         if not isinstance(parts, Parts) or not parts or taken not in (None, server_round):
             return
-        temporary = self.folder.path / f".{GLOBAL}.tmp"
-        parts.save(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder.path / GLOBAL)
+        path, temporary = self.folder.path / GLOBAL, self.folder.path / f".{GLOBAL}.tmp"
+        with written(path):
+            parts.save(temporary)
+            flush(temporary)
+            os.replace(temporary, path)
 
     def round_over(
         self, server_round: int, answers: Answers, metrics: dict[str, Any], scores: dict[str, Any]

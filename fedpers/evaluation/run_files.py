@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def read_run(folder: Path) -> RunRecord:
         raise ConfigError("RUN", str(folder), "the folder of a finished run, with report.json")
     results: dict[str, ClientResult] = {}
     failures: dict[str, int] = {}
-    for line in _lines(folder / "clients.jsonl"):
+    for line in read_lines(folder / "clients.jsonl"):
         if "error" in line:
             client = str(line.get("client"))
             failures[client] = failures.get(client, 0) + 1
@@ -74,7 +74,7 @@ def read_run(folder: Path) -> RunRecord:
             results[result.client] = result  # of two lines the later holds
     rounds = {
         line["round"]: line
-        for line in _lines(folder / "rounds.jsonl")
+        for line in read_lines(folder / "rounds.jsonl")
         if type(line.get("round")) is int
     }
     settings = _text(folder / "config.yaml") or ""
@@ -93,6 +93,26 @@ def read_run(folder: Path) -> RunRecord:
         audit=_object(folder / "audit.json"),
         picture=_picture(folder / "inversion.png"),
     )
+
+
+def read_lines(path: Path, damaged: Callable[[int], None] | None = None) -> list[dict[str, Any]]:
+    """The objects of a file that holds one a line; what cannot be read is left out.
+
+    Args:
+        damaged: told the number, from 1, of each line that cannot be read. A last one without its
+            end is being written, or was cut off.
+    """
+    found, pieces = [], (_text(path) or "").split("\n")
+    for number, line in enumerate(pieces, 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        elif damaged is not None and number < len(pieces):
+            damaged(number)
+    return found
 
 
 def number(data: Any, *keys: str) -> float | None:
@@ -117,16 +137,6 @@ def _object(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in (_text(path) or "").split("\n"):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            yield found
 
 
 def _picture(path: Path) -> bytes | None:

@@ -12,12 +12,14 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fedpers.config import Config, load_config
 from fedpers.errors import ConfigError
 from fedpers.evaluation.counts import ClientResult
+from fedpers.evaluation.run_files import read_lines
 from fedpers.files import lock, written
 
 if TYPE_CHECKING:
@@ -123,16 +125,29 @@ class RunFolder:
     def read(self, last: int) -> tuple[list[dict[str, Any]], dict[int, list[ClientResult]]]:
         """The lines of the rounds up to ``last``, and the evaluations by round.
 
-        Of two lines of a round, or of a round and client, the later one counts.
+        Of two lines of a round, or of a round and client, the later one counts. One that cannot be
+        read is named in the log and left out.
         """
-        rounds = {line["round"]: line for line in read_lines(self.path / "rounds.jsonl")}
+        rounds = {line["round"]: line for line in self._lines("rounds.jsonl") if _summable(line)}
         results: dict[int, dict[str, ClientResult]] = {}
-        for line in read_lines(self.path / "clients.jsonl"):
-            if "error" not in line and line["round"] <= last:
-                of_round = results.setdefault(line["round"], {})
-                of_round[line["client"]] = ClientResult.from_json(line)
+        for line in self._lines("clients.jsonl"):
+            if "error" in line or type(line.get("round")) is not int or line["round"] > last:
+                continue
+            try:
+                result = ClientResult.from_json(line)
+            except ValueError as error:
+                told = "clients.jsonl: a line of round %d is left out: %s"
+                log.warning(told, line["round"], error)
+                continue
+            results.setdefault(line["round"], {})[result.client] = result
+        if missing := [number for number in range(1, last + 1) if number not in rounds]:
+            log.warning("rounds.jsonl: the report goes without rounds %s, not there whole", missing)
         lines = [rounds[number] for number in sorted(rounds) if number <= last]
         return lines, {number: list(found.values()) for number, found in results.items()}
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        warn = partial(log.warning, "%s: line %d cannot be read, and is left out", name)
+        return read_lines(self.path / name, warn)
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Write ``report.json``, whole or not at all; NaN and infinities become null."""
@@ -185,10 +200,14 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {k: v for n, x in value.items() for k, v in _flat(x, f"{key}.{n}".strip(".")).items()}
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that holds one a line; a last line that was cut off is left out."""
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in whole]
+def _summable(line: Mapping[str, Any]) -> bool:
+    """Whether a round's line has what a report adds up."""
+    counts = [line.get(name) for name in ("round", "answered", "uplink_bytes", "downlink_bytes")]
+    times = [line.get(name) for name in ("seconds", "encryption_seconds")]
+    return all(type(count) is int for count in counts) and all(
+        isinstance(stages, Mapping) and all(isinstance(s, int | float) for s in stages.values())
+        for stages in times
+    )
 
 
 def _plain(name: str) -> str:
@@ -210,11 +229,16 @@ def _write_line(file: TextIO, line: Mapping[str, Any]) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, finds the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # which a full disk does not name
+        raise
 
 
 def _finite(value: Any) -> Any:

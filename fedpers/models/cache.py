@@ -55,8 +55,8 @@ def cached(key: str, compute: Callable[[], Mapping[str, torch.Tensor]]) -> dict[
                 temporary = path.with_suffix(f".{os.getpid()}.tmp")
                 save_file(tensors, temporary, metadata)
                 os.replace(temporary, path)
-    except OSError as error:
-        takes = f"a folder that can be written ({error.strerror or error})"
+    except (OSError, SafetensorError) as error:
+        takes = f"a folder that can be written ({getattr(error, 'strerror', None) or error})"
         raise ConfigError("FEDPERS_CACHE", str(folder), takes) from None
     return tensors
 
