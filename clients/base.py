@@ -62,7 +62,7 @@ class LocalAlgorithm:
             model: the resident model that all clients of this process share, turn by turn.
             params: an instance of ``Params``.
         """
-        self.config, self.params = config, params
+        self.config, self.params, self.task = config, params, model.task
         self.extend(model)
         self.slots = tuple(model.slots)
         if "private" in self.slots and {"body"} <= {*self.keeps} & {*self.sends}:
@@ -184,13 +184,13 @@ class LocalAlgorithm:
         return working
 
     def predict(self, mode: str, working: Parts, x: Tensor, view: ModelView) -> Tensor | None:
-        """Logits [n, classes] in a mode, or None if there is no such model.
+        """Scores [n, ...] in a mode, or None if there is no such model.
 
         Args:
             view: runs the model; the client's examples are not to be had from it.
         """
         filling = self.filled(mode)
-        return None if filling is None else view.outputs(filling, working, x).logits
+        return None if filling is None else view.outputs(filling, working, x).scores
 
     def upload(self, working: Parts) -> Parts:
         """The parts that leave. Default: the working parts of ``sends``."""

@@ -15,7 +15,6 @@ from clients.failures import Reasons
 from clients.host import ClientHost, host_of
 from clients.keeper import Keeper, keeper_of, stores_of
 from fedpers.config import config_from_json
-from fedpers.data import Task
 from fedpers.failures import FAILED
 from fedpers.records import in_the_clear, pack, unpack
 
@@ -150,7 +149,7 @@ def _host(body: Body, context: Context) -> ClientHost:
         body["run_folder"],
         Device.of(context.node_config),
         body["base"],
-        Task(body["task"][0], tuple(body["task"][1]), body["task"][2]),
+        body["schema"],
     )
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from clients.keeper import Keeper
 from fedpers.encryption.sealed_parts import Group, SealedParts
 from fedpers.errors import ClientError
-from fedpers.evaluation.counts import MOST
 from fedpers.failures import FAILED, SPENT
 from fedpers.parts import Layout, Parts
 from fedpers.records import Row
+from fedpers.tasks.checks import MOST
 
 log = logging.getLogger("fedpers")
 

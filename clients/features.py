@@ -42,7 +42,7 @@ class FeatureCache:
         self._mapped: dict[str, ClientData] = {}
         self._bytes = 0
         self._encoded: dict[bytes, Tensor] = {}
-        if stem and data.task.kind == "text":
+        if stem and data.signature.kind == "text":
             self._encoded = encode_texts(data, model, limit)
 
     def client(self, client: str) -> ClientData:

@@ -15,7 +15,7 @@ from fedpers.config import setting
 from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import FrozenHead, PolicyGate
 from fedpers.parts import Part, Parts
-from fedpers.phases import Phase, cross_entropy
+from fedpers.phases import Phase
 
 BANDWIDTHS = (10.0, 15.0, 20.0, 50.0)
 
@@ -36,7 +36,7 @@ class FedCP(LocalAlgorithm):
     """Body f, gate (CPN), personal head W_i; frozen during a round: global head W_g, body f_g.
 
     z = f(x); context c = z * v_i / ||v_i||, where v_i is the sum of W_i's rows, taken once when W_g
-    is received; (r, s) = CPN(c); logits = W_i (r * z) + W_g (s * z) + b. Loss: cross-entropy +
+    is received; (r, s) = CPN(c); scores = W_i (r * z) + W_g (s * z) + b. Loss: the task's +
     lambda MMD(f(X), f_g(X)). Sent: f, the CPN and the mixed head 0.5 W_i + 0.5 W_g.
 
     Where the published code errs, this does not: no Gumbel noise in predictions; one bias, the
@@ -71,8 +71,8 @@ class FedCP(LocalAlgorithm):
         features = model.features(x)
         uniform = model.uniform(len(x), 2 * model.feature_dim) if training else None
         r, s = gate(features * frozen.vector, uniform)
-        global_logits = (s * features) @ frozen.weight.T
-        return Outputs(features, model.head(r * features) + global_logits)
+        global_scores = (s * features) @ frozen.weight.T
+        return Outputs(features, model.head(r * features) + global_scores)
 
     def phases(self) -> Sequence[Phase]:
         """Body, personal head and gate together; the alignment is to the received body."""
@@ -84,7 +84,7 @@ class FedCP(LocalAlgorithm):
                 model=model,
                 trains=tuple(slot for slot in self.slots if slot != "frozen"),
                 released=True,
-                loss=self.aligned_loss if aligned and private else cross_entropy,
+                loss=self.aligned_loss if aligned and private else None,
                 batch_loss=self.alignment if aligned and not private else None,
                 reference={**model, "body": "received.body"} if aligned else None,
             )
@@ -101,14 +101,14 @@ class FedCP(LocalAlgorithm):
         shares add up to 1, changes nothing."""
         return self.branch(self.keeps if mode == "personal" else ())
 
-    def aligned_loss(self, outputs: Outputs, labels: Tensor, reference: Outputs | None) -> Tensor:
-        """For private runs, as MMD looks across a batch: per sample [batch], cross-entropy plus
+    def aligned_loss(self, outputs: Outputs, targets: Tensor, reference: Outputs | None) -> Tensor:
+        """For private runs, as MMD looks across a batch: per sample [batch], the task's loss plus
         lambda ||f(x) - f_g(x)||^2 / d."""
         assert reference is not None
         distance = (outputs.features - reference.features).square().mean(dim=1)
-        return cross_entropy(outputs, labels, reference) + float(self.params.lam) * distance
+        return self.task.loss(outputs, targets) + float(self.params.lam) * distance
 
-    def alignment(self, outputs: Outputs, labels: Tensor, reference: Outputs | None) -> Tensor:
+    def alignment(self, outputs: Outputs, targets: Tensor, reference: Outputs | None) -> Tensor:
         """lambda times the squared MMD between a batch's features now and as received."""
         assert reference is not None
         return mmd(outputs.features, reference.features) * float(self.params.lam)

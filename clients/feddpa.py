@@ -93,12 +93,12 @@ class FedDPA(LocalAlgorithm):
             return super().predict("global", working, x, view)
         levels = (self.instance_weights(working, x, view).cpu() * LEVELS).round()
         filling = self.filled("personal")
-        logits = torch.zeros(len(x), view.num_classes)
+        scores = torch.zeros(len(x), view.task.outputs)
         for level in torch.unique(levels):
             chosen = levels == level
             mixed = working | self.mixture(working, float(level) / LEVELS)
-            logits[chosen] = view.outputs(filling, mixed, x[chosen]).logits.cpu()
-        return logits
+            scores[chosen] = view.outputs(filling, mixed, x[chosen]).scores.cpu()
+        return scores
 
     def instance_weights(self, working: Parts, x: Tensor, view: ModelView) -> Tensor:
         """c(x) in (0, share] for each instance, [n]."""

@@ -173,7 +173,8 @@ class Fold:
                 raise ValueError(
                     f"fold: the forward pass does not call the layer of {layer.weight}"
                 )
-        return [Outputs(*pair) for pair in zip(*(o.split(len(x)) for o in found), strict=True)]
+        n = len(x)
+        return [found.take(slice(k * n, (k + 1) * n)) for k in range(len(filled))]
 
     def use(self, matrices: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Compute with these matrices [K, size] from now on.
@@ -237,7 +238,7 @@ class Group:
         self, fold: Fold, phase: Phase, trainers: Sequence[Trainer], workings: Sequence[Parts]
     ) -> None:
         self.fold, self.phase, self.trainers, self.workings = fold, phase, trainers, workings
-        self.device = fold.model.device
+        self.device, self.objective = fold.model.device, phase.objective(fold.model.task)
         self.blend, self.share = phase.blend or ({}, 1.0)
         self.x = torch.cat([trainer.examples.x for trainer in trainers])
         self.y = torch.cat([trainer.examples.y for trainer in trainers])
@@ -249,7 +250,7 @@ class Group:
                 trainer.outputs(phase.reference, working, trainer.examples.x)
                 for trainer, working in zip(trainers, workings, strict=True)
             ]
-            self.reference = Outputs(*(torch.cat(pieces) for pieces in zip(*each, strict=True)))
+            self.reference = Outputs.cat(each)
         self.matrices = {slot: self._stacked(slot) for slot in fold.layouts}
         self.parameters = {slot: nn.Parameter(self.matrices[slot]) for slot in phase.trains}
         for parameter in self.parameters.values():
@@ -270,9 +271,8 @@ class Group:
         flat = index.reshape(-1)
         with computing_in(self.trainers[0].config.training.precision, self.device):
             found: Outputs = self.fold.model(self.x[flat])
-        outputs = Outputs(found.features.float(), found.logits.float())
-        seen = None if self.reference is None else Outputs(*(r[flat] for r in self.reference))
-        return self.phase.loss(outputs, self.y[flat], seen).view(index.shape)
+        seen = None if self.reference is None else self.reference.take(flat)
+        return self.objective(found.float(), self.y[flat], seen).view(index.shape)
 
     def padded(self, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Batches [b_k] of the first clients as rows of ``x`` [k, B], and which of them count; from

@@ -290,10 +290,10 @@ def disagreement(fold: Fold, x: Tensor) -> str | None:
         for slot, part in parts.items():
             model.write(slot, part)
         with torch.no_grad():
-            alone = model(x).logits
-        if not torch.allclose(alone, together.logits, rtol=AGREE, atol=AGREE):
+            alone = model(x).scores
+        if not torch.allclose(alone, together.scores, rtol=AGREE, atol=AGREE):
             return (
-                f"in a group the model's logits differ by {(alone - together.logits).abs().max()}"
+                f"in a group the model's scores differ by {(alone - together.scores).abs().max()}"
             )
     return None
 

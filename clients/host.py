@@ -28,7 +28,7 @@ from clients.store import ClientStore
 from clients.trainer import ModelView, Trainer, fill
 from fedpers.compute import device_for
 from fedpers.config import Config, config_from_json
-from fedpers.data import FederatedData, Task, device_data, load_data
+from fedpers.data import FederatedData, Schema, device_data, load_data
 from fedpers.errors import ClientError, DataError
 from fedpers.evaluation import ClientResult
 from fedpers.failures import DATA
@@ -65,17 +65,18 @@ def host_of(
     run_folder: str,
     device: Device | None = None,
     base: str | None = None,
-    task: Task | None = None,
+    schema: str | None = None,
 ) -> ClientHost:
     """This process's host for a run. Model and data load once per process and configuration.
 
     Args:
         run_folder: the server's; a device keeps its own under its ``state``.
         base: what a device needs of the model besides the settings, by digest.
-        task: what the server's data make.
+        schema: of the server's data, as JSON.
     """
     config, stores = config_from_json(settings), stores_of(run_folder, device)
-    return ClientHost(config, algorithm, server_params, stores, device, base, task)
+    given = Schema.from_json(schema) if schema else None
+    return ClientHost(config, algorithm, server_params, stores, device, base, given)
 
 
 class ClientHost(Keeper):
@@ -88,7 +89,7 @@ class ClientHost(Keeper):
         stores: the folder of the clients' stores.
         device: where the node is one; it hosts one client, and its ledger outlives runs.
         base: see ``host_of``.
-        task: see ``host_of``.
+        schema: of the server's data.
         sources: see ``Keeper``.
     """
 
@@ -100,7 +101,7 @@ class ClientHost(Keeper):
         stores: Path,
         device: Device | None = None,
         base: str | None = None,
-        task: Task | None = None,
+        schema: Schema | None = None,
         sources: Sources | None = None,
     ) -> None:
         torch.set_num_threads(config.simulation.cpus_per_node)
@@ -115,7 +116,7 @@ class ClientHost(Keeper):
         else:
             self.ledgers = device.state / "ledgers"
             with withheld(DATA):
-                self.data = device_data(config, device.client, device.data, task)
+                self.data = device_data(config, device.client, device.data, schema)
             self.model = build_model(config, self.data, device.base(base) if base else None)
         # What convolutions compute fastest in; other layers are as they were.
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

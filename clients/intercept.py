@@ -40,7 +40,7 @@ class Intercept(LocalAlgorithm):
 
     def extend(self, model: PersonalModel) -> None:
         """The intercepts, zero at first."""
-        model.add_slot("intercept", Intercepts(model.num_classes))
+        model.add_slot("intercept", Intercepts(model.task.outputs))
 
     def receive(self, broadcast: Parts, personal: Parts) -> Parts:
         """As the base, with intercepts of zero for the global model."""

@@ -48,6 +48,6 @@ class PerAda(LocalAlgorithm):
         return two_branches(self, params.lam, epochs=params.personal_epochs, lr=params.personal_lr)
 
     def derived(self, name: str, upload: Parts, view: ModelView, public: Tensor) -> Part:
-        """The logits on the public examples, to be averaged, divided by 4 to keep them small."""
-        logits = view.outputs(self.branch(()), self.receive(upload, Parts()), public).logits
-        return Part.of({"logits": logits / LOGITS_SCALE})
+        """The scores on the public examples, to be averaged, divided by 4 to keep them small."""
+        scores = view.outputs(self.branch(()), self.receive(upload, Parts()), public).scores
+        return Part.of({"logits": scores / LOGITS_SCALE})

@@ -46,7 +46,7 @@ class Prior(LocalAlgorithm):
 
     def extend(self, model: PersonalModel) -> None:
         """The two label distributions."""
-        model.add_slot("prior", LabelPrior(model.num_classes))
+        model.add_slot("prior", LabelPrior(model.task.outputs))
 
     def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
         """The model's logits plus the correction; zero unless ``prior`` is the client's."""
@@ -90,7 +90,7 @@ class Prior(LocalAlgorithm):
 
     def labels(self, trainer: Trainer) -> Tensor:
         """The class of each training example, [n, C] of ones and zeros."""
-        return F.one_hot(trainer.examples.y.cpu(), trainer.num_classes).float()
+        return F.one_hot(trainer.examples.y.cpu(), trainer.task.outputs).float()
 
 
 def smoothed(counts: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a client's models are right and wrong about: on its own examples, and on others'."""
+"""How well a client's models predict: on its own examples, and on others'."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from clients.base import LocalAlgorithm
 from clients.trainer import ModelView
 from fedpers.compute import CPU
 from fedpers.data import Examples
-from fedpers.evaluation import ClientResult, Counts
+from fedpers.evaluation import ClientResult
 from fedpers.parts import Parts
 from fedpers.seeding import seed_for
+from fedpers.tasks.base import Tally
 
 if TYPE_CHECKING:
     from clients.host import ClientHost
@@ -36,7 +37,7 @@ class Scoring:
         self._outside: dict[str, Examples] = {}
 
     def score(self, client: str, working: Parts, baseline: Parts) -> ClientResult:
-        """Right and wrong answers of each model that a client has, on each of its splits.
+        """The tally of each model that a client has, on each of its splits.
 
         Args:
             working: the client's parts, with what the method recalls of its examples.
@@ -48,31 +49,31 @@ class Scoring:
         if host.config.evaluation.outside:
             sets.append(self.others(client).to(host.model.device))
         x, sizes = torch.cat([examples.x for examples in sets]), [len(e) for e in sets]
-        logits: dict[str, Sequence[Tensor]] = {}
+        scores: dict[str, Sequence[Tensor]] = {}
 
-        def predict(mode: str, scores: Tensor | None) -> None:
-            if scores is not None:
-                logits[mode] = torch.split(scores.cpu(), sizes)
+        def predict(mode: str, found: Tensor | None) -> None:
+            if found is not None:
+                scores[mode] = torch.split(found.cpu(), sizes)
 
         predict("personal", host.algorithm.predict("personal", working, x, host.view))
         if self._one_model:
-            logits["global"] = logits["personal"]
+            scores["global"] = scores["personal"]
         else:
             predict("global", host.algorithm.predict("global", working, x, host.view))
         if baseline:
             plain = ModelView(host.model, host.local)
             predict("local", host.local.predict("personal", baseline, x, plain))
 
-        def count(k: int, *, detail: bool = False) -> Counts:
-            found = {mode: scores[k] for mode, scores in logits.items()}
-            return Counts.of_logits(sets[k].y.cpu(), found, detail=detail)
+        def tally(k: int, *, detail: bool = False) -> Tally:
+            found = {mode: of_sets[k] for mode, of_sets in scores.items()}
+            return host.data.task.tally(found, sets[k].y.cpu(), detail=detail)
 
         return ClientResult(
             client=client,
             train=len(split.train),
-            val=count(0),
-            test=count(1, detail=True),
-            outside=count(2) if len(sets) > 2 else None,
+            val=tally(0),
+            test=tally(1, detail=True),
+            outside=tally(2) if len(sets) > 2 else None,
         )
 
     @cached_property

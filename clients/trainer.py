@@ -35,15 +35,10 @@ class ModelView:
 
     def __init__(self, model: PersonalModel, algorithm: LocalAlgorithm) -> None:
         self.model, self.algorithm = model, algorithm
-        self.device = model.device
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return self.model.num_classes
+        self.device, self.task = model.device, model.task
 
     def outputs(self, filling: Mapping[str, str], working: Parts, x: Tensor) -> Outputs:
-        """Features [n, d] and logits [n, classes] of the model filled with working parts, on its
+        """Features [n, d] and scores [n, ...] of the model filled with working parts, on its
         device.
 
         Raises:
@@ -55,10 +50,7 @@ class ModelView:
                 self.algorithm.forward(self.model, piece.to(self.device))
                 for piece in torch.split(x, EVALUATION_BATCH)
             ]
-        return Outputs(
-            torch.cat([piece.features for piece in pieces]),
-            torch.cat([piece.logits for piece in pieces]),
-        )
+        return Outputs.cat(pieces)
 
     def _fill(self, filling: Mapping[str, str], working: Parts) -> None:
         if missing := [slot for slot in self.algorithm.slots if slot not in filling]:
@@ -186,14 +178,14 @@ class Trainer(ModelView):
         if phase.released and self.account is not None:
             return self._descend_privately(phase, working, reference, share)
         anchors = self._anchors(phase, working)
-        optimizer = self.optimizer(phase, parameters, share)
+        optimizer, objective = self.optimizer(phase, parameters, share), phase.objective(self.task)
         # Summed where they are: no step waits for its loss.
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for drawn in self.batches(phase):
             batch = drawn.to(self.device, non_blocking=True)
             outputs = self._forward(x[batch])
-            seen = None if reference is None else Outputs(*(r[batch] for r in reference))
-            loss = phase.loss(outputs, y[batch], seen).mean()
+            seen = None if reference is None else reference.take(batch)
+            loss = objective(outputs, y[batch], seen).mean()
             total.add_(loss.detach(), alpha=len(batch))
             count += len(batch)
             if phase.batch_loss is not None:
@@ -208,7 +200,7 @@ class Trainer(ModelView):
         """The forward pass of training, in ``training.precision``; the outputs are float32."""
         with computing_in(self.config.training.precision, self.device):
             outputs = self.algorithm.forward(self.model, x, training=True)
-        return Outputs(outputs.features.float(), outputs.logits.float())
+        return outputs.float()
 
     def _descend_privately(
         self, phase: Phase, working: Parts, reference: Outputs | None, share: float
@@ -217,13 +209,13 @@ class Trainer(ModelView):
         assert self.account is not None
         privacy = self.config.privacy
         parameters = self._only(phase.trains)
-        anchors = self._anchors(phase, working)
+        anchors, objective = self._anchors(phase, working), phase.objective(self.task)
 
         def losses(drawn: Tensor) -> Tensor:
             batch = drawn.to(self.device, non_blocking=True)
             outputs = self.algorithm.forward(self.model, self.examples.x[batch], training=True)
-            seen = None if reference is None else Outputs(*(r[batch] for r in reference))
-            return phase.loss(outputs, self.examples.y[batch], seen)
+            seen = None if reference is None else reference.take(batch)
+            return objective(outputs, self.examples.y[batch], seen)
 
         optimizer = self.optimizer(phase, parameters, share, privacy.lr)
         release = self.account.take_phase()
@@ -289,7 +281,7 @@ class Trainer(ModelView):
             parameter.grad = torch.zeros_like(parameter)
         chosen = self.examples.take(batch.to(self.device))
         outputs = self.algorithm.forward(self.model, chosen.x, training=True)
-        loss = phase.loss(outputs, chosen.y, None).mean()
+        loss = phase.objective(self.task)(outputs, chosen.y, None).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = {}
         for slot in phase.trains:

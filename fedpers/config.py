@@ -6,8 +6,8 @@ Every wrong setting is one ``ConfigError`` that names the key, what it got and w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedpers.config_errors import check_ranges, fold_of, line_of, translate
 from fedpers.errors import ConfigError
-
-
-def setting(
-    default: Any,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-    choices: Sequence[str] = (),
-) -> Any:
-    """A field with a range (``above`` and ``below`` are exclusive) or a list of choices.
-
-    Also for the ``Params`` of a method, see ``params_of``.
-    """
-    limits = {"above": above, "least": least, "below": below, "most": most}
-    metadata = {"limits": limits, "choices": tuple(choices)}
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+from fedpers.params import NoParams as NoParams
+from fedpers.params import params_of as params_of
+from fedpers.params import setting as setting
 
 
 @dataclass
@@ -98,6 +81,14 @@ class Data:
     val_fraction: float = setting(0.15, least=0, below=1)
     test_fraction: float = setting(0.25, above=0, below=1)
     max_train: int | None = setting(None, least=1)
+
+
+@dataclass
+class TaskSettings:
+    """What is learned: a registered name or ``package.module:Class``, and its own parameters."""
+
+    name: str = "classification"
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -290,6 +281,7 @@ class Config:
     rounds: int = setting(20, least=1)
     round_timeout: float = setting(3600.0, above=0)
     data: Data = field(default_factory=Data)
+    task: TaskSettings = field(default_factory=TaskSettings)
     model: Model = field(default_factory=Model)
     strategy: Strategy = field(default_factory=Strategy)
     training: Training = field(default_factory=Training)
@@ -344,46 +336,16 @@ def config_from_json(text: str) -> Config:
     return _merge([OmegaConf.create(json.loads(text))])
 
 
-@dataclass
-class NoParams:
-    """For a method, or a side of one, without parameters of its own."""
-
-
-def params_of(schema: type, params: Mapping[str, Any], *, also: Sequence[str] = ()) -> Any:
-    """``strategy.params`` as an instance of a method's own dataclass ``schema``.
-
-    Args:
-        schema: a dataclass whose fields may carry ranges (see ``setting``).
-        params: what the user set.
-        also: names that the method's other side takes; they are left out here.
-
-    Raises:
-        ConfigError: a name that neither side takes, a wrong type, an impossible value.
-    """
-    own = {f.name for f in fields(schema)}
-    for name in params:
-        if name not in own and name not in also:
-            known = ", ".join(sorted({*own, *also})) or "no parameters"
-            raise ConfigError(f"strategy.params.{name}", params[name], f"one of: {known}")
-    cfg = OmegaConf.structured(schema)
-    given = {name: value for name, value in params.items() if name in own}
-    try:
-        result = OmegaConf.to_object(OmegaConf.merge(cfg, given))
-    except OmegaConfBaseException as error:
-        raise translate(error, schema, given, "strategy.params") from None
-    check_ranges(result, "strategy.params")
-    return result
-
-
 def _merge(layers: Sequence[Any]) -> Config:
     cfg = OmegaConf.structured(Config)
     for layer in layers:
         if not isinstance(layer, DictConfig):
             raise ConfigError("config", OmegaConf.to_container(layer), "a mapping of settings")
         try:
-            name = OmegaConf.select(layer, "strategy.name")
-            if name is not None and name != cfg.strategy.name:
-                cfg.strategy.params = {}  # parameters belong to their method
+            for section in ("strategy", "task"):
+                name = OmegaConf.select(layer, f"{section}.name")
+                if name is not None and name != cfg[section].name:
+                    cfg[section].params = {}  # parameters belong to their method or task
             cfg = OmegaConf.merge(cfg, layer)
         except OmegaConfBaseException as error:
             raise translate(error, Config, OmegaConf.to_container(layer)) from None

@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from fedpers.models.personal import Outputs
+from fedpers.outputs import Outputs
+from fedpers.tasks.base import Task
 
 Loss = Callable[[Outputs, Tensor, Outputs | None], Tensor]
-"""(outputs, labels [batch], the reference model's outputs) -> a loss per sample [batch].
+"""(outputs, targets [batch, ...], the reference model's outputs) -> a loss per sample [batch].
 
 Pure and per sample: it changes no module and never looks across the batch. That is what lets
 the trainer run the same method plainly or under differential privacy.
 """
-
-
-def cross_entropy(outputs: Outputs, labels: Tensor, reference: Outputs | None) -> Tensor:
-    """Cross-entropy per sample, [batch]."""
-    return F.cross_entropy(outputs.logits, labels, reduction="none")
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,8 @@ class Phase:
         model: which working part fills each slot of the model, as {"head": "personal.head"}.
         trains: the slots that are trained; their working parts are replaced by the result.
         released: whether the result leaves the client or influences what leaves.
-        loss: per sample.
-        batch_loss: a term over the whole batch, (outputs, labels, reference) -> scalar, that no
+        loss: per sample; None for the task's own.
+        batch_loss: a term over the whole batch, (outputs, targets, reference) -> scalar, that no
             per-sample guarantee covers.
         prox: a penalty on the trained parameters.
         reference: slots of a second, frozen model whose outputs the loss sees.
@@ -56,7 +51,7 @@ class Phase:
     model: Mapping[str, str]
     trains: tuple[str, ...]
     released: bool
-    loss: Loss = cross_entropy
+    loss: Loss | None = None
     batch_loss: Loss | None = None
     prox: Prox | None = None
     reference: Mapping[str, str] | None = None
@@ -66,3 +61,7 @@ class Phase:
     batch_size: int | None = None
     steps: int | None = None
     decays: bool = True
+
+    def objective(self, task: Task) -> Loss:
+        """The loss that is trained on."""
+        return self.loss or (lambda outputs, targets, reference: task.loss(outputs, targets))

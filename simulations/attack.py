@@ -27,12 +27,13 @@ from clients.clipping import clipped
 from clients.features import FeatureCache
 from clients.host import ClientHost
 from fedpers.config import Config, load_config
-from fedpers.data import Examples, FederatedData, Task
+from fedpers.data import Examples, FederatedData
 from fedpers.errors import ConfigError, RunError
-from fedpers.evaluation import ClientResult
+from fedpers.evaluation import ClientResult, metrics
 from fedpers.models import build_model
 from fedpers.parts import Parts
 from fedpers.seeding import seed_for, torch_generator
+from fedpers.tasks import Classification
 from simulations.audited import Replaced, audited, start_over
 from simulations.checks import absolute_paths, check
 from simulations.compare import Cell, cells
@@ -80,7 +81,7 @@ class Attack:
     def poisoned(self, train: Examples, data: FederatedData, seed: int, client: str) -> Examples:
         """A malicious client's training examples."""
         if self.kind == "label-flip":
-            return Examples(train.x, data.task.num_classes - 1 - train.y)
+            return Examples(train.x, data.task.outputs - 1 - train.y)
         if self.kind == "backdoor":
             order = torch_generator(seed, "backdoor", client)
             chosen = torch.randperm(len(train), generator=order)[: len(train) // 2]
@@ -109,7 +110,7 @@ def triggered(x: Tensor, data: FederatedData) -> Tensor:
     corner of an image (a quarter of its height and width), else in the first 1/16 of the features.
     """
     x, high = x.clone(), float(data.inputs.max())
-    if data.task.kind == "image":
+    if data.signature.kind == "image":
         height, width = (max(1, side // 4) for side in x.shape[-2:])
         x[..., -height:, -width:] = high
     else:
@@ -143,7 +144,7 @@ def run_attack(config: Config, attack: Attack) -> Outcome:
     config = replace(config, evaluation=replace(config.evaluation, outside=0))
     with audited(config) as host:
         data = host.data
-        _check(config, attack, data.task)
+        _check(config, attack, data)
         strategy = find_strategy(config)(config, build_model(config, data), data)
         malicious = attack.malicious(data.clients, config.seed)
         honest = [client for client in data.clients if client not in malicious]
@@ -166,23 +167,24 @@ def run_attack(config: Config, attack: Attack) -> Outcome:
         host.examples = FeatureCache(host.data, host.model) if config.model.cache else host.data
         hit = _score(host, strategy, honest)
     accuracy, success = {}, {}
-    for mode in (m for m in MODES if m in clean[0].test.correct):
-        rates = [r.test.correct[mode] / r.test.n for r in clean if r.test.n]
-        accuracy[mode] = mean(rates)
-        count = sum(r.test.n for r in hit)
-        success[mode] = sum(r.test.correct[mode] for r in hit) / max(count, 1)
+    metric = Classification.metrics["accuracy"]
+    for mode in (m for m in MODES if m in clean[0].test.modes):
+        accuracy[mode] = metrics.mean(clean, metric, mode) or 0.0
+        success[mode] = metrics.pooled(hit, metric, mode) or 0.0
     return Outcome(accuracy, success)
 
 
-def _check(config: Config, attack: Attack, task: Task) -> None:
+def _check(config: Config, attack: Attack, data: FederatedData) -> None:
     if config.privacy.enabled and config.privacy.unit == "client":
         raise ConfigError("privacy.unit", "client", "example, or privacy.enabled=false, here")
     if config.encryption.enabled:
         raise ConfigError("encryption.enabled", True, "false here, where the server reads updates")
-    if task.kind == "text":
+    if data.signature.kind == "text":
         raise ConfigError("data.name", config.data.name, "images, signals or tables here, not text")
-    if not 0 <= attack.target < task.num_classes:
-        raise ConfigError("--target", attack.target, f"a class, 0 to {task.num_classes - 1}")
+    if not isinstance(data.task, Classification):
+        raise ConfigError("task.name", config.task.name, "classification here: labels are attacked")
+    if not 0 <= attack.target < data.task.outputs:
+        raise ConfigError("--target", attack.target, f"a class, 0 to {data.task.outputs - 1}")
 
 
 def _round(

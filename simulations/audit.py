@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from fedpers.config import Config
 from fedpers.data import Examples, load_data
 from fedpers.errors import ConfigError
 from fedpers.evaluation.run_folder import replace_file
+from fedpers.outputs import Outputs
 from fedpers.parts import Parts, combine
 from fedpers.privacy import BudgetSpent, Release
 from fedpers.privacy.audit import (
@@ -40,6 +40,7 @@ from fedpers.privacy.audit import (
 )
 from fedpers.privacy.noise import Source
 from fedpers.seeding import torch_generator
+from fedpers.tasks.base import Task
 from simulations.audited import Replaced, audited, start_over
 from simulations.inversion import invert, save_pictures
 from strategies.base import find_strategy
@@ -88,7 +89,7 @@ def lower_bound(config: Config, *, canaries: int = 200) -> dict[str, Any]:
     with audited(config) as host:
         client = max(host.data.clients, key=host.data.size)
         own = host.data.client(client).train
-        extra = random_examples(own, host.data.task.num_classes, canaries, config.seed)
+        extra = random_examples(own, host.data.task, canaries, config.seed)
         broadcast = host.algorithm.initial.only(host.algorithm.sends)
         rate = config.privacy.sampling_rate
         sampled = len(own) if rate < 1 else 0
@@ -183,11 +184,11 @@ def _joined(*pieces: Examples) -> Examples:
     return Examples(torch.cat([p.x for p in pieces]), torch.cat([p.y for p in pieces]))
 
 
-def random_examples(like: Examples, classes: int, count: int, seed: int) -> Examples:
+def random_examples(like: Examples, task: Task, count: int, seed: int) -> Examples:
     """Inputs drawn evenly from the range of the given ones (tokens: from those in use), with
-    random labels."""
+    random targets."""
     generator = torch_generator(seed, "audit", "canaries")
-    y = torch.randint(classes, (count,), generator=generator)
+    y = task.made_up(count, generator)
     if not like.x.is_floating_point():
         ids, mask = like.x[:, 0], like.x[:, 1]
         chosen = torch.randint(ids.numel(), (count, ids.shape[1]), generator=generator)
@@ -239,7 +240,7 @@ def membership(config: Config, *, shadows: int = 4) -> dict[str, Any]:
 
 
 def _confidences(host: ClientHost) -> dict[str, tuple[Tensor, Tensor]]:
-    """Trains all clients; each model's loss and log p - log(1 - p) of all examples, by client."""
+    """Trains all clients; each model's loss and confidence on all examples, by client."""
     config, algorithm = host.config, host.algorithm
     broadcast, uploads = algorithm.initial.only(algorithm.sends), dict[str, Parts]()
     for server_round in range(1, config.rounds + 1):
@@ -270,16 +271,16 @@ def _confidences(host: ClientHost) -> dict[str, tuple[Tensor, Tensor]]:
         }
         for name, (mode, working) in views.items():
             working = algorithm.recall(working, trainer)
-            logits = algorithm.predict(mode, working, split.test.x, trainer)
-            if logits is not None:
-                found.setdefault(name, []).append(_confidence(logits.double(), split.test.y))
+            scores = algorithm.predict(mode, working, split.test.x, trainer)
+            if scores is not None:
+                found.setdefault(name, []).append(_judged(host.data.task, scores, split.test.y))
     return {name: _columns(pieces) for name, pieces in found.items()}
 
 
-def _confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
-    return F.cross_entropy(logits, labels, reduction="none"), own[:, 0] - others
+def _judged(task: Task, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    scores = scores.double()
+    outputs = Outputs(scores.new_zeros(len(scores), 0), scores)
+    return task.loss(outputs, targets), task.confidence(scores, targets)
 
 
 def _columns(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -324,7 +325,7 @@ def audit(config: Config, folder: Path, *, canaries: int = 200, shadows: int = 4
         "membership": {name: membership(build, shadows=shadows) for name, build in builds.items()},
         "inversion": None,
     }
-    kind = load_data(config).task.kind
+    kind = load_data(config).signature.kind
     if sends and kind != "text":
         rows: dict[str, Tensor] = {}
         for name, build in builds.items():

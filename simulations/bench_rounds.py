@@ -341,16 +341,16 @@ class Tasks:
 
     def __init__(self, folder: Path, clients: int) -> None:
         config = task_config(folder, clients)
-        self.head = {
+        self.head: dict[str, Any] = {
             "settings": config.to_json(),
             "algorithm": "fedavg",
             "server_params": [],
             "run_folder": str(folder / "run"),
             "base": None,
-            "task": ["image", [1, 8, 8], CLASSES],
             "round": 1,
         }
         host = ClientHost(config, "fedavg", [], folder / "run" / "state")
+        self.head["schema"] = host.data.schema.to_json()
         self.clients = [client for client in host.data.clients if not host.data.size(client)]
         self.broadcast = host.algorithm.initial.only(host.algorithm.sends)
         self.grids = {nodes: SerialGrid(app, nodes=nodes) for nodes in (2, clients)}

@@ -272,7 +272,7 @@ def predict(
 
         sys.path.append(os.getcwd())
         run = prediction.FinishedRun(folder)
-        x = prediction.read_inputs(file, run.config, run.data.task)
+        x = prediction.read_inputs(file, run.config, run.data.signature)
         found = run.predict(run.client(client), x)
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(prediction.table(found))

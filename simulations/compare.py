@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
@@ -21,26 +21,54 @@ from typing import Any
 
 from fedpers.config import load_config
 from fedpers.errors import ConfigError, FedpersError
+from fedpers.evaluation.run_files import number
+from fedpers.evaluation.shown import task_of, value_text
 from fedpers.files import lock
+from fedpers.tasks.base import Metric
 from simulations.checks import absolute_paths, check
 
 CONFIDENCE = 0.95
 ERROR = "error.txt"
 
-COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
-    "weighted": lambda r: _of(r["accuracy"]["personal"], "weighted"),
-    "mean": lambda r: _of(r["accuracy"]["personal"], "mean"),
-    "worst decile": lambda r: _of(r["accuracy"]["personal"], "worst_decile"),
-    "global (w)": lambda r: _of(r["accuracy"]["global"], "weighted"),
-    "gated (w)": lambda r: _of(r["accuracy"]["gated"], "weighted"),
-    "breakage": lambda r: r["breakage_rate"],
-    "harmed": lambda r: r["harmed_share"],
-    "harmed, gated": lambda r: r["gated"]["harmed_share"],
-    "macro-F1": lambda r: _of(r.get("macro_f1"), "personal"),
-    "AUC": lambda r: _of(r.get("auc"), "personal"),
-    "outside": lambda r: r["out_of_client"]["personal"],
-}
-"""What the table shows of a report; fractions, printed in percent."""
+
+@dataclass(frozen=True)
+class Column:
+    """A figure that the table shows of a report: how it is read, and the metric it is of."""
+
+    read: Callable[[Mapping[str, Any]], float | None]
+    metric: Metric
+
+
+SHARE = Metric(label="share", of=lambda tallies, mode: None)
+
+
+def columns(reports: Iterable[Mapping[str, Any]]) -> dict[str, Column]:
+    """What the table shows of reports of one task, by title; ``mean`` is the headline's."""
+    first = next(iter(reports), {})
+    task = task_of(first)
+    name, metric = task.headline()
+
+    def of(mode: str, figure: str) -> Column:
+        return Column(lambda r: number(r, name, mode, figure), metric)
+
+    def share(*keys: str) -> Column:
+        return Column(lambda r: number(r, *keys), SHARE)
+
+    def other(key: str, own: Metric) -> Column:
+        return Column(lambda r: number(r, key, "personal"), own)
+
+    return {
+        "weighted": of("personal", "weighted"),
+        "mean": of("personal", "mean"),
+        "worst decile": of("personal", "worst_decile"),
+        "global (w)": of("global", "weighted"),
+        "gated (w)": of("gated", "weighted"),
+        "breakage": share("breakage_rate"),
+        "harmed": share("harmed_share"),
+        "harmed, gated": share("gated", "harmed_share"),
+        **{m.label: other(key, m) for key, m in task.metrics.items() if key != name and m.compared},
+        "outside": Column(lambda r: number(r, "out_of_client", "personal"), metric),
+    }
 
 
 @dataclass(frozen=True)
@@ -184,21 +212,25 @@ def _run(settings: str, folder: Path) -> dict[str, Any] | None:
 
 
 def table(reports: Mapping[Cell, Mapping[str, Any]], against: str | None = None) -> str:
-    """A Markdown table: a row a method and setting, mean +- standard deviation over seeds, in %.
+    """A Markdown table: a row a method and setting, mean +- standard deviation over seeds; shares
+    in %.
 
     Args:
         against: a method; adds the paired difference of the mean accuracy to it, over the seeds
             that both have, with its 95% confidence interval (Student's t).
     """
-    names = list(COLUMNS)
+    shown_columns = columns(reports.values())
+    names = list(shown_columns)
     if against is not None:
         names.append(f"mean, less {against}")
     lines = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     rows = rows_of(reports)
     for (method, setting), by_seed in rows.items():
-        cells = shown(by_seed)
+        cells = shown(by_seed, shown_columns)
         if against is not None:
-            cells.append(_difference(by_seed, rows.get((against, setting), {})))
+            cells.append(
+                _difference(by_seed, rows.get((against, setting), {}), shown_columns["mean"])
+            )
         lines.append(f"| {' '.join(filter(None, [method, setting]))} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -213,9 +245,19 @@ def rows_of(
     return rows
 
 
-def shown(by_seed: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """The figures of a row, as text: mean and standard deviation over seeds, in percent."""
-    return [_spread([read(r) for r in by_seed.values()]) for read in COLUMNS.values()]
+def shown(by_seed: Mapping[int, Mapping[str, Any]], columns: Mapping[str, Column]) -> list[str]:
+    """The figures of a row, as text: mean and standard deviation over seeds; shares in percent."""
+    return [_spread([c.read(r) for r in by_seed.values()], c.metric) for c in columns.values()]
+
+
+def paired(
+    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]], column: Column
+) -> list[float]:
+    """Our figure less theirs, for each seed that both have."""
+    pairs = [
+        (column.read(ours[seed]), column.read(theirs[seed])) for seed in ours if seed in theirs
+    ]
+    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -230,24 +272,20 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def _difference(
-    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
+    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]], column: Column
 ) -> str:
-    read = COLUMNS["mean"]
-    pairs = [(read(ours[seed]), read(theirs[seed])) for seed in ours if seed in theirs]
-    both = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
+    both = paired(ours, theirs, column)
     if not both:
         return ""
     centre, width = paired_interval(both)
-    return f"{centre:+.1f}" if width != width else f"{centre:+.1f} ± {width:.1f}"
+    text = value_text(column.metric, centre)
+    text = text if text.startswith("-") else f"+{text}"
+    return text if width != width else f"{text} ± {value_text(column.metric, width)}"
 
 
-def _spread(values: Sequence[float | None]) -> str:
-    there = [100 * value for value in values if value is not None]
+def _spread(values: Sequence[float | None], metric: Metric) -> str:
+    there = [value for value in values if value is not None]
     if not there:
         return "-"
-    spread = f" ± {stdev(there):.1f}" if len(there) > 1 else ""
-    return f"{mean(there):.1f}{spread}"
-
-
-def _of(summary: Mapping[str, float] | None, name: str) -> float | None:
-    return None if summary is None else summary.get(name)
+    spread = f" ± {value_text(metric, stdev(there))}" if len(there) > 1 else ""
+    return f"{value_text(metric, mean(there))}{spread}"

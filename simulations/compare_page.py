@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from fedpers.evaluation.page import esc, page, percent, section, table
-from simulations.compare import COLUMNS, Cell, paired_interval, rows_of, shown
+from fedpers.evaluation.page import esc, page, section, table
+from fedpers.evaluation.shown import gain_text, headline_of, in_unit, value_text
+from fedpers.tasks.base import Metric
+from simulations.compare import Cell, columns, paired, paired_interval, rows_of, shown
 
 WIDE, ROW = 100.0, 30  # of the chart: percent of the page, pixels a row
 
@@ -15,7 +17,7 @@ WIDE, ROW = 100.0, 30  # of the chart: percent of the page, pixels a row
 def compare_html(
     title: str, reports: Mapping[Cell, Mapping[str, Any]], against: str | None, command: str
 ) -> str:
-    """The whole document: a table, mean accuracies with the seeds' own, and paired differences.
+    """The whole document: a table, the headline's means with the seeds' own, paired differences.
 
     Args:
         title: what was compared.
@@ -25,35 +27,41 @@ def compare_html(
     """
     rows = rows_of(reports)
     names = _names(list(rows))
-    accuracies = {
-        name: [v for r in found.values() if (v := COLUMNS["mean"](r)) is not None]
+    known = columns(reports.values())
+    _, metric, unit = headline_of(next(iter(reports.values())))
+    values = {
+        name: [v for r in found.values() if (v := known["mean"].read(r)) is not None]
         for name, found in zip(names, rows.values(), strict=True)
     }
     pieces = [
         f"<header><h1>{esc(title)}</h1><p class='soft'>{esc(_about(reports))}</p></header>",
         section(
-            "Accuracy of the personal models",
-            "<p>Mean over clients, on their own test examples. Large dot: mean over seeds; small "
-            "ones: the seeds. Best first.</p>",
-            _dots({k: v for k, v in accuracies.items() if v}, as_points=False),
+            f"{metric.label[0].upper()}{metric.label[1:]} of the personal models",
+            f"<p>{esc(_how(metric, unit))}</p>",
+            _dots({k: v for k, v in values.items() if v}, metric, differences=False),
         ),
     ]
     if against is not None:
         differences = {
             name: found
             for (method, setting), name in zip(rows, names, strict=True)
-            if method != against and (found := _paired(rows, method, setting, against))
+            if method != against
+            and (
+                found := paired(
+                    rows[method, setting], rows.get((against, setting), {}), known["mean"]
+                )
+            )
         }
         pieces.append(
             section(
                 f"Less {against}, seed by seed",
-                "<p>Percentage points, with the 95 % interval of the mean (Student’s t). Where it "
-                "crosses zero, the seeds do not tell the methods apart.</p>",
-                _dots(differences, as_points=True) if differences else "",
+                f"<p>{esc(_less(metric, unit))}</p>",
+                _dots(differences, metric, differences=True) if differences else "",
             )
         )
-    lines = [[name, *shown(found)] for name, found in zip(names, rows.values(), strict=True)]
-    pieces.append(section("All figures, in percent", table(["method", *COLUMNS], lines)))
+    lines = [[name, *shown(found, known)] for name, found in zip(names, rows.values(), strict=True)]
+    title_of_all = "All figures, in percent" if metric.unit == "share" else "All figures"
+    pieces.append(section(title_of_all, table(["method", *known], lines)))
     pieces.append(section("How it was made", f"<pre>{esc(command)}</pre>"))
     return page(title, "\n".join(pieces))
 
@@ -72,25 +80,31 @@ def _about(reports: Mapping[Cell, Mapping[str, Any]]) -> str:
     return f"{len(reports)} runs · seeds {', '.join(map(str, seeds))} · {clients[-1]} clients"
 
 
-def _paired(
-    rows: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]],
-    method: str,
-    setting: str,
-    against: str,
-) -> list[float]:
-    ours, theirs = rows[method, setting], rows.get((against, setting), {})
-    read = COLUMNS["mean"]
-    pairs = [(read(ours[seed]), read(theirs[seed])) for seed in ours if seed in theirs]
-    return [a - b for a, b in pairs if a is not None and b is not None]
+def _how(metric: Metric, unit: str) -> str:
+    told = f"Mean over clients{in_unit(metric, unit)}, on their own test examples"
+    told = told if metric.unit != "share" else "Mean over clients, on their own test examples"
+    return f"{told}. Large dot: mean over seeds; small ones: the seeds. Best first."
 
 
-def _dots(values: Mapping[str, Sequence[float]], *, as_points: bool) -> str:
+def _less(metric: Metric, unit: str) -> str:
+    what = (
+        "Percentage points" if metric.unit == "share" else f"{metric.label}{in_unit(metric, unit)}"
+    )
+    better = "" if metric.better == "higher" else " Below zero is better."
+    return (
+        f"{what}, with the 95 % interval of the mean (Student’s t). Where it crosses zero, the "
+        f"seeds do not tell the methods apart.{better}"
+    )
+
+
+def _dots(values: Mapping[str, Sequence[float]], metric: Metric, *, differences: bool) -> str:
     """A row a method: its values as small dots, their mean as a large one, with an interval where
     they are differences."""
-    ordered = sorted(values, key=lambda name: -mean(values[name]))
-    spans = {name: _span(values[name], as_points) for name in ordered}
+    best = -1 if metric.better == "higher" else 1
+    ordered = sorted(values, key=lambda name: best * mean(values[name]))
+    spans = {name: _span(values[name], differences) for name in ordered}
     ends = [end for name in ordered for end in (*spans[name], *values[name])]
-    ends += [0.0] if as_points else []
+    ends += [0.0] if differences else []
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     room = 0.05 * ((high - low) or 0.1)
     low, high = low - room, high + room
@@ -101,9 +115,9 @@ def _dots(values: Mapping[str, Sequence[float]], *, as_points: bool) -> str:
     labels, texts, marks = [], [], []
     for k, name in enumerate(ordered):
         y, centre = ROW * k + ROW / 2, mean(values[name])
-        text = f"{100 * centre:+.1f}" if as_points else percent(centre)
+        text = gain_text(metric, centre) if differences else value_text(metric, centre)
         labels.append(f'<li title="{esc(name)}">{esc(name)}</li>')
-        texts.append(f"<li>{esc(text.replace('-', '−'))}</li>")
+        texts.append(f"<li>{esc(text)}</li>")
         a, b = spans[name]
         marks.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
         if b > a:
@@ -114,13 +128,13 @@ def _dots(values: Mapping[str, Sequence[float]], *, as_points: bool) -> str:
         for value in values[name]:
             marks.append(f'<circle cx="{x(value)}" cy="{y}" r="3" fill="var(--soft)"/>')
         marks.append(f'<circle cx="{x(centre)}" cy="{y}" r="6" fill="var(--personal)"/>')
-    if as_points:
+    if differences:
         marks.append(
             f'<line x1="{x(0)}" x2="{x(0)}" y1="0" y2="100%" stroke="var(--ink)" '
             'stroke-dasharray="4 3"/>'
         )
     height = ROW * len(ordered)
-    said = "; ".join(f"{name} {100 * mean(values[name]):.1f}" for name in ordered)
+    said = "; ".join(f"{name} {value_text(metric, mean(values[name]))}" for name in ordered)
     style = f"padding:0;line-height:{ROW}px"
     item = f"height:{ROW}px;line-height:{ROW}px"
     lists = ["".join(part).replace("<li", f'<li style="{item}"') for part in (labels, texts)]
@@ -133,8 +147,8 @@ def _dots(values: Mapping[str, Sequence[float]], *, as_points: bool) -> str:
     )
 
 
-def _span(values: Sequence[float], as_points: bool) -> tuple[float, float]:
+def _span(values: Sequence[float], differences: bool) -> tuple[float, float]:
     centre, width = paired_interval(values)
-    if not as_points or width != width:
+    if not differences or width != width:
         return centre, centre
     return centre - width, centre + width

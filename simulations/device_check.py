@@ -41,9 +41,9 @@ def check_device(
         takes = "how many classes there are, for a device need not have them all"
         raise ConfigError("data.columns.classes", None, takes)
     found = device_data(config, client, data)
-    own, task = found.client(client), found.task
+    own, reads = found.client(client), found.signature
     sizes = f"{len(own.train)} for training, {len(own.val)} for validation, {len(own.test)} to test"
-    yield f"data: {sizes}; {task.kind} {task.input_shape}, {task.num_classes} classes"
+    yield f"data: {sizes}; {reads.kind} {reads.shape}, {found.task.described}"
     # What comes from the server, of public data, is left at its start.
     bare = replace(config.model, pretrain=replace(config.model.pretrain, task="none"))
     bare = replace(bare, standardise=False)

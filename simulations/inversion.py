@@ -23,7 +23,7 @@ from simulations.audited import Replaced, audited, start_over
 def invert(config: Config, *, examples: int = 6, steps: int = 500) -> tuple[Tensor, Tensor]:
     """Examples, and what an attacker makes of the update that each of them alone gives.
 
-    Geiping et al. 2020 (2003.14053): an input, of known label, whose gradient points where the
+    Geiping et al. 2020 (2003.14053): an input, of known target, whose gradient points where the
     update does (cosine distance) and that is smooth (total variation), by signed Adam. A
     client's whole data are one example: nothing is easier to invert.
 
@@ -67,7 +67,7 @@ def _reconstruct(
     generator: torch.Generator,
     smooth: float = 0.001,
 ) -> Tensor:
-    """Of ``one`` only the shape and the label are used."""
+    """Of ``one`` only the shape and the target are used."""
     model, algorithm = host.model, host.algorithm
     phase = next(phase for phase in algorithm.phases() if phase.released)
     fill(model, phase.model, algorithm.receive(broadcast, Parts()))
@@ -84,7 +84,7 @@ def _reconstruct(
     optimizer = torch.optim.Adam([x], lr=0.05 * (high - low))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        loss = F.cross_entropy(algorithm.forward(model, x, training=True).logits, one.y)
+        loss = model.task.loss(algorithm.forward(model, x, training=True), one.y).mean()
         gradients = torch.autograd.grad(loss, parameters, create_graph=True)
         gradient = torch.cat([g.reshape(-1) for g in gradients])
         distance = 1 - F.cosine_similarity(gradient, aim, dim=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from clients.base import LocalAlgorithm, find_algorithm
 from clients.trainer import EVALUATION_BATCH, fill
 from fedpers.config import Config, load_config
-from fedpers.data import Task, load_data
+from fedpers.data import Signature, load_data
 from fedpers.data.arrays import check_finite, read_arrays, to_inputs
 from fedpers.data.sources import CONVABUSE
 from fedpers.data.tables import csv_inputs
@@ -24,6 +24,7 @@ from fedpers.models import build_model
 from fedpers.models.adapter_folder import load_adapter
 from fedpers.models.export import export_model
 from fedpers.parts import Parts
+from fedpers.tasks.base import Task
 from simulations.runs import SETTINGS, find_run
 from strategies.base import find_strategy
 from strategies.roster import natural_order
@@ -38,14 +39,16 @@ class Predictions:
 
     Attributes:
         client: its id.
-        logits: [n, classes] by mode, ``personal`` and ``global``; without the latter where the
+        scores: [n, ...] by mode, ``personal`` and ``global``; without the latter where the
             method, or the run's folder, has no global model.
+        task: what they are scores of.
         gate: which of them the gate deploys, None where there is nothing to choose from.
         note: how the personal model differs from the one that the run scored, or "".
     """
 
     client: str
-    logits: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor]
+    task: Task
     gate: str | None
     note: str = ""
 
@@ -93,13 +96,14 @@ class FinishedRun:
     def predict(self, client: str, x: Tensor) -> Predictions:
         """The predictions of one client's models for inputs ``x`` [n, ...]."""
         manifest = load_adapter(self.model, self.clients[client])
-        logits = {"personal": self._logits(x)}
+        scores = {"personal": self._scores(x)}
         if self._fill_global():
-            logits["global"] = self._logits(x)
+            scores["global"] = self._scores(x)
         gate, note = manifest.get("gate"), ""
         if type(self.algorithm).predict is not LocalAlgorithm.predict:
             note = "personal: the model that was saved; the run chose a mixture for each example"
-        return Predictions(client, logits, gate if "global" in logits else None, note)
+        gate = gate if "global" in scores else None
+        return Predictions(client, scores, self.data.task, gate, note)
 
     def export(self, client: str, folder: Path) -> None:
         """Write one client's personal model to ``folder``; see ``fedpers.models.export``.
@@ -129,9 +133,9 @@ class FinishedRun:
         return True
 
     @torch.no_grad()
-    def _logits(self, x: Tensor) -> Tensor:
+    def _scores(self, x: Tensor) -> Tensor:
         batches = torch.split(x, EVALUATION_BATCH)
-        return torch.cat([self.algorithm.forward(self.model, batch).logits for batch in batches])
+        return torch.cat([self.algorithm.forward(self.model, batch).scores for batch in batches])
 
 
 def client_folders(run: Path) -> dict[str, Path]:
@@ -155,7 +159,7 @@ def client_folders(run: Path) -> dict[str, Path]:
     return {client: found[client] for client in sorted(found, key=natural_order)}
 
 
-def read_inputs(path: Path, config: Config, task: Task) -> Tensor:
+def read_inputs(path: Path, config: Config, signature: Signature) -> Tensor:
     """Inputs [n, ...] like a run's data: array ``x`` of a ``.npz`` file, or columns of a csv file.
 
     The columns are those that the run's settings name for features, text or image. uint8 pixels
@@ -165,16 +169,16 @@ def read_inputs(path: Path, config: Config, task: Task) -> Tensor:
         ConfigError: no such file, of another format, or without the columns.
         DataError: it cannot be read, or has another shape than the run's data.
     """
-    shape = ", ".join(str(size) for size in task.input_shape)
+    shape = ", ".join(str(size) for size in signature.shape)
     columns = CONVABUSE if config.data.name == "convabuse" else config.data.columns
     named = bool(columns.features or columns.text or columns.image)
     takes = []
-    if task.kind != "text":
+    if signature.kind != "text":
         takes.append(f"a .npz file with x [n, {shape}]")
     if named:
         wanted = [*columns.features, *columns.text, *([columns.image] if columns.image else [])]
         takes.append(f"a .csv file with {', '.join(wanted)}")
-    fits = {".npz": task.kind != "text", ".csv": named}
+    fits = {".npz": signature.kind != "text", ".csv": named}
     if not path.is_file() or not fits.get(path.suffix):
         raise ConfigError("--input", str(path), " or ".join(takes))
     if path.suffix == ".csv":
@@ -189,30 +193,24 @@ def read_inputs(path: Path, config: Config, task: Task) -> Tensor:
     if len(x) == 0:
         raise DataError(f"{path}: got no example, takes at least one")
     # Texts are padded to the longest of their file.
-    if kind != task.kind or (kind != "text" and x.shape[1:] != task.input_shape):
+    if kind != signature.kind or (kind != "text" and x.shape[1:] != signature.shape):
         got = ", ".join(str(size) for size in x.shape[1:])
-        raise DataError(f"{path}: got [n, {got}] ({kind}), takes [n, {shape}] ({task.kind})")
+        raise DataError(f"{path}: got [n, {got}] ({kind}), takes [n, {shape}] ({signature.kind})")
     return x
 
 
 def table(found: Predictions) -> Table:
-    """A row an example: the class that each model predicts, and its probability."""
-    shown = Table(title=f"client {found.client}: class (probability)")
+    """A row an example: what each model predicts."""
+    shown = Table(title=f"client {found.client}: {found.task.reading}")
     shown.add_column("example", justify="right")
     shown.add_column("personal")
     shown.add_column("global")
     shown.add_column(f"gated: {found.gate}" if found.gate else "gated")
     modes = ("personal", "global", found.gate)
-    cells = {mode: _cells(logits) for mode, logits in found.logits.items()}
-    for example in range(len(found.logits["personal"])):
+    cells = {mode: found.task.read(scores) for mode, scores in found.scores.items()}
+    for example in range(len(found.scores["personal"])):
         row = [cells[mode][example] if mode in cells else "-" for mode in modes]
         shown.add_row(str(example), *row)
     if found.note:
         shown.caption = found.note
     return shown
-
-
-def _cells(logits: Tensor) -> list[str]:
-    sure, classes = logits.softmax(dim=1).max(dim=1)
-    pairs = zip(classes.tolist(), sure.tolist(), strict=True)
-    return [f"{label} ({probability:.3f})" for label, probability in pairs]

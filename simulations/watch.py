@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedpers.config import Config, load_config
-from fedpers.evaluation.counts import MODES
 from fedpers.evaluation.run_files import number, read_lines
+from fedpers.evaluation.shown import in_unit, value_text
+from fedpers.tasks.base import MODES, Metric, Tally, task_named
 from simulations.runs import SETTINGS, find_run
 
 STAGES = ("train", "combine", "evaluate")
@@ -33,7 +35,7 @@ class State:
         run: its id.
         config: its settings.
         rounds: the last line of each round, by round; see ``rounds.jsonl``.
-        clients: the results of the last evaluation, by client; see ``clients.jsonl``.
+        tests: the test tallies of the last evaluation, by client; see ``clients.jsonl``.
         evaluated: the round of that evaluation, None before the first.
         idle: seconds since the run last wrote a line.
         ended: whether its report is there.
@@ -42,7 +44,7 @@ class State:
     run: str
     config: Config
     rounds: Mapping[int, Mapping[str, Any]]
-    clients: Mapping[str, Mapping[str, Any]]
+    tests: Mapping[str, Tally]
     evaluated: int | None
     idle: float
     ended: bool
@@ -64,11 +66,16 @@ class State:
         mean = sum(seconds or 0.0 for seconds in took) / len(self.rounds)
         return mean * (self.config.rounds - self.done)
 
-    def accuracies(self, mode: str) -> list[float]:
-        """Each client's test accuracy in 0..1; a client without test examples is left out."""
-        tests = [client["test"] for client in self.clients.values()]
-        counts = [(number(test, "correct", mode), number(test, "n")) for test in tests]
-        return [right / n for right, n in counts if n and right is not None]
+    @property
+    def metric(self) -> Metric:
+        """The headline of the run's task."""
+        return task_named(self.config.task)[0].headline()[1]
+
+    def values(self, mode: str) -> list[float]:
+        """Each client's figure on its test split; a client without test examples is left out."""
+        tests = [tally for tally in self.tests.values() if tally.n and mode in tally.modes]
+        found = [self.metric.of([tally], mode) for tally in tests]
+        return [value for value in found if value is not None]
 
 
 def read_state(run: Path) -> State:
@@ -80,11 +87,14 @@ def read_state(run: Path) -> State:
     evaluated = max((line["round"] for line in results), default=None)
     files = [run / name for name in (SETTINGS, "rounds.jsonl", "clients.jsonl")]
     written = max(file.stat().st_mtime for file in files if file.exists())
+    config = load_config(run / SETTINGS)
+    tally = task_named(config.task)[0].tally_type
+    last = [line for line in results if line["round"] == evaluated]
     return State(
         run=run.name,
-        config=load_config(run / SETTINGS),
+        config=config,
         rounds=rounds,
-        clients={str(line.get("client")): line for line in results if line["round"] == evaluated},
+        tests=_readable(last, tally),
         evaluated=evaluated,
         idle=max(time.time() - written, 0.0),
         ended=(run / "report.json").exists(),
@@ -140,20 +150,33 @@ def view(state: State) -> Group:
     return Group(*shown)
 
 
+def _readable(lines: Sequence[Mapping[str, Any]], tally: type[Tally]) -> dict[str, Tally]:
+    """The test tallies by client, without lines that cannot be read."""
+    found = {}
+    for line in lines:
+        with suppress(ValueError):
+            found[str(line.get("client"))] = tally.from_json(line["test"])
+    return found
+
+
 def _numbered(line: Mapping[str, Any]) -> bool:
     return type(line.get("round")) is int
 
 
 def _quantiles(state: State) -> Table:
-    table = Table(title=f"test accuracy over clients in %, round {state.evaluated}")
+    metric, unit = state.metric, str(state.config.task.params.get("unit", ""))
+    title = f"test {metric.label} over clients{in_unit(metric, unit)}, round {state.evaluated}"
+    table = Table(title=title)
     table.add_column("model")
     for name in ("clients", "mean", *QUANTILES):
         table.add_column(name, justify="right")
     for mode in MODES:
-        accuracies = state.accuracies(mode)
-        if accuracies:
-            values = [np.mean(accuracies), *np.quantile(accuracies, list(QUANTILES.values()))]
-            table.add_row(mode, str(len(accuracies)), *(f"{100 * v:.1f}" for v in values))
+        found = state.values(mode)
+        if found:
+            # From worst to best, whichever way that is.
+            shares = [q if metric.better == "higher" else 1 - q for q in QUANTILES.values()]
+            values = [np.mean(found), *np.quantile(found, shares)]
+            table.add_row(mode, str(len(found)), *(value_text(metric, float(v)) for v in values))
     return table
 
 

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedpers.config import Config
 from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import gated
-from fedpers.evaluation.metrics import accuracy_summary
+from fedpers.evaluation.metrics import mean
 from fedpers.privacy import BudgetSpent
 from fedpers.records import Row, pack
 from fedpers.registry import Registry
@@ -221,16 +221,16 @@ class PersonalizedStrategy(Method, Strategy):
         """Keep every client's result; the metrics are unweighted means over clients."""
         answers = collect(replies, self._asked, group_of)
         self.unscored = answers.failures
-        found, missing = results_of(answers, self._asked)
+        found, missing = results_of(answers, self._asked, self.task.tally_type)
         self.unscored |= {c: why for c, why in missing.items() if c not in self.unscored}
         for client, reason in self.unscored.items():
             log.warning("round %d: client %s not evaluated: %s", server_round, client, reason)
         self.results = gated([found[c] for c in self.roster.clients if c in found])
         means: dict[str, MetricRecordValues] = {}
         for mode in ("personal", "global", "gated"):
-            summary = accuracy_summary(self.results, mode)
-            if summary is not None:
-                means[mode] = summary["mean"]
+            value = mean(self.results, self.task.headline()[1], mode)
+            if value is not None:
+                means[mode] = value
         return MetricRecord(means) if means else None
 
     def summary(self) -> None:
@@ -240,6 +240,8 @@ class PersonalizedStrategy(Method, Strategy):
         log.info(
             "%s: %d clients; shared scalars: %s", name, len(self.roster.clients), size or "none"
         )
+        if about := self.task.about:
+            log.info("%s", about)
 
     def start(
         self,
@@ -283,7 +285,7 @@ class PersonalizedStrategy(Method, Strategy):
             "server_params": self.param_names(),
             "run_folder": self.run_folder,
             "base": self.base_digest,
-            "task": [self.task.kind, list(self.task.input_shape), self.task.num_classes],
+            "schema": self.schema.to_json(),
             **({} if self.sealing is None else {"sealing": self.sealing.header()}),
         }
 

@@ -14,9 +14,10 @@ from flwr.serverapp import Grid
 
 from fedpers.errors import ClientError, RunError
 from fedpers.evaluation import ClientResult
-from fedpers.evaluation.counts import MOST
 from fedpers.failures import meaning
 from fedpers.records import Row, unpack
+from fedpers.tasks.base import Tally
+from fedpers.tasks.checks import MOST
 
 # Seconds between two looks for answers: a twentieth of the time that was waited, but within these.
 SHARE, FIRST_WAIT, LONGEST_WAIT = 0.05, 0.002, 0.2
@@ -228,16 +229,20 @@ def reports_of(
 
 
 def results_of(
-    answers: Answers, asked: Mapping[Any, Sequence[str]]
+    answers: Answers, asked: Mapping[Any, Sequence[str]], tally: type[Tally]
 ) -> tuple[dict[str, ClientResult], dict[str, str]]:
     """The clients' evaluations, and why some are missing. A node that holds results back, as they
-    are releases, is missing nothing."""
+    are releases, is missing nothing.
+
+    Args:
+        tally: of the run's task.
+    """
     found: dict[str, ClientResult] = {}
     missing: dict[str, str] = {}
     for key, body in answers.bodies.items():
         reason = "the node sent no result for it"
         try:
-            results = [ClientResult.from_json(result) for result in body["results"]]
+            results = [ClientResult.from_json(result, tally) for result in body["results"]]
         except (KeyError, TypeError, ValueError) as error:
             results, reason = [], f"evaluation: cannot be read ({error})"
         given = {result.client: result for result in results}

@@ -95,7 +95,7 @@ class Method:
         self.signal = SignalToNoise()
         self.run_folder, self.last_round = "", 0
         self.base_digest = self.base.digest() if self.base else None
-        self.task = data.task
+        self.task, self.schema = data.task, data.schema
         self._asked: dict[str, list[str]] = {}  # by message's group
 
     @classmethod

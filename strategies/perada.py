@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedpers.config import Config, setting
@@ -51,8 +50,9 @@ class PerAda(PersonalizedStrategy):
     """The server's round (Algorithm 1): w_bar = (1/K) sum_k theta_k, then distillation.
 
     Minimise KL(softmax(mean_k f(x; theta_k)) || softmax(f(x; w))) over unlabelled public x,
-    starting at w_bar. By default neither mean is weighted by examples, as in the published code;
-    where they are, teachers weigh as their models do, for the ensemble is what w_bar stands for.
+    starting at w_bar; of numbers, the squared difference. By default neither mean is weighted by
+    examples, as in the published code; where they are, teachers weigh as their models do, for the
+    ensemble is what w_bar stands for.
 
     That code keeps the distilled w only if it is better on labelled data at the server, which the
     paper's setting does not have. Here w is kept only if its divergence to the ensemble on public
@@ -94,7 +94,7 @@ class PerAda(PersonalizedStrategy):
     def sealed_layout(self, name: str) -> Layout:
         """As the base; of logits [public, classes]."""
         if name == LOGITS:
-            return Layout(((LOGITS, (len(self.public), self.model.num_classes)),))
+            return Layout(((LOGITS, (len(self.public), self.task.outputs)),))
         return super().sealed_layout(name)
 
     def combine(self, mixing: Mixing, updates: Mapping[str, Row]) -> None:
@@ -127,15 +127,15 @@ class PerAda(PersonalizedStrategy):
         if server_round > params.kd_rounds:
             return
         if self.sealing is None:
-            total = torch.zeros(len(self.public), self.model.num_classes)
+            total = torch.zeros(len(self.public), self.task.outputs)
             for weight, teacher in self.teachers:
-                total += weight * self._logits(plain(teacher))
+                total += weight * self._scores(plain(teacher))
             mean = total / sum(weight for weight, _ in self.teachers)
-        self._teacher = F.log_softmax(mean, dim=1)
+        self._teacher = mean
         generator = torch_generator(self.config.seed, "distillation", server_round)
         order = torch.randperm(len(self.public), generator=generator)
         held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
-        before = self._divergence(self._logits(plain(self.parts)), held_out)
+        before = self._divergence(self._scores(plain(self.parts)), held_out)
         parameters = self.model.trainable(self.shares)
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -143,26 +143,24 @@ class PerAda(PersonalizedStrategy):
         for _ in range(params.kd_steps):
             pick = torch.randint(len(rest), (params.kd_batch,), generator=generator)
             batch = rest[pick]
-            student = F.log_softmax(self.model(self.inputs[batch]).logits, dim=1)
-            loss = F.kl_div(student, self._teacher[batch], reduction="batchmean", log_target=True)
+            student = self.model(self.inputs[batch]).scores
+            loss = self.task.divergence(student, self._teacher[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         distilled = Parts({slot: self.model.read(slot) for slot in self.shares})
-        after = self._divergence(self._logits(distilled), held_out)
+        after = self._divergence(self._scores(distilled), held_out)
         if after < before:
             self.parts = distilled
         log.debug("round %d: divergence to ensemble %.4f -> %.4f", server_round, before, after)
 
     @torch.no_grad()
-    def _logits(self, parts: Parts) -> Tensor:
-        """Logits [public, classes] of the model with these parts."""
+    def _scores(self, parts: Parts) -> Tensor:
+        """Scores [public, outputs] of the model with these parts."""
         for slot, part in parts.items():
             self.model.write(slot, part)
         pieces = torch.split(self.inputs, CHUNK)
-        return torch.cat([self.model(piece).logits for piece in pieces])
+        return torch.cat([self.model(piece).scores for piece in pieces])
 
-    def _divergence(self, logits: Tensor, index: Tensor) -> float:
-        student = F.log_softmax(logits[index], dim=1)
-        teacher = self._teacher[index]
-        return float(F.kl_div(student, teacher, reduction="batchmean", log_target=True))
+    def _divergence(self, scores: Tensor, index: Tensor) -> float:
+        return float(self.task.divergence(scores[index], self._teacher[index]))

@@ -16,4 +16,4 @@ class Prior(FedAvg):
 
     def extend(self, model: PersonalModel) -> None:
         """The two label distributions."""
-        model.add_slot("prior", LabelPrior(model.num_classes))
+        model.add_slot("prior", LabelPrior(model.task.outputs))

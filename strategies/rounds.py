@@ -7,7 +7,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,11 @@ from fedpers.evaluation import (
     write_html,
 )
 from fedpers.evaluation.report import privacy_figures, select_round
+from fedpers.evaluation.shown import with_unit
 from fedpers.files import flush, written
 from fedpers.parts import Parts
 from fedpers.records import Row, pack
+from fedpers.tasks.base import task_named
 from strategies.checkpoint import load_checkpoint, save_checkpoint
 from strategies.exchange import Answers, collect, send_and_receive
 from strategies.roster import natural_order
@@ -157,7 +159,8 @@ def evaluate_newcomers(strategy: PersonalizedStrategy, grid: Grid) -> dict[int, 
     for node, body in answers.bodies.items():
         try:
             for batches, results in body["results"].items():
-                found[int(batches)] += [ClientResult.from_json(result) for result in results]
+                tally = strategy.task.tally_type
+                found[int(batches)] += [ClientResult.from_json(r, tally) for r in results]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             log.warning("newcomers of node %s: cannot be read (%s)", node, error)
     return dict(found)
@@ -179,10 +182,9 @@ def export_adapters(
     manifests = {
         client: {
             "run_id": report["run_id"],
+            "task": asdict(strategy.schema.task),
             "round": server_round,
-            "test": replace(results[client].test, detail=None).to_json()
-            if client in results
-            else None,
+            "test": results[client].test.brief().to_json() if client in results else None,
             "gate": chosen.get(client),
             "epsilon": strategy.spending.get(client, {}).get("epsilon"),
         }
@@ -234,6 +236,7 @@ class RunFiles:
             resume: go on with the run that is in ``path``.
         """
         self.config, self.began, self.resumed = config, time.perf_counter(), resume
+        self.headline = task_named(config.task)[0].headline()[1]
         path = path or Path(config.output).absolute() / new_run_id(config)
         self.folder = RunFolder(path, config, resume=resume)
         self.evaluations: dict[int, list[ClientResult]] = {}
@@ -246,7 +249,7 @@ class RunFiles:
         """Put the strategy where the last checkpoint left it, and take up the lines of the rounds
         up to there; returns that round."""
         done = load_checkpoint(self.folder.path / CHECKPOINT, strategy.load_state)
-        lines, self.evaluations = self.folder.read(done)
+        lines, self.evaluations = self.folder.read(done, strategy.task.tally_type)
         for line in lines:
             self._add(line)
         log.info("resumed after round %d", done)
@@ -307,7 +310,7 @@ class RunFiles:
         A method without any has no file, nor has a server that can read none (encryption).
         """
         wanted = "last" if self.config.privacy.enabled else self.config.evaluation.select
-        taken, _ = select_round(self.evaluations, wanted)
+        taken, _ = select_round(self.evaluations, wanted, self.headline)
         if not isinstance(parts, Parts) or not parts or taken not in (None, server_round):
             return
         path, temporary = self.folder.path / GLOBAL, self.folder.path / f".{GLOBAL}.tmp"
@@ -333,7 +336,7 @@ class RunFiles:
         if "loss" in line:
             shown.append(f"loss {line['loss']:.3f}")
         shown += [
-            f"{mode} {100 * scores[mode]:.1f} %"
+            f"{mode} {with_unit(self.headline, scores[mode], '')}"
             for mode in ("personal", "global")
             if mode in scores
         ]
@@ -372,6 +375,8 @@ class RunFiles:
             },
             moment=strategy.roster.scored,
             newcomers=newcomers,
+            names=strategy.task.names,
+            unit=strategy.task.unit,
             privacy=privacy,
             encryption=strategy.sealing.figures() if strategy.sealing else None,
         )

@@ -4,7 +4,7 @@
 """
 
 from fedpers.data.device import device_data
-from fedpers.data.examples import ClientData, Examples, Table, Task
+from fedpers.data.examples import ClientData, Examples, Schema, Signature, Table
 from fedpers.data.federated import FederatedData, load_data
 from fedpers.data.sources import SOURCES, load_table
 from fedpers.data.splits import Split
@@ -14,9 +14,10 @@ __all__ = [
     "ClientData",
     "Examples",
     "FederatedData",
+    "Schema",
+    "Signature",
     "Split",
     "Table",
-    "Task",
     "device_data",
     "load_data",
     "load_table",

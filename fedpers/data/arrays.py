@@ -1,10 +1,11 @@
-"""From arrays to checked tensors: inputs, classes, and the names of clients and groups."""
+"""From arrays to checked tensors: inputs, targets, and the names of clients and groups."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedpers.config import Columns, TaskSettings
 from fedpers.data.examples import Examples, Table
 from fedpers.errors import DataError
+from fedpers.tasks.base import Task, task_named
+from fedpers.tasks.columns import column_of
 
 # What numpy and zipfile raise for a file that is broken, no archive, or of Python objects.
 UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
@@ -38,34 +42,62 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(f"{path}: cannot be read ({reason}); takes {takes}") from None
 
 
-def read_npz(
-    path: Path, client: str = "client", group: str = "group", classes: int | None = None
-) -> Table:
+def read_npz(path: Path, columns: Columns | None = None, task: TaskSettings | None = None) -> Table:
     """A table from the arrays ``x`` and ``y``, and ``client`` and ``group`` where there are any.
+
+    ``names`` [C], text, says what the classes 0..C-1 are called.
+
+    Args:
+        columns: other names of ``client`` and ``group``.
+        task: what is learned.
 
     Raises:
         DataError: an array is missing, has the wrong length, or cannot be used.
     """
-    arrays = read_arrays(path)
+    arrays, columns = read_arrays(path), columns or Columns()
     if missing := {"x", "y"} - arrays.keys():
         got = ", ".join(arrays) or "no arrays"
         raise DataError(f"{path}: got {got}, takes arrays x and y; add {sorted(missing)[0]}")
+    client, group = columns.client or "client", columns.group or "group"
     n = len(arrays["y"]) if arrays["y"].ndim else 0
     for name in ("y", "x", client, group):
         if name in arrays and (arrays[name].ndim == 0 or len(arrays[name]) != n):
             shape = arrays[name].shape
             raise DataError(f"{path}: {name}: got shape {shape}, takes one row for each of {n} y")
-    y = to_labels(arrays["y"], f"{path}: y", classes)
+    given = to_names(arrays["names"], f"{path}: names").tolist() if "names" in arrays else None
+    learned, y = to_targets(arrays["y"], f"{path}: y", columns, task, given)
     kind, x = to_inputs(arrays["x"], f"{path}: x")
     names = {
         key: to_names(arrays[array], f"{path}: {array}") if array in arrays else None
         for key, array in (("client", client), ("group", group))
     }
-    return Table(kind, Examples(x, y), names["client"], names["group"], classes)
+    return Table(kind, Examples(x, y), names["client"], names["group"], learned)
+
+
+def to_targets(
+    values: Sequence[Any] | NDArray[Any],
+    where: str,
+    columns: Columns,
+    settings: TaskSettings | None = None,
+    names: list[str] | None = None,
+) -> tuple[Task, torch.Tensor]:
+    """The task that a column makes, and its targets [n].
+
+    Args:
+        settings: what is learned.
+        names: what the source calls the classes; the settings' names come first.
+
+    Raises:
+        DataError: values that are no targets of the task.
+    """
+    task, params = task_named(settings or TaskSettings())
+    if names and not getattr(params, "names", names):
+        params = replace(params, names=names)
+    return task.encode(values, where, columns, params)
 
 
 def to_inputs(x: NDArray[Any], where: str) -> tuple[str, torch.Tensor]:
-    """The kind of task and the inputs as float32.
+    """The kind of input and the inputs as float32.
 
     uint8 is scaled from 0..255 to -1..1; floats stay as they are. [n, H, W] of uint8 are grey
     images and become [n, 1, H, W]; [n, C, T] of floats are signals.
@@ -113,53 +145,14 @@ def bounded(x: torch.Tensor, most: float) -> torch.Tensor:
     return x.nan_to_num_(0.0, most, -most).clamp_(-most, most)
 
 
-def to_labels(
-    values: Sequence[Any] | NDArray[Any], where: str, among: int | None = None
-) -> torch.Tensor:
-    """Classes [n] int64: integers (or booleans) as they are, text by its place when sorted.
-
-    Args:
-        among: how many classes there are; not all need be there, and they are integers.
-
-    Raises:
-        DataError: not one class an example, missing, negative, with gaps, or all the same.
-    """
-    labels = _column(values, where)
-    if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "biuU":
-        got = f"{labels.dtype} of shape {labels.shape}"
-        raise DataError(f"{where}: got {got}, takes one class an example, an integer or text")
-    if among is not None:
-        integers = labels.dtype.kind in "biu"
-        wrong = labels[(labels < 0) | (labels >= among)] if integers else labels
-        if len(wrong):
-            got = f"{labels.dtype} such as {wrong[0]}"
-            raise DataError(f"{where}: got {got}, takes integers in 0..{among - 1}")
-        return torch.from_numpy(labels.astype(np.int64))
-    classes, numbers = np.unique(labels, return_inverse=True)
-    if labels.dtype.kind in "biu" and not np.array_equal(classes, np.arange(len(classes))):
-        got = ", ".join(str(c) for c in classes[:8]) + (", ..." if len(classes) > 8 else "")
-        takes = "0, 1, ..., C-1 without gaps"
-        raise DataError(f"{where}: got classes {got}, takes {takes}; number them from 0")
-    if len(classes) < 2:
-        raise DataError(f"{where}: got the one class {classes[0]}, takes at least two classes")
-    return torch.from_numpy(numbers.astype(np.int64))
-
-
 def to_names(values: Sequence[Any] | NDArray[Any], where: str) -> NDArray[np.str_]:
     """Names of clients or groups as text [n], from integers or text.
 
     Raises:
         DataError: not one name an example, or neither integers nor text.
     """
-    names = _column(values, where)
+    names = column_of(values, where)
     if names.ndim != 1 or names.dtype.kind not in "iuU":
         got = f"{names.dtype} of shape {names.shape}"
         raise DataError(f"{where}: got {got}, takes one name an example, an integer or text")
     return names.astype(np.str_)
-
-
-def _column(values: Sequence[Any] | NDArray[Any], where: str) -> NDArray[Any]:
-    try:
-        return np.asarray(values)
-    except ValueError:  # lists of several lengths
-        raise DataError(f"{where}: got lists, takes one value an example") from None

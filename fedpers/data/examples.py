@@ -1,21 +1,25 @@
-"""Examples as tensors, what task they make, and one client's three splits."""
+"""Examples as tensors, what a model reads of them, and one client's three splits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedpers.config import TaskSettings
+from fedpers.tasks.base import Task
+
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and their classes.
+    """Inputs and their targets.
 
     Attributes:
         x: [n, ...] float32; for text int64 [n, 2, length]: token ids, then the attention mask.
-        y: [n] int64, classes 0..C-1.
+        y: [n], as the task has them: int64, classes 0..C-1, or float32, numbers.
     """
 
     x: torch.Tensor
@@ -34,18 +38,35 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be learned.
+class Signature:
+    """What a model reads.
 
     Attributes:
         kind: "image" ([C, H, W]), "signal" ([C, T]), "tabular" ([d]) or "text" ([2, length]).
-        input_shape: the shape of one example's ``x``.
-        num_classes: C >= 2.
+        shape: the shape of one example's ``x``.
     """
 
     kind: str
-    input_shape: tuple[int, ...]
-    num_classes: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What one owner's data must be like to be learned together with others'."""
+
+    signature: Signature
+    task: TaskSettings
+
+    def to_json(self) -> str:
+        """One line of JSON; ``from_json`` reads it back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Schema:
+        """What ``to_json`` wrote."""
+        given = json.loads(text)
+        kind, shape = given["signature"]["kind"], tuple(given["signature"]["shape"])
+        return cls(Signature(kind, shape), TaskSettings(**given["task"]))
 
 
 @dataclass(frozen=True)
@@ -62,24 +83,23 @@ class Table:
     """All examples of a source, before anybody owns them; what a source returns.
 
     Attributes:
-        kind: as in ``Task``.
-        examples: all of them, in the source's order.
+        kind: as in ``Signature``.
+        examples: all of them, in the source's order; targets not scaled.
         client: [n] text, whose each example is by nature, or None.
         group: [n] text, which examples belong together (a recording, a text), or None.
-        classes: C, where not every class need be there; None for as many as there are.
+        task: what the targets are, with names; None for what the settings make of them.
     """
 
     kind: str
     examples: Examples
     client: NDArray[np.str_] | None = None
     group: NDArray[np.str_] | None = None
-    classes: int | None = None
+    task: Task | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
 
     @property
-    def task(self) -> Task:
-        """The task that these examples make."""
-        x, y = self.examples.x, self.examples.y
-        return Task(self.kind, tuple(x.shape[1:]), self.classes or int(y.max()) + 1)
+    def signature(self) -> Signature:
+        """What a model reads of these examples."""
+        return Signature(self.kind, tuple(self.examples.x.shape[1:]))

@@ -11,7 +11,7 @@ import torch
 
 from fedpers.config import Config
 from fedpers.data.arrays import bounded
-from fedpers.data.examples import ClientData, Examples, Table, Task
+from fedpers.data.examples import ClientData, Examples, Schema, Signature, Table
 from fedpers.data.partition import NAMES, deal, natural_clients, partition_file, read_partition
 from fedpers.data.public import draw_public, takes_from_clients
 from fedpers.data.shift import check_shift, shifted
@@ -19,13 +19,15 @@ from fedpers.data.sources import load_table
 from fedpers.data.splits import Rows, Split, group_names, split_rows
 from fedpers.errors import ConfigError, DataError
 from fedpers.seeding import numpy_generator
+from fedpers.tasks.base import TASKS, Task, task_named
 
 
 class FederatedData:
     """The examples of all clients and the public ones.
 
     Attributes:
-        task: what is to be learned.
+        task: what is learned.
+        signature: what a model reads.
         clients: the ids of those that train: "0".."N-1", or natural clients' own names.
         held_out: the ids of those that never train (``data.holdout_clients``).
     """
@@ -34,8 +36,13 @@ class FederatedData:
         self, table: Table, public: Rows, splits: Mapping[str, Split], config: Config
     ) -> None:
         """Keep ``table`` and, by row number, what is public and what each client has."""
-        self.task: Task = table.task
-        self._examples, self._public, self._splits = table.examples, public, splits
+        table = with_task(table, config)
+        assert table.task is not None
+        targets = table.examples.y
+        self.task: Task = table.task.fitted(targets[torch.from_numpy(public)])
+        self.signature: Signature = table.signature
+        self._examples = Examples(table.examples.x, self.task.scaled(targets))
+        self._public, self._splits = public, splits
         self._config = config
         rng = numpy_generator(config.seed, "data", "holdout")
         chosen = rng.permutation(list(splits))[: config.data.holdout_clients].tolist()
@@ -46,6 +53,11 @@ class FederatedData:
     def public(self) -> Examples:
         """The public examples; there may be none."""
         return self._take(self._public)
+
+    @property
+    def schema(self) -> Schema:
+        """What data of others must be like to be learned together with these."""
+        return Schema(self.signature, self.task.settings())
 
     @property
     def inputs(self) -> torch.Tensor:
@@ -95,8 +107,8 @@ def load_data(config: Config) -> FederatedData:
         DataError: data that cannot be read or used.
     """
     _check(config)
-    table = load_table(config)
-    check_shift(config, table.task)
+    table = with_task(load_table(config), config)
+    check_shift(config, table.signature)
     if config.data.split == "group":
         group_names(table)
     if config.data.partition.name == "devices":  # all of the server's data are public
@@ -117,6 +129,22 @@ def load_data(config: Config) -> FederatedData:
         takes = f"an integer < {len(splits)}, the number of clients"
         raise ConfigError("data.holdout_clients", config.data.holdout_clients, takes)
     return FederatedData(table, public, _limit_train(splits, config), config)
+
+
+def with_task(table: Table, config: Config) -> Table:
+    """The table with the task that ``config.task`` names.
+
+    Raises:
+        ConfigError: the source makes another one.
+        DataError: its targets are none of that task.
+    """
+    kind, params = task_named(config.task)
+    if table.task is None:
+        return replace(table, task=kind.of(table.examples.y, params))
+    if not isinstance(table.task, kind):
+        takes = f"{TASKS.name_of(type(table.task))}, which {config.data.name} is for"
+        raise ConfigError("task.name", config.task.name, takes)
+    return table
 
 
 def _check(config: Config) -> None:

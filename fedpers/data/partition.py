@@ -47,7 +47,9 @@ def deal(table: Table, rows: Rows, config: Config) -> dict[str, Rows]:
         takes = f"an integer <= {len(rows)}, the examples that are not public"
         raise ConfigError("data.clients", data.clients, takes)
     shuffled = numpy_generator(config.seed, "data", "shuffle").permutation(rows)
-    labels = table.examples.y.numpy()[shuffled]
+    y = table.examples.y
+    strata = y if table.task is None else table.task.strata(y)
+    labels = strata.numpy()[shuffled]
     if data.partition.min_size is None:
         least = min(20, len(rows) // (4 * data.clients))
         data = replace(data, partition=replace(data.partition, min_size=least))

@@ -5,20 +5,21 @@ from __future__ import annotations
 import torch
 
 from fedpers.config import Config
-from fedpers.data.examples import Examples, Task
+from fedpers.data.examples import Examples, Signature
 from fedpers.errors import ConfigError
 from fedpers.seeding import numpy_generator
 
 
-def check_shift(config: Config, task: Task) -> None:
+def check_shift(config: Config, signature: Signature) -> None:
     """Refuse a shift of what is no image.
 
     Raises:
         ConfigError: the data are not images.
     """
     shift = config.data.shift
-    if shift != "none" and task.kind != "image":
-        raise ConfigError("data.shift", shift, f"none, for {config.data.name} is {task.kind} data")
+    if shift != "none" and signature.kind != "image":
+        takes = f"none, for {config.data.name} is {signature.kind} data"
+        raise ConfigError("data.shift", shift, takes)
 
 
 def shifted(examples: Examples, config: Config, client: str) -> Examples:

@@ -64,8 +64,7 @@ def digits(config: Config) -> Table:
 def npz(config: Config) -> Table:
     """Arrays ``x`` and ``y`` of ``data.path``; clients and groups by ``data.columns``."""
     columns, path = config.data.columns, _path(config)
-    names = columns.client or "client", columns.group or "group"
-    table = read_npz(path, *names, columns.classes)
+    table = read_npz(path, columns, config.task)
     for key, found in (("client", table.client), ("group", table.group)):
         if found is None and (name := getattr(columns, key)):
             raise ConfigError(f"data.columns.{key}", name, f"the name of an array in {path}")
@@ -75,13 +74,13 @@ def npz(config: Config) -> Table:
 @SOURCES.register("csv")
 def csv(config: Config) -> Table:
     """A csv file."""
-    return csv_table(_path(config), config.data.columns, config.model.name)
+    return csv_table(_path(config), config.data.columns, config.model.name, config.task)
 
 
 @SOURCES.register("parquet")
 def parquet(config: Config) -> Table:
     """A parquet file."""
-    return parquet_table(_path(config), config.data.columns, config.model.name)
+    return parquet_table(_path(config), config.data.columns, config.model.name, config.task)
 
 
 @SOURCES.register("folder")
@@ -95,7 +94,7 @@ def folder(config: Config) -> Table:
     except (OSError, ValueError, KeyError, TypeError) as error:
         takes = f"a folder that save_to_disk of Hugging Face datasets wrote ({_line(error)})"
         raise ConfigError("data.path", str(path), takes) from None
-    return dataset_table(dataset, config.data.columns, config.model.name, path)
+    return dataset_table(dataset, config.data.columns, config.model.name, path, config.task)
 
 
 @SOURCES.register("fashion-mnist")
@@ -103,7 +102,7 @@ def fashion_mnist(config: Config) -> Table:
     """70,000 articles of clothing of 28 x 28 pixels, 10 classes (Zalando, MIT)."""
     file, repository = "fashion_mnist.npz", "zalando-datasets/fashion_mnist"
     if path := _local(file):
-        return read_npz(path)
+        return read_npz(path, task=config.task)
     return _hub(config, repository, Columns(image="image"), f"{_no(file)}, and ")
 
 
@@ -113,7 +112,8 @@ def ucihar(config: Config) -> Table:
 
     Windows overlap by half: split them by ``blocks`` or ``group``, never at random.
     """
-    return read_npz(_only_local("ucihar.npz"), "subject", "recording")
+    columns = Columns(client="subject", group="recording")
+    return read_npz(_only_local("ucihar.npz"), columns, config.task)
 
 
 @SOURCES.register("convabuse")
@@ -123,7 +123,8 @@ def convabuse(config: Config) -> Table:
     Cercas Curry, Abercrombie and Rieser, EMNLP 2021. Several annotators judge each text: split
     by ``group``, never at random.
     """
-    return csv_table(_only_local("convabuse.csv"), CONVABUSE, config.model.name)
+    path = _only_local("convabuse.csv")
+    return csv_table(path, CONVABUSE, config.model.name, config.task)
 
 
 def _path(config: Config) -> Path:
@@ -163,7 +164,7 @@ def _hub(config: Config, name: str, columns: Columns, before: str = "") -> Table
             f"data.name: {before}no {name} from the Hugging Face hub ({_line(error)}); "
             f"connect to the network, or use a file of your own (npz, csv, parquet, folder)"
         ) from None
-    return dataset_table(dataset, columns, config.model.name, name)
+    return dataset_table(dataset, columns, config.model.name, name, config.task)
 
 
 def _line(error: Exception) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedpers.config import Columns
-from fedpers.data.arrays import to_inputs, to_labels, to_names
+from fedpers.config import Columns, TaskSettings
+from fedpers.data.arrays import to_inputs, to_names, to_targets
 from fedpers.data.examples import Examples, Table
 from fedpers.errors import ConfigError, DataError
 
@@ -32,7 +32,7 @@ def check_columns(columns: Columns) -> None:
         raise ConfigError("data.columns", " and ".join(got) or None, takes, "name the input's")
 
 
-def csv_table(path: Path, columns: Columns, model: str) -> Table:
+def csv_table(path: Path, columns: Columns, model: str, task: TaskSettings | None = None) -> Table:
     """A table from a csv file with a header line; an ``image`` column holds paths.
 
     Raises:
@@ -40,11 +40,11 @@ def csv_table(path: Path, columns: Columns, model: str) -> Table:
         DataError: the file cannot be read, or a cell cannot be used.
     """
     known, read = _csv(path, columns)
-    return _table(known, read, columns, model, path)
+    return _table(known, read, columns, model, path, task)
 
 
 def csv_inputs(path: Path, columns: Columns, model: str) -> tuple[str, torch.Tensor]:
-    """The kind of task and the inputs in a csv file, which needs no labels.
+    """The kind of input and the inputs in a csv file, which needs no labels.
 
     Raises:
         ConfigError: a column is not there.
@@ -72,7 +72,9 @@ def _csv(path: Path, columns: Columns) -> tuple[list[str], Read]:
     return _reading(path, lambda: list(pd.read_csv(path, nrows=0).columns)), read
 
 
-def parquet_table(path: Path, columns: Columns, model: str) -> Table:
+def parquet_table(
+    path: Path, columns: Columns, model: str, task: TaskSettings | None = None
+) -> Table:
     """A table from a parquet file; an ``image`` column holds encoded images or paths.
 
     Raises:
@@ -86,10 +88,20 @@ def parquet_table(path: Path, columns: Columns, model: str) -> Table:
         return {name: table[name].to_pylist() for name in names}
 
     known = _reading(path, lambda: list(pq.read_schema(path).names))
-    return _table(known, lambda names: _reading(path, lambda: read(names)), columns, model, path)
+
+    def one_line(names: Sequence[str]) -> dict[str, Cells]:
+        return _reading(path, lambda: read(names))  # type: ignore[no-any-return]
+
+    return _table(known, one_line, columns, model, path, task)
 
 
-def dataset_table(dataset: Any, columns: Columns, model: str, where: Path | str) -> Table:
+def dataset_table(
+    dataset: Any,
+    columns: Columns,
+    model: str,
+    where: Path | str,
+    task: TaskSettings | None = None,
+) -> Table:
     """A table from a ``datasets.Dataset``, or from all splits of a ``DatasetDict`` together.
 
     Raises:
@@ -107,11 +119,19 @@ def dataset_table(dataset: Any, columns: Columns, model: str, where: Path | str)
         # Images are decoded one by one while they are gone through, all else at once.
         return {n: dataset[n] if n == columns.image else dataset[n][:] for n in names}
 
-    return _table(dataset.column_names, read, columns, model, where)
+    label = dataset.features.get(columns.label)
+    names = list(label.names) if isinstance(label, datasets.ClassLabel) else None
+    return _table(dataset.column_names, read, columns, model, where, task, names)
 
 
 def _table(
-    known: Sequence[str], read: Read, columns: Columns, model: str, where: Path | str
+    known: Sequence[str],
+    read: Read,
+    columns: Columns,
+    model: str,
+    where: Path | str,
+    task: TaskSettings | None,
+    names: list[str] | None = None,
 ) -> Table:
     """Read the columns asked for and turn them into tensors and names."""
     asked = {
@@ -127,11 +147,11 @@ def _table(
         _check_complete(values, here)
         return values, here
 
-    y = to_labels(*column(columns.label), columns.classes)
+    learned, y = to_targets(*column(columns.label), columns, task, names)
     client = to_names(*column(columns.client)) if columns.client else None
     group = to_names(*column(columns.group)) if columns.group else None
     kind, x = _inputs(cells, columns, model, where)
-    return Table(kind, Examples(x, y), client, group, columns.classes)
+    return Table(kind, Examples(x, y), client, group, learned)
 
 
 def _input_columns(columns: Columns) -> dict[str, list[str]]:
@@ -159,7 +179,7 @@ def _known(
 def _inputs(
     cells: Mapping[str, Cells], columns: Columns, model: str, where: Path | str
 ) -> tuple[str, torch.Tensor]:
-    """The kind of task and the inputs, [n, ...]."""
+    """The kind of input and the inputs, [n, ...]."""
     if columns.text:
         return "text", _tokens([cells[name] for name in columns.text], model)
     if columns.image:

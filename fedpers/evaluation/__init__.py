@@ -1,14 +1,13 @@
 """Metrics from per-client counts, the files of a run, and its report."""
 
-from fedpers.evaluation.counts import ClientResult, Counts
 from fedpers.evaluation.gate import choose, gated
 from fedpers.evaluation.html import write_html
 from fedpers.evaluation.report import build_report, report_table
+from fedpers.evaluation.results import ClientResult
 from fedpers.evaluation.run_folder import RunFolder, new_run_id
 
 __all__ = [
     "ClientResult",
-    "Counts",
     "RunFolder",
     "build_report",
     "choose",

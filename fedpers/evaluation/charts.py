@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fedpers.evaluation.page import by_name, esc, percent, points
+from fedpers.evaluation.page import by_name, esc
+from fedpers.evaluation.shown import gain_text, unit_of, value_text, with_unit
+from fedpers.tasks.base import Metric
 
 MARKS = {
     "personal": '<circle r="{r}" fill="var(--personal)"/>',
@@ -29,42 +31,53 @@ MOST_ROWS = 400
 
 @dataclass(frozen=True)
 class Dumbbell:
-    """One client's accuracies, 0..1: of the model compared with (None: none), and its own."""
+    """One client's figures: of the model compared with (None: none), and of its own.
+
+    ``gain``: by how much its own is better; without a base, 0.
+    """
 
     client: str
     base: float | None
     own: float
+    gain: float
     harmed: bool = False
 
-    @property
-    def gain(self) -> float:
-        """The difference; without a base, 0."""
-        return 0.0 if self.base is None else self.own - self.base
 
+def dumbbells(
+    rows: Sequence[Dumbbell],
+    base_mode: str | None,
+    own_mode: str,
+    metric: Metric,
+    unit: str = "",
+) -> str:
+    """A row a client, from its figure with one model to that with the other, best gain first.
 
-def dumbbells(rows: Sequence[Dumbbell], base_mode: str | None, own_mode: str) -> str:
-    """A row a client, from its accuracy with one model to that with the other, best gain first.
-
-    Without a base mode, dots by accuracy. Of more than ``MOST_ROWS`` clients, as many at equal
-    steps.
+    Without a base mode, dots by the figure, the best first. Of more than ``MOST_ROWS`` clients, as
+    many at equal steps.
     """
-    order = sorted(rows, key=lambda row: (-row.gain, -row.own, by_name(row.client)))
+    best = -1 if metric.better == "higher" else 1
+    order = sorted(rows, key=lambda row: (-row.gain, best * row.own, by_name(row.client)))
     shown = _thinned(order)
     dense = len(shown) > LABELLED
     pitch, radius, top = (5, 2, 26) if dense else (22, 5, 26)
     faint = ' opacity=".55"' if dense else ""
     values = [v for row in shown for v in (row.own, row.base) if v is not None]
-    low = math.floor(min(values) * 10) / 10 if min(values) < 1 else 0.9
-    scale = Scale(low, 1.0)
+    if metric.unit == "share":
+        low = math.floor(min(values) * 10) / 10 if min(values) < 1 else 0.9
+        places, high = ticks(low, 1.0, 4), 1.0
+    else:
+        places = ticks(min(values), max(values), 4, outside=True)
+        low, high = places[0], places[-1]
+    scale = Scale(low, high)
     height = top + len(shown) * pitch + 4
     parts = [
         f'<line class="grid" x1="{scale(tick)}" x2="{scale(tick)}" y1="20" y2="{height}"/>'
-        f'<text x="{scale(tick)}" y="12" text-anchor="middle">{100 * tick:.0f} %</text>'
-        for tick in ticks(low, 1.0, 4)
+        f'<text x="{scale(tick)}" y="12" text-anchor="middle">{_tick(metric, tick)}</text>'
+        for tick in places
     ]
     for index, row in enumerate(shown):
         y = top + index * pitch + pitch / 2
-        parts.append(f"<g><title>{esc(_told(row, base_mode, own_mode))}</title>")
+        parts.append(f"<g><title>{esc(_told(row, base_mode, own_mode, metric, unit))}</title>")
         if row.base is not None:
             color = "--harm" if row.harmed else f"--{own_mode}"
             falls = row.gain < 0
@@ -79,7 +92,8 @@ def dumbbells(rows: Sequence[Dumbbell], base_mode: str | None, own_mode: str) ->
             )
         own = "harmed" if row.harmed else own_mode
         parts.append(mark(own, scale(row.own), y, radius + (2 if row.harmed else 0)) + "</g>")
-    label = f"Accuracy of {len(shown)} clients, {base_mode or 'no'} model to {own_mode} model"
+    label = metric.label[0].upper() + metric.label[1:]
+    label = f"{label} of {len(shown)} clients, {base_mode or 'no'} model to {own_mode} model"
     plot = _svg(label, height, parts)
     key = [(base_mode, f"{base_mode} model")] if base_mode else []
     key.append((own_mode, f"{own_mode} model"))
@@ -88,29 +102,33 @@ def dumbbells(rows: Sequence[Dumbbell], base_mode: str | None, own_mode: str) ->
     if dense:
         return legend(key) + f'<div class="clients dense">{plot}</div>'
     names = "".join(f"<li{_harm(r)} title='{esc(r.client)}'>{esc(r.client)}</li>" for r in shown)
-    told = [points(r.gain) if base_mode else percent(r.own) for r in shown]
+    told = [gain_text(metric, r.gain) if base_mode else value_text(metric, r.own) for r in shown]
     gains = "".join(f"<li{_harm(r)}>{esc(t)}</li>" for r, t in zip(shown, told, strict=True))
     rows_ = f'<ol aria-hidden="true">{names}</ol>{plot}<ol class="gains">{gains}</ol>'
     return legend(key) + f'<div class="clients">{rows_}</div>'
 
 
 def curves(
-    series: Sequence[tuple[str, Sequence[tuple[int, float]]]], label: str, *, share: bool
+    series: Sequence[tuple[str, Sequence[tuple[int, float]]]],
+    label: str,
+    metric: Metric | None = None,
+    unit: str = "",
 ) -> str:
     """Lines over rounds: name (a mode, or "loss") and its points (round, value), at least one.
 
     Args:
-        share: the values are fractions, shown in percent; otherwise numbers from 0 up.
+        metric: what the values are of; None for a loss, a number from 0 up.
+        unit: of what is predicted.
     """
     xs = [x for _, found in series for x, _ in found]
     ys = [y for _, found in series for _, y in found]
-    low, high = (min(ys), max(ys)) if share else (min(0.0, *ys), max(ys))
+    low, high = (min(ys), max(ys)) if metric else (min(0.0, *ys), max(ys))
     marks = ticks(low, high, 5, outside=True)
     across, up = Scale(min(xs), max(xs)), Scale(marks[0], marks[-1])
     height, parts = 220, []
     for tick in marks:
         y = height * (1 - up.at(tick))
-        text = f"{round(100 * tick, 6):g} %" if share else f"{tick:g}"
+        text = _tick(metric, tick)
         parts.append(
             f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
@@ -129,14 +147,12 @@ def curves(
         ]
         sign = "personal" if name == "loss" else name
         for x, y, server_round, value in places if len(places) <= 30 else places[-1:]:
-            shown = f"{percent(value)} %" if share else f"{value:.3f}"
-            told = f"<title>{esc(name)}, round {server_round}: {shown}</title>"
+            shown = _shown(value, metric, unit)
+            told = f"<title>{esc(name)}, round {server_round}: {esc(shown)}</title>"
             parts.append(f"<g>{told}{mark(sign, x, y, 4)}</g>")
     parts.append(f'<text x="100%" y="{height + 36}" text-anchor="end">round</text>')
-    key = [
-        ("personal" if name == "loss" else name, f"{name} {_last(found, share)} at the end")
-        for name, found in series
-    ]
+    ends = {name: _shown(found[-1][1], metric, unit) for name, found in series}
+    key = [("personal" if n == "loss" else n, f"{n} {end} at the end") for n, end in ends.items()]
     return legend(key) + f'<div class="plot">{_svg(label, height + 40, parts)}</div>'
 
 
@@ -204,10 +220,12 @@ def _thinned(rows: Sequence[Dumbbell]) -> list[Dumbbell]:
     return [rows[round(k * (len(rows) - 1) / (MOST_ROWS - 1))] for k in range(MOST_ROWS)]
 
 
-def _told(row: Dumbbell, base_mode: str | None, own_mode: str) -> str:
-    text = f"{row.client}: {own_mode} {percent(row.own)} %"
+def _told(row: Dumbbell, base_mode: str | None, own_mode: str, metric: Metric, unit: str) -> str:
+    text = f"{row.client}: {own_mode} {with_unit(metric, row.own, unit)}"
     if row.base is not None:
-        text += f", {base_mode} {percent(row.base)} % ({points(row.gain)} points)"
+        of = "points" if metric.unit == "share" else unit_of(metric, unit)
+        gain = f"{gain_text(metric, row.gain)} {of}".rstrip()
+        text += f", {base_mode} {with_unit(metric, row.base, unit)} ({gain})"
     return text + (", harmed" if row.harmed else "")
 
 
@@ -215,5 +233,9 @@ def _harm(row: Dumbbell) -> str:
     return ' class="harmed"' if row.harmed else ""
 
 
-def _last(found: Sequence[tuple[int, float]], share: bool) -> str:
-    return f"{percent(found[-1][1])} %" if share else f"{found[-1][1]:.3f}"
+def _tick(metric: Metric | None, tick: float) -> str:
+    return f"{round(100 * tick, 6):g} %" if metric and metric.unit == "share" else f"{tick:g}"
+
+
+def _shown(value: float, metric: Metric | None, unit: str) -> str:
+    return f"{value:.3f}" if metric is None else with_unit(metric, value, unit)

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import fsum
 
-from fedpers.evaluation.counts import ClientResult, Counts
+from fedpers.evaluation.results import ClientResult
+from fedpers.tasks.base import Metric, Tally
 
 POPULATION_LEVEL = 0.05
 CLIENT_LEVEL = 0.01
@@ -26,19 +27,19 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def choose(results: Sequence[ClientResult]) -> dict[str, str]:
-    """For each client "personal" or "global", from the counts on validation splits.
+    """For each client "personal" or "global", from wins and losses on validation splits.
 
-    The population takes the personal models if those fixed significantly more examples than they
-    broke, summed over clients (one-sided sign test, level 0.05). A client whose own counts speak
-    for the other model (level 0.01) takes that one.
+    The population takes the personal models if those won significantly more examples than they
+    lost, summed over clients (one-sided sign test, level 0.05). A client whose own counts speak for
+    the other model (level 0.01) takes that one.
     """
     judged = {r.client: r.val for r in results if _comparable(r.val)}
-    fixed = sum(counts.fixed["personal"] for counts in judged.values())
-    broke = sum(counts.broke["personal"] for counts in judged.values())
-    common = "personal" if sign_test(fixed, broke) < POPULATION_LEVEL else "global"
+    won = sum(tally.wins("personal", "global") for tally in judged.values())
+    lost = sum(tally.wins("global", "personal") for tally in judged.values())
+    common = "personal" if sign_test(won, lost) < POPULATION_LEVEL else "global"
     chosen = dict.fromkeys((r.client for r in results), common)
-    for client, counts in judged.items():
-        gain, loss = counts.fixed["personal"], counts.broke["personal"]
+    for client, tally in judged.items():
+        gain, loss = tally.wins("personal", "global"), tally.wins("global", "personal")
         if common == "global" and sign_test(gain, loss) < CLIENT_LEVEL:
             chosen[client] = "personal"
         if common == "personal" and sign_test(loss, gain) < CLIENT_LEVEL:
@@ -55,15 +56,15 @@ def gated(results: Sequence[ClientResult]) -> list[ClientResult]:
     return [_gated(result, chosen) for result in results]
 
 
-def gate_summary(results: Sequence[ClientResult]) -> dict[str, float | None]:
+def gate_summary(results: Sequence[ClientResult], metric: Metric) -> dict[str, float | None]:
     """Whom the gate serves with the personal model, and what it misses on test.
 
     Returns:
         ``coverage_clients``, the share of clients that deploy their personal model, and
         ``coverage_examples``, the share of test examples at these clients; ``oracle_gap``, the
-        mean over clients of max(a_personal, a_global) - a_gated, >= 0: how far the choice from
-        validation counts is from the best choice of one model a client. All None where no
-        client has both models and test examples.
+        mean over clients of how much better than the gated model the better of both is, >= 0: how
+        far the choice from validation is from the best choice of one model a client. All None where
+        no client has both models and test examples.
     """
     chosen = choose(results)
     tested = [r for r in results if r.test.n > 0 and _comparable(r.test)]
@@ -72,9 +73,8 @@ def gate_summary(results: Sequence[ClientResult]) -> dict[str, float | None]:
     personal = [r for r in tested if chosen[r.client] == "personal"]
     missed = []
     for r in tested:
-        right = r.test.correct
-        best = max(right["personal"], right["global"])
-        missed.append((best - right[chosen[r.client]]) / r.test.n)
+        other = "global" if chosen[r.client] == "personal" else "personal"
+        missed.append(max(0.0, metric.gain(r.test, other, chosen[r.client]) or 0.0))
     return {
         "coverage_clients": len(personal) / len(tested),
         "coverage_examples": sum(r.test.n for r in personal) / sum(r.test.n for r in tested),
@@ -83,25 +83,15 @@ def gate_summary(results: Sequence[ClientResult]) -> dict[str, float | None]:
 
 
 def _gated(result: ClientResult, chosen: Mapping[str, str]) -> ClientResult:
-    def add(counts: Counts | None) -> Counts | None:
-        if counts is None or not _comparable(counts):
-            return counts
-        personal = chosen[result.client] == "personal"
-        mode, detail = chosen[result.client], counts.detail
-        if detail is not None:
-            detail = replace(detail, modes={**detail.modes, "gated": detail.modes[mode]})
-        return Counts(
-            counts.n,
-            {**counts.correct, "gated": counts.correct[mode]},
-            {**counts.fixed, "gated": counts.fixed["personal"] if personal else 0},
-            {**counts.broke, "gated": counts.broke["personal"] if personal else 0},
-            detail,
-        )
+    def add(tally: Tally | None) -> Tally | None:
+        if tally is None or not _comparable(tally):
+            return tally
+        return tally.with_gated(chosen[result.client])
 
     val, test = add(result.val), add(result.test)
     assert val is not None and test is not None
     return replace(result, val=val, test=test, outside=add(result.outside))
 
 
-def _comparable(counts: Counts) -> bool:
-    return "personal" in counts.correct and "global" in counts.correct
+def _comparable(tally: Tally) -> bool:
+    return "personal" in tally.modes and "global" in tally.modes

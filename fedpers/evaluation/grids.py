@@ -21,18 +21,25 @@ CELLS = 40
 MOST_PIXELS = 400
 
 
-def label_grid(clients: Sequence[str], labelled: Sequence[Sequence[int]]) -> str:
-    """Examples by client (rows) and class (columns), sorted by the most frequent class."""
+def label_grid(
+    clients: Sequence[str], labelled: Sequence[Sequence[int]], called: Sequence[str] = ()
+) -> str:
+    """Examples by client (rows) and class (columns), sorted by the most frequent class.
+
+    Args:
+        called: what the classes are called; by their numbers beyond that.
+    """
     classes = max(len(row) for row in labelled)
     padded = [[*row, *[0] * (classes - len(row))] for row in labelled]
     order = sorted(range(len(clients)), key=lambda k: _profile(padded[k]))
+    columns = [*called[:classes], *(str(c) for c in range(len(called), classes))]
     names, rows = [clients[k] for k in order], [padded[k] for k in order]
     shares = [[value / (sum(row) or 1) for value in row] for row in rows]
     if len(rows) <= CELLS and classes <= CELLS // 2:
-        return cells(names, [str(c) for c in range(classes)], rows, shares)
+        return cells(names, columns, rows, shares)
     label = f"Share of each of {classes} classes at {len(rows)} clients"
     ramp = '<span class="soft">none <span class="ramp"></span> all of a client’s examples</span>'
-    across = "".join(f"<span>{c}</span>" for c in range(classes)) if classes <= CELLS // 2 else ""
+    across = "".join(f"<span>{esc(c)}</span>" for c in columns) if classes <= CELLS // 2 else ""
     image = picture(shares, label, height=max(160, min(420, 2 * len(rows))))
     return f'<div class="across" aria-hidden="true">{across}</div>{image}{ramp}'
 

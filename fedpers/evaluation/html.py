@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedpers.evaluation import charts, grids
-from fedpers.evaluation.counts import MODES
 from fedpers.evaluation.html_privacy import audit_section, encryption_section, privacy_section
 from fedpers.evaluation.metrics import harmed_clients
 from fedpers.evaluation.page import (
@@ -20,14 +19,15 @@ from fedpers.evaluation.page import (
     page,
     percent,
     plural,
-    points,
     section,
     size,
     table,
 )
 from fedpers.evaluation.run_files import RunRecord, number, read_run
 from fedpers.evaluation.run_folder import replace_file
+from fedpers.evaluation.shown import gain_text, in_unit, unit_of, value_text, with_unit
 from fedpers.evaluation.words import named, sentences
+from fedpers.tasks.base import MODES, Metric
 
 MEANINGS = {
     "personal, global": "a client’s own model; the one that all share",
@@ -35,17 +35,19 @@ MEANINGS = {
     "gated": "of personal and global the one that validation counts speak for",
     "mean, weighted": "over clients, each the same; over all their test examples",
     "worst decile": "the mean of the tenth of clients that do worst",
-    "macro-F1": "the mean over a client’s classes of 2 TP / (labelled + predicted)",
-    "AUC": "how often an example of a class scores higher on it than one of another class",
-    "ECE": "how far confidence is from accuracy, over 10 bins of confidence; all clients together",
     "breakage, fix": "of what the global model has right, the share that is lost; of what it has "
-    "wrong, the share that is gained",
+    "wrong, the share that is gained; of numbers, the shares of examples that get worse and better",
     "harmed": "clients that lose significantly: one-sided sign test, false discovery rate 5 %",
     "most frequent answer": "the share of predictions that are of one class, the most frequent at "
     "the client; and of its labels",
     "oracle gap": "what the better of both models at each client would give beyond the gate",
-    "Gini": "how unequal the clients’ accuracies are: 0 is the same for all",
+    "Gini": "how unequal the clients’ figures are: 0 is the same for all",
 }
+
+
+FIRST = {"mean": "mean", "weighted": "weighted", "worst decile": "worst_decile"}
+LAST = {"min": "min", "max": "max", "spread (std)": "std"}
+"""Columns about the headline, before and after the other metrics: title and name in the report."""
 
 
 def write_html(run_folder: Path) -> Path:
@@ -71,7 +73,7 @@ def build_html(run: RunRecord) -> str:
     title = f"{strategy} on {name}" if name else str(strategy)
     body = [
         _head(run, title),
-        _accuracies(run),
+        _figures(run),
         _clients(run),
         _curves(run),
         _labels(run),
@@ -110,14 +112,20 @@ def _together(text: str) -> str:
 
 def _tiles(run: RunRecord) -> str:
     harmed, scored = run.number("harmed_share"), run.number("scored", "clients")
+    metric, unit = run.metric, run.unit
+
+    def gain(value: float) -> str:
+        return gain_text(metric, value)
+
+    better = "points over" if metric.unit == "share" else f"{metric.label} better than"
     tiles = [
         (
-            "personal accuracy",
-            run.number("accuracy", "personal", "mean"),
-            lambda v: percent(v) + " %",
+            f"personal {metric.label}",
+            run.score("personal", "mean"),
+            lambda v: with_unit(metric, v, unit),
         ),
-        ("points over global", run.number("gain_over_global"), points),
-        ("points over local", run.number("gain_over_local"), points),
+        (f"{better} global", run.number("gain_over_global"), gain),
+        (f"{better} local", run.number("gain_over_local"), gain),
         ("clients harmed", harmed, lambda v: f"{round(v * (scored or 0))} of {scored or 0:.0f}"),
         ("epsilon spent, at most", run.number("privacy", "epsilon_max"), figure),
     ]  # type: list[tuple[str, float | None, Callable[[float], str]]]
@@ -129,20 +137,15 @@ def _tiles(run: RunRecord) -> str:
     return f'<dl class="tiles">{shown}</dl>' if shown else ""
 
 
-def _accuracies(run: RunRecord) -> str:
-    modes = [mode for mode in MODES if run.number("accuracy", mode, "mean") is not None]
+def _figures(run: RunRecord) -> str:
+    modes = [mode for mode in MODES if run.score(mode, "mean") is not None]
     if not modes:
         return ""
+    metric = run.metric
     columns: list[tuple[str, Callable[[str], str]]] = [
-        ("mean", lambda m: percent(run.number("accuracy", m, "mean"))),
-        ("weighted", lambda m: percent(run.number("accuracy", m, "weighted"))),
-        ("worst decile", lambda m: percent(run.number("accuracy", m, "worst_decile"))),
-        ("macro-F1", lambda m: percent(run.number("macro_f1", m))),
-        ("ECE", lambda m: percent(run.number("ece_pooled", m))),
-        ("AUC", lambda m: percent(run.number("auc", m))),
-        ("min", lambda m: percent(run.number("accuracy", m, "min"))),
-        ("max", lambda m: percent(run.number("accuracy", m, "max"))),
-        ("spread (std)", lambda m: percent(run.number("accuracy", m, "std"))),
+        *(_of_headline(run, title, name) for title, name in FIRST.items()),
+        *(_of_metric(run, *known) for known in [*run.task.metrics.items()][1:]),
+        *(_of_headline(run, title, name) for title, name in LAST.items()),
         ("Gini", lambda m: figure(run.number("gini", m))),
     ]
     head = ["model", *(name for name, _ in columns)]
@@ -151,29 +154,50 @@ def _accuracies(run: RunRecord) -> str:
     moment = scored.get("moment") if isinstance(scored, Mapping) else None
     examples = plural(int(run.number("scored", "examples") or 0), "test example")
     clients = plural(int(run.number("scored", "clients") or 0), "client")
-    note = f"In percent, over {examples} of {clients}"
+    unit = "percent" if metric.unit == "share" else unit_of(metric, run.unit)
+    note = f"{f'In {unit}, over' if unit else 'Over'} {examples} of {clients}"
     note += f"; the personal model is scored {moment}." if moment else "."
+    known = {m.label: m.meaning for m in run.task.metrics.values() if m.meaning}
     return section(
-        "Accuracy",
+        _title(metric),
         table(head, rows),
         f'<p class="soft">{esc(note)}</p>',
         _further(run, modes),
-        f"<details><summary>What the figures mean</summary>{facts(MEANINGS)}</details>",
+        f"<details><summary>What the figures mean</summary>{facts(known | MEANINGS)}</details>",
     )
+
+
+def _title(metric: Metric) -> str:
+    return metric.label[0].upper() + metric.label[1:]
+
+
+def _of_headline(run: RunRecord, title: str, name: str) -> tuple[str, Callable[[str], str]]:
+    return title, lambda mode: value_text(run.metric, run.score(mode, name))
+
+
+def _of_metric(run: RunRecord, name: str, metric: Metric) -> tuple[str, Callable[[str], str]]:
+    key = f"{name}_pooled" if metric.pools else name
+    return metric.label, lambda mode: value_text(metric, run.number(key, mode))
 
 
 def _further(run: RunRecord, modes: list[str]) -> str:
     """Harm, the gate and collapse, by mode; then what exists once."""
-    rows = []
+    metric, rows = run.metric, []
+    shares = metric.unit == "share"
+
+    def in_percent(value: float | None) -> str:
+        return percent(value) + ("" if shares or value is None else " %")
+
     for name, key in (
         ("breakage", "breakage_rate"),
         ("fix", "fix_rate"),
         ("harmed", "harmed_share"),
     ):
         values = [run.number(key), run.number("gated", key)]
-        rows.append([name, percent(values[0]), ABSENT, percent(values[1]), ABSENT])
+        rows.append([name, in_percent(values[0]), ABSENT, in_percent(values[1]), ABSENT])
     outside = [run.number("out_of_client", mode) for mode in ("personal", "global")]
-    rows.append(["accuracy on others’ data", *map(percent, outside), ABSENT, ABSENT])
+    others = [value_text(metric, value) for value in outside]
+    rows.append([f"{metric.label} on others’ data", *others, ABSENT, ABSENT])
     answers = [run.number("collapse", mode, "share") for mode in MODES]
     rows.append(["most frequent answer", *map(percent, answers)])
     classes = [run.number("collapse", mode, "classes") for mode in MODES]
@@ -189,18 +213,23 @@ def _further(run: RunRecord, modes: list[str]) -> str:
         notes.append(f"{text}, {percent(share)} % of them of the most frequent one.")
     examples = run.number("gate", "coverage_examples")
     if examples is not None:
-        gap = points(run.number("gate", "oracle_gap")).lstrip("+")
+        gap = gain_text(metric, run.number("gate", "oracle_gap")).lstrip("+")
+        gap += " points more" if shares else f" {unit_of(metric, run.unit)}".rstrip() + " better"
         notes.append(
             f"The gate deploys personal models for {percent(examples)} % of the test examples; the "
-            f"better of both models at each client would give {gap} points more."
+            f"better of both models at each client would give {gap}."
         )
     started = run.report.get("cold_start")
     if isinstance(started, Mapping):
         cold = [(str(b), number(started, b, "mean")) for b in started]
-        told = [f"{percent(mean)} % after {b} batches" for b, mean in cold if mean is not None]
+        told = [
+            f"{with_unit(metric, mean, run.unit)} after {b} batches"
+            for b, mean in cold
+            if mean is not None
+        ]
         if told:
             notes.append(f"Newcomers that never trained: {', '.join(told)}.")
-    again = table(["in %", *modes], shown) if shown else ""
+    again = table(["in %" if shares else "", *modes], shown) if shown else ""
     return again + "".join(f'<p class="soft">{esc(note)}</p>' for note in notes)
 
 
@@ -209,23 +238,24 @@ def _clients(run: RunRecord) -> str:
     pairs = (("global", "personal"), ("local", "personal"), (None, "personal"), (None, "global"))
     for base, own in (*pairs, (None, "local")):
         needed = {own} if base is None else {base, own}
-        having = {client: t for client, t in tests.items() if needed <= set(t.correct)}
+        having = {client: t for client, t in tests.items() if needed <= set(t.modes)}
         if having:
             break
     else:
         return ""
     harmed = set(harmed_clients(run.results)) if base == "global" else set()
-    rows = [
-        charts.Dumbbell(
-            client=client,
-            base=None if base is None else t.correct[base] / t.n,
-            own=t.correct[own] / t.n,
-            harmed=client in harmed,
-        )
-        for client, t in having.items()
-    ]
+    metric, rows = run.metric, []
+    for client, tally in having.items():
+        value = metric.of([tally], own)
+        before = None if base is None else metric.of([tally], base)
+        if value is None or (base is not None and before is None):
+            continue
+        gain = 0.0 if base is None else metric.gain(tally, own, base) or 0.0
+        rows.append(charts.Dumbbell(client, before, value, gain, client in harmed))
+    if not rows:
+        return ""
     change = f"from the {base} to the {own} model" if base else f"with the {own} model"
-    note = f"Test accuracy {change}, a row a client"
+    note = f"Test {metric.label}{in_unit(metric, run.unit)} {change}, a row a client"
     if base:
         gains = [row.gain for row in rows]
         up, down = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
@@ -235,7 +265,7 @@ def _clients(run: RunRecord) -> str:
     if len(rows) > charts.LABELLED:
         note += " A touch or the mouse names the client."
     elif any(row.gain < 0 for row in rows):
-        note += " A broken line: the accuracy fell."
+        note += " A broken line: the personal model is worse."
     if len(rows) > charts.MOST_ROWS:
         note += f" {charts.MOST_ROWS} of {len(rows)} clients, at equal steps."
     if harmed:
@@ -245,7 +275,7 @@ def _clients(run: RunRecord) -> str:
         count = sum(failed.values())
         note += f" {plural(len(failed), 'client')} failed, {plural(count, 'time')} in all: "
         note += f"{named(sorted(failed, key=by_name))}."
-    plot = charts.dumbbells(rows, base, own)
+    plot = charts.dumbbells(rows, base, own, metric, run.unit)
     return section("Each client", f"<figure>{plot}<figcaption>{esc(note)}</figcaption></figure>")
 
 
@@ -257,23 +287,25 @@ def _curves(run: RunRecord) -> str:
     figures = []
     scores = [(m, over_rounds(m)) for m in ("personal", "global") if over_rounds(m)]
     if scores:
-        plot = charts.curves(scores, "Mean test accuracy by round", share=True)
-        figures.append(f"<figure><h3>Mean test accuracy</h3>{plot}</figure>")
+        title = f"Mean test {run.metric.label}"
+        plot = charts.curves(scores, f"{title} by round", run.metric, run.unit)
+        figures.append(f"<figure><h3>{esc(title)}</h3>{plot}</figure>")
     loss = over_rounds("loss")
     if loss:
-        plot = charts.curves([("loss", loss)], "Training loss by round", share=False)
+        plot = charts.curves([("loss", loss)], "Training loss by round")
         figures.append(f"<figure><h3>Training loss</h3>{plot}</figure>")
     return section("By round", f'<div class="pair">{"".join(figures)}</div>' if figures else "")
 
 
 def _labels(run: RunRecord) -> str:
-    found = {r.client: r.test.detail.labelled for r in run.results if r.test.n and r.test.detail}
+    tested = {r.client: run.task.make_up(r.test) for r in run.results if r.test.n}
+    found = {client: counts for client, counts in tested.items() if counts}
     if not found:
         return ""
     note = (
         "Test examples by class (across) at each client (down), sorted by its most frequent class."
     )
-    grid = grids.label_grid(list(found), list(found.values()))
+    grid = grids.label_grid(list(found), list(found.values()), run.names)
     return section(
         "Labels of each client", f"<figure>{grid}<figcaption>{esc(note)}</figcaption></figure>"
     )

@@ -11,9 +11,11 @@ from rich.table import Table
 import fedpers
 from fedpers.config import Config
 from fedpers.data.public import takes_from_clients
-from fedpers.evaluation import class_metrics, metrics
-from fedpers.evaluation.counts import MODES, ClientResult
+from fedpers.evaluation import metrics
 from fedpers.evaluation.gate import gate_summary
+from fedpers.evaluation.results import ClientResult
+from fedpers.evaluation.shown import headline_of, in_unit, value_text
+from fedpers.tasks.base import MODES, Metric, task_named
 
 PACKAGES = ("flwr", "torch", "peft", "transformers", "opacus", "tenseal", "numpy")
 COMMUNICATION = ("uplink_bytes_per_client_round", "downlink_bytes_per_client_round", "total_bytes")
@@ -39,14 +41,17 @@ def build_report(
     seconds: Mapping[str, float],
     moment: str | None = None,
     newcomers: Mapping[int, Sequence[ClientResult]] | None = None,
+    names: Sequence[str] = (),
+    unit: str = "",
     privacy: Mapping[str, Any] | None = None,
     encryption: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The fields of ``report.json``; a figure that the run does not have is None.
 
-    Accuracies are in 0..1, on each client's test split, from one evaluation: the last, or the
-    one that ``evaluation.select`` finds on validation splits. ``scored`` says which it was and
-    over how many clients and examples.
+    Metrics are those of the task: its headline, by which models are compared, as a distribution
+    over clients, the others as means over clients. They are of each client's test split, from one
+    evaluation: the last, or the one that ``evaluation.select`` finds on validation splits.
+    ``scored`` says which it was and over how many clients and examples.
 
     Args:
         evaluations: the clients' results by round.
@@ -56,17 +61,21 @@ def build_report(
         privacy: the figures of a private run, see ``privacy_figures``.
         encryption: by the names in ``ENCRYPTION``, and ``enabled``.
         newcomers: the results of clients that never trained, by number of local batches.
+        names: of the classes, or of the target.
+        unit: of what is predicted.
 
     Raises:
         ValueError: ``communication`` or ``seconds`` has a name that the report does not.
     """
     # Choosing a round by the clients' validation splits would be one more release.
     wanted = "last" if config.privacy.enabled else config.evaluation.select
-    selected, select = select_round(evaluations, wanted)
+    task, _ = task_named(config.task)
+    headline, metric = task.headline()
+    selected, select = select_round(evaluations, wanted, metric)
     results = [] if selected is None else evaluations[selected]
     tested = [result for result in results if result.test.n > 0]
     cold_start = {
-        str(steps): metrics.accuracy_summary(held_out, "personal")
+        str(steps): metrics.summary(held_out, metric, "personal")
         for steps, held_out in (newcomers or {}).items()
     }
     return {
@@ -83,25 +92,29 @@ def build_report(
             "clients": len(tested),
             "examples": sum(result.test.n for result in tested),
         },
-        "accuracy": {mode: metrics.accuracy_summary(results, mode) for mode in MODES},
-        "gain_over_global": metrics.mean_gain(results, "global"),
-        "gain_over_local": metrics.mean_gain(results, "local"),
+        "task": {
+            "name": config.task.name,
+            "headline": headline,
+            "better": metric.better,
+            "names": list(names),
+            "unit": unit,
+        },
+        headline: {mode: metrics.summary(results, metric, mode) for mode in MODES},
+        "gain_over_global": metrics.mean_gain(results, metric, "global"),
+        "gain_over_local": metrics.mean_gain(results, metric, "local"),
         "breakage_rate": metrics.breakage_rate(results),
         "fix_rate": metrics.fix_rate(results),
         "harmed_share": metrics.harmed_share(results),
-        "out_of_client": metrics.out_of_client(results),
+        "out_of_client": metrics.out_of_client(results, metric),
         "gated": {
             "breakage_rate": metrics.breakage_rate(results, "gated"),
             "fix_rate": metrics.fix_rate(results, "gated"),
             "harmed_share": metrics.harmed_share(results, "gated"),
         },
-        "macro_f1": {mode: class_metrics.macro_f1(results, mode) for mode in MODES},
-        "auc": {mode: class_metrics.auc(results, mode) for mode in MODES},
-        "ece": {mode: class_metrics.ece(results, mode) for mode in MODES},
-        "ece_pooled": {mode: class_metrics.ece_pooled(results, mode) for mode in MODES},
-        "collapse": {mode: class_metrics.collapse(results, mode) for mode in MODES},
-        "gini": {mode: metrics.gini(results, mode) for mode in MODES},
-        "gate": gate_summary(results),
+        **_other_metrics(task.metrics, headline, results),
+        **task.further({mode: metrics.tallies_of(results, "test", mode) for mode in MODES}),
+        "gini": {mode: metrics.gini(results, metric, mode) for mode in MODES},
+        "gate": gate_summary(results, metric),
         "cold_start": cold_start,
         "privacy": {"enabled": False, **dict.fromkeys(PRIVACY), **(privacy or {})},
         "encryption": {"enabled": False, **dict.fromkeys(ENCRYPTION), **(encryption or {})},
@@ -175,12 +188,27 @@ def not_covered(config: Config) -> list[str]:
     return named
 
 
+def _other_metrics(
+    known: Mapping[str, Metric], headline: str, results: Sequence[ClientResult]
+) -> dict[str, dict[str, float | None]]:
+    """Each metric's mean over clients by mode, and beside it what it is of all their examples, for
+    those that are told so."""
+    found = {}
+    for name, metric in known.items():
+        if name != headline:
+            found[name] = {mode: metrics.mean(results, metric, mode) for mode in MODES}
+        if metric.pools:
+            together = {mode: metrics.pooled(results, metric, mode) for mode in MODES}
+            found[f"{name}_pooled"] = together
+    return found
+
+
 def select_round(
-    evaluations: Mapping[int, Sequence[ClientResult]], select: str
+    evaluations: Mapping[int, Sequence[ClientResult]], select: str, metric: Metric
 ) -> tuple[int | None, str]:
     """The round to report, never chosen on test, and how it was chosen.
 
-    "validation" takes the (earliest) best mean validation accuracy of the personal model, over
+    "validation" takes the (earliest) best mean of ``metric`` of the personal model, over
     the clients that every evaluation scored: one that a weak client missed would look better.
     Without such clients the last evaluation is taken. None where there was no evaluation.
     """
@@ -189,7 +217,7 @@ def select_round(
         return None, "last"
     if select == "validation":
         scored = [
-            {r.client for r in evaluations[round] if r.val.n and "personal" in r.val.correct}
+            {r.client for r in evaluations[round] if r.val.n and "personal" in r.val.modes}
             for round in rounds
         ]
         common = set.intersection(*scored)
@@ -197,9 +225,11 @@ def select_round(
             means = {}
             for round in rounds:
                 of_common = [r for r in evaluations[round] if r.client in common]
-                summary = metrics.accuracy_summary(of_common, "personal", "val")
-                means[round] = summary["mean"] if summary else 0.0
-            return max(rounds, key=means.__getitem__), "validation"
+                value = metrics.mean(of_common, metric, "personal", "val")
+                if value is not None:
+                    means[round] = value if metric.better == "higher" else -value
+            if means:
+                return max(means, key=means.__getitem__), "validation"
     return rounds[-1], "last"
 
 
@@ -225,17 +255,19 @@ def environment(gpus_per_node: float) -> dict[str, Any]:
 
 
 def report_table(report: Mapping[str, Any]) -> Table:
-    """The accuracies of a report in percent, a row a mode that the run has."""
-    table = Table(title=f"{report['run_id']}: test accuracy in %, round {report['selected_round']}")
+    """The headline of a report, a row a mode that the run has."""
+    headline, metric, unit = headline_of(report)
+    title = f"{report['run_id']}: test {metric.label}{in_unit(metric, unit)}"
+    table = Table(title=f"{title}, round {report['selected_round']}")
     columns = ("mean", "weighted", "worst_decile", "std", "min", "max")
     titles = {"worst_decile": "worst decile", "std": "spread (std)"}
     table.add_column("model")
     for name in columns:
         table.add_column(titles.get(name, name), justify="right")
     for mode in MODES:
-        summary = report["accuracy"][mode]
+        summary = report[headline][mode]
         if summary is not None:
-            table.add_row(mode, *(f"{100 * summary[name]:.1f}" for name in columns))
+            table.add_row(mode, *(value_text(metric, summary[name]) for name in columns))
     return table
 
 

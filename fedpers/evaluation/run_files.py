@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from fedpers.errors import ConfigError
-from fedpers.evaluation.counts import MODES, ClientResult
+from fedpers.evaluation.results import ClientResult
+from fedpers.evaluation.shown import headline_of, task_of
+from fedpers.tasks.base import MODES, Metric, Task
 
 MOST_PICTURE = 5_000_000
 MOST_NUMBER = 1e300
@@ -43,6 +45,32 @@ class RunRecord:
     audit: Mapping[str, Any] | None
     picture: bytes | None
 
+    @property
+    def task(self) -> type[Task]:
+        """The run's task."""
+        return task_of(self.report)
+
+    @property
+    def metric(self) -> Metric:
+        """The task's headline."""
+        return self.task.headline()[1]
+
+    @property
+    def unit(self) -> str:
+        """Of what is predicted, or ""."""
+        return headline_of(self.report)[2]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes by number, as far as the report says them."""
+        task = self.report.get("task")
+        names = task.get("names") if isinstance(task, Mapping) else None
+        return [str(name) for name in names] if isinstance(names, list) else []
+
+    def score(self, mode: str, name: str) -> float | None:
+        """The headline of a mode: its ``mean``, ``weighted``, ..."""
+        return number(self.report, self.task.headline()[0], mode, name)
+
     def number(self, *keys: str) -> float | None:
         """A number of the report, or None where it has none."""
         return number(self.report, *keys)
@@ -57,8 +85,9 @@ def read_run(folder: Path) -> RunRecord:
         ConfigError: ``folder`` is not the folder of a finished run.
     """
     report = _object(folder / "report.json")
-    accuracy = report.get("accuracy") if report else None
-    if report is None or not isinstance(accuracy, Mapping) or not set(MODES) <= set(accuracy):
+    task = task_of(report) if report else None
+    by_mode = report.get(task.headline()[0]) if report and task else None
+    if not report or not task or not isinstance(by_mode, Mapping) or not set(MODES) <= set(by_mode):
         raise ConfigError("RUN", str(folder), "the folder of a finished run, with report.json")
     results: dict[str, ClientResult] = {}
     failures: dict[str, int] = {}
@@ -68,7 +97,7 @@ def read_run(folder: Path) -> RunRecord:
             failures[client] = failures.get(client, 0) + 1
         elif line.get("round") == report.get("selected_round"):
             try:
-                result = ClientResult.from_json(line)
+                result = ClientResult.from_json(line, task.tally_type)
             except ValueError:
                 continue
             results[result.client] = result  # of two lines the later holds

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from fedpers.config import Config, load_config
 from fedpers.errors import ConfigError
-from fedpers.evaluation.counts import ClientResult
+from fedpers.evaluation.results import ClientResult
 from fedpers.evaluation.run_files import read_lines
 from fedpers.files import lock, written
+from fedpers.tasks.base import Tally
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -122,11 +123,16 @@ class RunFolder:
             for line in lines:
                 _write_line(self._clients, line)
 
-    def read(self, last: int) -> tuple[list[dict[str, Any]], dict[int, list[ClientResult]]]:
+    def read(
+        self, last: int, tally: type[Tally]
+    ) -> tuple[list[dict[str, Any]], dict[int, list[ClientResult]]]:
         """The lines of the rounds up to ``last``, and the evaluations by round.
 
         Of two lines of a round, or of a round and client, the later one counts. One that cannot be
         read is named in the log and left out.
+
+        Args:
+            tally: of the run's task.
         """
         rounds = {line["round"]: line for line in self._lines("rounds.jsonl") if _summable(line)}
         results: dict[int, dict[str, ClientResult]] = {}
@@ -134,7 +140,7 @@ class RunFolder:
             if "error" in line or type(line.get("round")) is not int or line["round"] > last:
                 continue
             try:
-                result = ClientResult.from_json(line)
+                result = ClientResult.from_json(line, tally)
             except ValueError as error:
                 told = "clients.jsonl: a line of round %d is left out: %s"
                 log.warning(told, line["round"], error)

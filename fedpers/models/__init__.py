@@ -4,7 +4,8 @@ from fedpers.models.adapter_folder import save_adapter
 from fedpers.models.backbones import BACKBONES, Backbone
 from fedpers.models.build import base_model, build_model
 from fedpers.models.hf import tokenize
-from fedpers.models.personal import Outputs, PersonalModel
+from fedpers.models.personal import PersonalModel
+from fedpers.outputs import Outputs
 
 __all__ = [
     "BACKBONES",

@@ -20,7 +20,8 @@ from fedpers.parts import Parts
 from fedpers.seeding import seeded
 
 if TYPE_CHECKING:
-    from fedpers.data import FederatedData, Task
+    from fedpers.data import FederatedData, Signature
+    from fedpers.tasks.base import Task
 
 
 def build_model(config: Config, data: FederatedData, base: Parts | None = None) -> PersonalModel:
@@ -28,14 +29,14 @@ def build_model(config: Config, data: FederatedData, base: Parts | None = None) 
 
     Its bits depend on ``config.seed``, ``config.model`` and ``data.public`` only; the global
     random state is left as it was. With LoRA the trunk is frozen, and adapters and head start
-    at zero, so that first predictions are uniform; without, everything is trainable and starts
+    at zero, so that first scores are zero; without, everything is trainable and starts
     as PyTorch initialises it, after pre-training if that is asked for.
 
     Args:
         base: its tensors, where there are no public data to make them from.
 
     Raises:
-        ConfigError: a backbone that does not exist or does not fit the task or has BatchNorm;
+        ConfigError: a backbone that does not exist or does not fit the data or has BatchNorm;
             a LoRA target that no layer is called; too little public data.
         ClientError: a base of another model.
     """
@@ -62,7 +63,7 @@ def _build(
     if public:
         check_public(config, data)
     with seeded(config.seed, "model", "trunk"):
-        trunk = _trunk(settings.name, data.task)
+        trunk = _trunk(settings.name, data.signature, data.task)
     trunk.eval()
     scaler = None
     if public:
@@ -71,22 +72,23 @@ def _build(
         width = torch.ones(trunk.feature_dim)
         scaler = feature_scaler(trunk, data.public.x) if public else Scaler(0 * width, width)
     with seeded(config.seed, "model", "head"):
-        head = nn.Linear(trunk.feature_dim, data.task.num_classes)
+        head = data.task.head(trunk.feature_dim)
     if lora is None:
-        return PersonalModel(trunk, head, scaler=scaler)
+        return PersonalModel(trunk, head, scaler=scaler, task=data.task)
     trunk.requires_grad_(False)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     if adapters:
         add_lora(trunk, lora, trunk.lora_target, config.seed)
-    return PersonalModel(trunk, head, scaler=scaler, private_b=lora.share == "a-only")
+    private = lora.share == "a-only"
+    return PersonalModel(trunk, head, scaler=scaler, private_b=private, task=data.task)
 
 
-def _trunk(name: str, task: Task) -> Backbone:
+def _trunk(name: str, signature: Signature, task: Task) -> Backbone:
     names = BACKBONES.names()
-    fitting = [known for known in names if task.kind in BACKBONES.get(known).kinds]
-    fitting += ["hf:<name or folder>"] * (task.kind in ("text", "image"))
-    fitting += ["sentence:<name or folder>"] * (task.kind == "text")
+    fitting = [known for known in names if signature.kind in BACKBONES.get(known).kinds]
+    fitting += ["hf:<name or folder>"] * (signature.kind in ("text", "image"))
+    fitting += ["sentence:<name or folder>"] * (signature.kind == "text")
     if name.startswith(PREFIX):
         kinds: tuple[str, ...] = ("text", "image")
     elif name.startswith(SENTENCE):
@@ -100,14 +102,14 @@ def _trunk(name: str, task: Task) -> Backbone:
         prefixed = "hf:<name or folder>, sentence:<name or folder>"
         takes = f"one of {', '.join(names)}, {prefixed}, or package.module:Class"
         raise ConfigError("model.name", name, takes)
-    if task.kind not in kinds:
-        raise ConfigError("model.name", name, f"{' or '.join(fitting)} for {task.kind} data")
+    if signature.kind not in kinds:
+        raise ConfigError("model.name", name, f"{' or '.join(fitting)} for {signature.kind} data")
     if name.startswith(PREFIX):
-        trunk = load_hf(name, task)
+        trunk = load_hf(name, signature.kind, task)
     elif name.startswith(SENTENCE):
         trunk = load_sentence(name)
     else:
-        trunk = backbone(task.input_shape)
+        trunk = backbone(signature.shape)
     found = find_batch_norm(trunk)
     if found is not None:
         takes = f"a model without batch statistics (found {found})"

@@ -29,7 +29,7 @@ from fedpers.models.personal import PersonalModel, clean_name
 from fedpers.seeding import seeded
 
 if TYPE_CHECKING:
-    from fedpers.data import FederatedData, Task
+    from fedpers.data import FederatedData
 
 TRUNK = "trunk.model."  # where a model of transformers is in ours
 
@@ -62,7 +62,8 @@ def export_model(
         "package": f"fedpers=={fedpers.__version__}",
         "seed": config.seed,
         "model": asdict(config.model),
-        "task": asdict(data.task),
+        "signature": asdict(data.signature),
+        "task": asdict(data.task.settings()),
         "strategy": config.strategy.name,
     }
     whole = config.model.lora is None
@@ -83,7 +84,7 @@ def _export_hf(
     data: FederatedData,
     manifest: Mapping[str, Any],
 ) -> None:
-    published, head = _published(config, data.task), folded_head(model)
+    published, head = _published(config, data), folded_head(model)
     if published.get_submodule(trunk.head_path).bias is None:
         if bool(head.bias.any()):
             takes = "a classifier with a bias, as transformers would leave this client's out"
@@ -94,16 +95,20 @@ def _export_hf(
     frozen = _with_head(base, trunk.head_path, head)
     name = pretrained_name(config.model.name)
     own = whole or not _same(frozen, published, trunk.head_path)
+    task, kind = data.task, data.signature.kind
+    frozen.config.id2label = dict(enumerate(task.names))
+    frozen.config.label2id = {name: number for number, name in enumerate(task.names)}
     needs: dict[str, Any] = {
-        "class": CLASSIFIERS[data.task.kind],
-        "num_labels": data.task.num_classes,
+        "class": CLASSIFIERS[kind],
+        "num_labels": task.outputs,
+        "id2label": frozen.config.id2label,
         "base": ("." if whole else "base") if own else name,
         "preprocessing": name,
     }
-    needs["load"] = f"{needs['class']}.from_pretrained(base, num_labels={data.task.num_classes})"
+    needs["load"] = f"{needs['class']}.from_pretrained(base, num_labels={task.outputs})"
     if not whole:
         needs["load"] = f"PeftModel.from_pretrained({needs['load']}, .)"
-    if data.task.kind == "text":
+    if kind == "text":
         needs["max_tokens"] = MAX_TOKENS
     with whole_folder(folder, {**manifest, "needs": needs}) as new:
         if own:
@@ -113,7 +118,8 @@ def _export_hf(
 
 
 def folded_head(model: PersonalModel) -> nn.Linear:
-    """The head as one layer on the trunk's own features: W (f - m) / s + b = (W / s) f + b'."""
+    """The head as one layer on the trunk's own features, W (f - m) / s + b = (W / s) f + b', to
+    scores in the unit of what is predicted."""
     head = copy.deepcopy(model.head)
     if model.mean is not None and model.scale is not None:
         weight = model.head.weight.detach().double() / model.scale.double()
@@ -121,13 +127,14 @@ def folded_head(model: PersonalModel) -> nn.Linear:
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
+    model.task.unscaled(head)
     return head
 
 
-def _published(config: Config, task: Task) -> Any:
+def _published(config: Config, data: FederatedData) -> Any:
     """The model as anybody gets it; what its file does not have is drawn differently here."""
     with seeded(config.seed, "export"):
-        return load_classifier(config.model.name, task)
+        return load_classifier(config.model.name, data.signature.kind, data.task)
 
 
 def _with_head(trunk: Any, path: str, head: nn.Linear) -> Any:

@@ -18,7 +18,7 @@ from fedpers.errors import ConfigError
 from fedpers.models.backbones import Backbone
 
 if TYPE_CHECKING:
-    from fedpers.data import Task
+    from fedpers.tasks.base import Task
 
 T = TypeVar("T")
 
@@ -104,41 +104,42 @@ class HfImage(Backbone):
         return self.model(pixel_values=x).logits  # type: ignore[no-any-return]
 
 
-def load_hf(model_name: str, task: Task) -> Backbone:
+def load_hf(model_name: str, kind: str, task: Task) -> Backbone:
     """The classifier ``hf:<name or folder>`` with its last layer taken off.
 
     Args:
         model_name: with the prefix ``hf:``.
-        task: of kind text or image.
+        kind: of the data, text or image.
+        task: what is learned.
 
     Raises:
-        ConfigError: no such model, one of another kind than the task, or one whose classifier
+        ConfigError: no such model, one of another kind than the data, or one whose classifier
             does not end in nn.Linear.
     """
-    model = load_classifier(model_name, task)
-    feature_dim, head_path = _take_head_off(model, model_name, task.num_classes)
-    if task.kind == "text":
+    model = load_classifier(model_name, kind, task)
+    feature_dim, head_path = _take_head_off(model, model_name, task.outputs)
+    if kind == "text":
         return HfText(model, feature_dim, head_path)
     return HfImage(model, feature_dim, head_path, _preprocessor(model_name))
 
 
-def load_classifier(model_name: str, task: Task) -> Any:
+def load_classifier(model_name: str, kind: str, task: Task) -> Any:
     """The classifier ``hf:<name or folder>`` as transformers have it, in evaluation mode.
 
     What is on this machine is used; only else is the hub asked. Weights are read from
     safetensors, as float32. A model without a classifier of the right size gets a fresh one.
 
     Raises:
-        ConfigError: no such model, or one of another kind than the task.
+        ConfigError: no such model, or one of another kind than the data.
     """
     import transformers
 
-    auto = getattr(transformers, CLASSIFIERS[task.kind])
+    auto = getattr(transformers, CLASSIFIERS[kind])
 
     def load(name: str, local_files_only: bool) -> Any:
         return auto.from_pretrained(
             name,
-            num_labels=task.num_classes,
+            num_labels=task.outputs,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             use_safetensors=True,
@@ -146,9 +147,9 @@ def load_classifier(model_name: str, task: Task) -> Any:
             local_files_only=local_files_only,
         )
 
-    what = f"a model for {task.kind} classification, stored as safetensors"
+    what = f"a model for {kind} classification, stored as safetensors"
     model = load_pretrained(model_name, what, load)
-    if task.kind == "text" and model.config.pad_token_id is None:
+    if kind == "text" and model.config.pad_token_id is None:
         # Decoders have none, but need one in a batch.
         model.config.pad_token_id = model.config.eos_token_id
     return model.eval()
@@ -225,12 +226,12 @@ def pretrained_name(model_name: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / folder)
 
 
-def _take_head_off(model: nn.Module, model_name: str, num_classes: int) -> tuple[int, str]:
+def _take_head_off(model: nn.Module, model_name: str, outputs: int) -> tuple[int, str]:
     """Replace the last layer by the identity; the width of its input, and its path."""
     heads = [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == num_classes
+        if isinstance(module, nn.Linear) and module.out_features == outputs
     ]
     if not heads:
         raise ConfigError("model.name", model_name, "a classifier whose last layer is nn.Linear")

@@ -10,15 +10,11 @@ import torch
 from torch import nn
 
 from fedpers.models.backbones import Backbone, Stage
+from fedpers.outputs import Outputs
 from fedpers.parts import Part
 from fedpers.privacy.noise import Source
-
-
-class Outputs(NamedTuple):
-    """What a model says of a batch: ``features`` [batch, d] and ``logits`` [batch, classes]."""
-
-    features: torch.Tensor
-    logits: torch.Tensor
+from fedpers.tasks.base import Task
+from fedpers.tasks.classification import Classification
 
 
 class Scaler(NamedTuple):
@@ -36,9 +32,10 @@ class PersonalModel(nn.Module):
 
     Args:
         trunk: a module from inputs to features [batch, d]; what it has trainable is the body.
-        head: from features to logits.
+        head: from features to scores.
         scaler: how features are standardised, None for not at all.
         private_b: put the LoRA B factors in the slot ``private`` instead of the body.
+        task: what is learned; None for as many classes as the head has scores.
     """
 
     mean: torch.Tensor | None
@@ -51,10 +48,12 @@ class PersonalModel(nn.Module):
         *,
         scaler: Scaler | None = None,
         private_b: bool = False,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         self.trunk, self.head = trunk, head
-        self.feature_dim, self.num_classes = head.in_features, head.out_features
+        self.feature_dim = head.in_features
+        self.task = task or Classification.numbered(head.out_features)
         self.standardise = scaler is not None
         self.register_buffer("mean", scaler.mean if scaler else None)
         self.register_buffer("scale", scaler.scale if scaler else None)
@@ -107,7 +106,7 @@ class PersonalModel(nn.Module):
         return features
 
     def forward(self, x: torch.Tensor) -> Outputs:
-        """Features and logits of a batch ``x`` of inputs."""
+        """Features and scores of a batch ``x`` of inputs."""
         features = self.features(x)
         return Outputs(features, self.head(features))
 

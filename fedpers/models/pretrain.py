@@ -15,6 +15,7 @@ from fedpers.models.backbones import Backbone
 from fedpers.models.cache import cached, fingerprint
 from fedpers.models.personal import Scaler
 from fedpers.seeding import seed_for, seeded, torch_generator
+from fedpers.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from fedpers.data import Examples, FederatedData
@@ -43,16 +44,19 @@ def check_public(config: Config, data: FederatedData) -> None:
         takes = "false when model.lora is null (features of a trained trunk move)"
         raise ConfigError("model.standardise", True, takes)
     if settings.task == "clusters":
-        if data.task.kind == "text":
+        if data.signature.kind == "text":
             takes = "none or labels for text: k-means over token ids means nothing"
             raise ConfigError("model.pretrain.task", "clusters", takes)
         if settings.clusters > len(public.x):
             takes = f"at most {len(public.x)}, the number of public examples"
             raise ConfigError("model.pretrain.clusters", settings.clusters, takes)
     if settings.task == "labels":
+        if not isinstance(data.task, Classification):
+            takes = "none or clusters where no classes are learned"
+            raise ConfigError("model.pretrain.task", "labels", takes)
         present = set(public.y.tolist())
         chosen = set(settings.classes) or present
-        if len(chosen) < 2 or not chosen <= present & set(range(data.task.num_classes)):
+        if len(chosen) < 2 or not chosen <= present & set(range(data.task.outputs)):
             takes = f"at least two of the public split's labels: {sorted(present)}"
             raise ConfigError("model.pretrain.classes", settings.classes, takes)
 

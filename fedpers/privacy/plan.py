@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from fedpers.errors import ConfigError
-from fedpers.models import Outputs
+from fedpers.outputs import Outputs
 from fedpers.parts import Part, Parts
-from fedpers.phases import Loss, Phase
+from fedpers.phases import Phase
+from fedpers.tasks.base import Task
 
 PROBE = 4  # examples of the batch that a loss is tried on
 
@@ -31,6 +32,8 @@ Worlds = list[Parts]  # the same parts under each filling
 
 class Method(Protocol):
     """What the plan needs to know of a client's algorithm."""
+
+    task: Task
 
     def receive(self, broadcast: Parts, personal: Parts) -> Parts:
         """The working parts at the start of a round."""
@@ -67,7 +70,7 @@ def check_plan(name: str, method: Method, broadcast: Parts) -> None:
         for phase in method.phases():
             raw = _tainted(working)
             if phase.released:
-                _check_released(name, phase, raw, working[1])
+                _check_released(name, phase, raw, working[1], method.task)
             else:
                 working = _fill(working, raw | {phase.model[slot] for slot in phase.trains})
         for part in sorted(_tainted([method.upload(world) for world in working])):
@@ -81,7 +84,7 @@ def check_plan(name: str, method: Method, broadcast: Parts) -> None:
         kept = _fill(kept, tainted)
 
 
-def _check_released(name: str, phase: Phase, raw: set[str], working: Parts) -> None:
+def _check_released(name: str, phase: Phase, raw: set[str], working: Parts, task: Task) -> None:
     for part in _reads(phase):
         if part in raw:
             raise _refusal(
@@ -90,9 +93,7 @@ def _check_released(name: str, phase: Phase, raw: set[str], working: Parts) -> N
                 "without privacy",
                 f"train {part!r} in a released phase, or keep the phase from reading it",
             )
-    if phase.batch_loss is not None or not _per_sample(
-        phase.loss, working, phase.reference is not None
-    ):
+    if phase.batch_loss is not None or not _per_sample(phase, working, task):
         raise _refusal(
             name,
             f"phase {phase.name!r} is released and its loss looks across the batch",
@@ -100,24 +101,23 @@ def _check_released(name: str, phase: Phase, raw: set[str], working: Parts) -> N
         )
 
 
-def _per_sample(loss: Loss, working: Parts, reference: bool) -> bool:
-    """Whether a loss gives each example of a made-up batch what it gives it alone."""
+def _per_sample(phase: Phase, working: Parts, task: Task) -> bool:
+    """Whether a phase's loss gives each example of a made-up batch what it gives it alone."""
     weights = [part["head.weight"] for part in working.values() if "head.weight" in part]
     if not weights:
         return True  # no head, so its outputs cannot be made up
-    classes, width = weights[0].shape
+    loss, width = phase.objective(task), weights[0].shape[1]
     generator = torch.Generator().manual_seed(0)
 
     def made_up() -> Outputs:
         features = torch.randn(PROBE, width, generator=generator)
-        return Outputs(features, torch.randn(PROBE, classes, generator=generator))
+        return Outputs(features, task.made_up_scores(PROBE, generator))
 
-    labels = torch.randint(classes, (PROBE,), generator=generator)
-    outputs, seen = made_up(), made_up() if reference else None
+    targets = task.made_up(PROBE, generator)
+    outputs, seen = made_up(), made_up() if phase.reference is not None else None
 
     def of(rows: slice) -> Tensor:
-        other = None if seen is None else Outputs(*(value[rows] for value in seen))
-        return loss(Outputs(*(value[rows] for value in outputs)), labels[rows], other)
+        return loss(outputs.take(rows), targets[rows], None if seen is None else seen.take(rows))
 
     together = of(slice(None))
     alone = [of(slice(k, k + 1)) for k in range(PROBE)]

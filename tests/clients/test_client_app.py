@@ -14,13 +14,16 @@ from flwr.app import Message
 from clients.client_app import app
 from clients.store import ClientStore
 from fedpers.config import Config
-from fedpers.data import load_data
+from fedpers.data import Schema, Signature, load_data
 from fedpers.models import build_model
 from fedpers.parts import Parts
 from fedpers.records import pack, unpack
+from fedpers.tasks import Classification
 from simulations.serial import SerialGrid, _identity
 
 Ask = Callable[..., tuple[list[Parts], dict[str, Any]]]
+
+SCHEMA = Schema(Signature("image", (1, 8, 8)), Classification.numbered(10).settings())
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def ask(tmp_path: Path) -> Iterator[Ask]:
             "server_params": [],
             "run_folder": str(tmp_path / "run"),
             "base": None,
-            "task": ["image", [1, 8, 8], 10],  # for devices; these nodes have their own
+            "schema": SCHEMA.to_json(),  # for devices; these nodes have their own
             "round": 1,
         }
         content = pack(parts or [], {**head, **body})

@@ -148,7 +148,7 @@ class Looks(PerAda):
     assert len(module.seen) >= 3
     for view in module.seen:
         assert type(view) is ModelView
-        assert set(vars(view)) == {"model", "algorithm", "device"}
+        assert set(vars(view)) == {"model", "algorithm", "device", "task"}
     with pytest.raises(ClientError, match=r"derived: got part 'rows', takes logits$"):
         host.train("1", 1, broadcast, also=("rows",))
 

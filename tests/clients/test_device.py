@@ -20,17 +20,18 @@ from clients.host import ClientHost
 from clients.keeper import Keeper, stores_of
 from clients.store import ClientStore
 from fedpers.config import Config
-from fedpers.data import Task
+from fedpers.data import Schema, Signature
 from fedpers.encryption.sealed_parts import SealedParts
 from fedpers.errors import ClientError, ConfigError
 from fedpers.models.base_state import read_base
 from fedpers.parts import Part, Parts
 from fedpers.privacy import Ledger
 from fedpers.records import pack, unpack
+from fedpers.tasks import Classification
 from simulations.serial import SerialGrid, _identity
 
 PRIVATE = ["privacy.enabled=true", "privacy.lr=0.5", "privacy.epsilon=4", "privacy.delta=1e-3"]
-TASK = Task("tabular", (6,), 3)
+SCHEMA = Schema(Signature("tabular", (6,)), Classification.numbered(3).settings())
 
 
 # -- what the node config says -------------------------------------------------------------------
@@ -97,7 +98,7 @@ def host(small: Callable[..., Config], device: Device, tmp_path: Path) -> Callab
     def make(name: str, *overrides: str, run: str = "a") -> ClientHost:
         config = small(name, *overrides)
         stores = device.state / "runs" / run / "state"
-        return ClientHost(config, name, ("distill",), stores, device, None, TASK)
+        return ClientHost(config, name, ("distill",), stores, device, None, SCHEMA)
 
     return make
 
@@ -108,7 +109,7 @@ def start_of(host: ClientHost) -> Parts:
 
 def test_a_device_hosts_its_one_client(host: Callable[..., ClientHost], tmp_path: Path) -> None:
     node = host("ditto")
-    assert node.data.clients == ["clinic/7"] and node.data.task == TASK
+    assert node.data.clients == ["clinic/7"] and node.data.schema == SCHEMA
     upload, report = node.train("clinic/7", 1, start_of(node))
     assert report["examples"] == 24 and list(upload) == ["body", "head"]
 
@@ -124,7 +125,7 @@ def test_the_base_makes_the_servers_model_on_the_device(
     device.keep_base(base)
     config = small("ditto", *settings)
     stores = device.state / "runs" / "a" / "state"
-    node = ClientHost(config, "ditto", (), stores, device, base.digest(), TASK)
+    node = ClientHost(config, "ditto", (), stores, device, base.digest(), SCHEMA)
     assert read_base(node.model).digest() == base.digest()
     # Where a personal model starts, too.
     assert node.algorithm.initial.digest() == simulated.algorithm.initial.digest()

@@ -29,9 +29,10 @@ from fedpers.models import Outputs, PersonalModel
 from fedpers.models.backbones import BACKBONES
 from fedpers.models.lora import add_lora
 from fedpers.parts import Parts
-from fedpers.phases import Phase, Prox, cross_entropy
+from fedpers.phases import Phase, Prox
 from fedpers.privacy import Release
 from fedpers.privacy.noise import known
+from fedpers.tasks import cross_entropy
 
 SIZES = (7, 0, 3, 13, 4, 1)
 SHAPES = {"mlp": (6,), "vit-tiny": (1, 4, 4), "conv1d": (2, 8), "small": (6,)}

@@ -15,7 +15,7 @@ from clients.host import ClientHost
 from fedpers.config import Config
 from fedpers.errors import ConfigError
 from fedpers.parts import Parts
-from fedpers.phases import cross_entropy
+from fedpers.tasks import cross_entropy
 
 CLIENTS = "012"
 Small = Callable[..., Config]

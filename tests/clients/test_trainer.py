@@ -17,8 +17,9 @@ from fedpers.config import load_config
 from fedpers.errors import ClientError
 from fedpers.models import Outputs
 from fedpers.parts import Parts
-from fedpers.phases import Phase, Prox, cross_entropy
+from fedpers.phases import Phase, Prox
 from fedpers.seeding import torch_generator
+from fedpers.tasks import cross_entropy
 
 PLAIN = {"body": "body", "head": "head"}
 EVERYTHING = ("body", "head")

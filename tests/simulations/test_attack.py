@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from fedpers.config import Config, load_config
-from fedpers.data import Examples, FederatedData, Task, load_data
+from fedpers.data import Examples, FederatedData, Signature, load_data
 from fedpers.errors import ConfigError
 from fedpers.parts import Part, Parts
 from simulations.attack import (
@@ -233,13 +233,15 @@ def test_a_mistake_is_one_line(file: str, arguments: list[str], line: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("setting", "task", "line"),
+    ("setting", "signature", "line"),
     [
-        ("seed=0", Task("text", (2, 8), 2), "data.name: got 'digits', takes images, signals or"),
-        ("encryption.enabled=true", Task("image", (1, 8, 8), 10), "encryption.enabled: got True"),
+        ("seed=0", Signature("text", (2, 8)), "data.name: got 'digits', takes images, signals or"),
+        ("encryption.enabled=true", Signature("image", (1, 8, 8)), "encryption.enabled: got True"),
     ],
 )
-def test_what_the_scenario_does_not_know(setting: str, task: Task, line: str) -> None:
+def test_what_the_scenario_does_not_know(setting: str, signature: Signature, line: str) -> None:
+    data = load_data(digits("fedavg"))
+    data.signature = signature
     with pytest.raises(ConfigError) as error:
-        _check(digits("fedavg", setting), Attack("backdoor"), task)
+        _check(digits("fedavg", setting), Attack("backdoor"), data)
     assert str(error.value).startswith(line)

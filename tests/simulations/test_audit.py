@@ -21,6 +21,7 @@ from fedpers.data import Examples
 from fedpers.errors import ConfigError
 from fedpers.privacy import Release
 from fedpers.privacy.audit import psnr
+from fedpers.tasks import Classification
 from simulations.audit import (
     _influences,
     audit,
@@ -99,7 +100,7 @@ def test_the_influence_of_a_canary_is_its_clipped_gradient(images: Callable[...,
     config = images(*PRIVATE, "training.lr=0.2", "privacy.max_grad_norm=0.5")
     with audited(config) as host:
         own = host.data.client("0").train
-        canaries = random_examples(own, 3, 6, seed=0)
+        canaries = random_examples(own, Classification.numbered(3), 6, seed=0)
         broadcast = host.algorithm.initial.only(host.algorithm.sends)
         expected, influences = _influences(host, "0", own, canaries, broadcast, sampled=2)
         parameters = [p.requires_grad_() for p in host.model.trainable(["body", "head"])]

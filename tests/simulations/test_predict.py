@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from fedpers.config import Config, load_config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError, DataError
+from fedpers.tasks import Classification
 from simulations.cli import app
 from simulations.predict import FinishedRun, Predictions, read_inputs, table
 from simulations.runs import find_run
@@ -86,18 +87,18 @@ def check(config: Config, folder: Path) -> list[Predictions]:
     for client in finished.clients:
         test = data.client(client).test
         found.append(finished.predict(client, test.x))
-        for mode, logits in found[-1].logits.items():
+        for mode, logits in found[-1].scores.items():
             right = int((logits.argmax(dim=1) == test.y).sum())
             assert right == counted[client]["test"]["correct"][mode], (client, mode)
-        assert set(found[-1].logits) == set(counted[client]["test"]["correct"]) - {"gated"}
+        assert set(found[-1].scores) == set(counted[client]["test"]["correct"]) - {"gated"}
     return found
 
 
 def test_models_predict_what_the_run_counted(ditto: tuple[Config, Path]) -> None:
     found = check(*ditto)
-    personal = [p.logits["personal"] for p in found]
+    personal = [p.scores["personal"] for p in found]
     assert any(
-        not torch.equal(p.logits["personal"].argmax(1), p.logits["global"].argmax(1)) for p in found
+        not torch.equal(p.scores["personal"].argmax(1), p.scores["global"].argmax(1)) for p in found
     )
     assert len({float(logits[:, 0].sum()) for logits in personal}) == 3
     assert all(p.gate in ("personal", "global") for p in found)
@@ -126,13 +127,14 @@ def test_so_do_those_of_other_methods(
 ) -> None:
     config, folder = run(name, *overrides)
     for found in check(config, folder):
-        assert len(found.logits) == modes and (found.gate is None) == (modes == 1)
+        assert len(found.scores) == modes and (found.gate is None) == (modes == 1)
     assert (folder / "global.safetensors").exists() == (name != "local")
 
 
 def test_the_table_by_hand() -> None:
     odds = torch.tensor([[np.log(3.0), 0.0], [0.0, 0.0]], dtype=torch.float32)
-    found = Predictions("ann", {"personal": odds, "global": -odds}, "global", "a note")
+    task = Classification(["cat", "dog"])
+    found = Predictions("ann", {"personal": odds, "global": -odds}, task, "global", "a note")
     shown = table(found)
     columns = [list(column.cells) for column in shown.columns]
     assert [column.header for column in shown.columns][1:] == [
@@ -141,10 +143,10 @@ def test_the_table_by_hand() -> None:
         "gated: global",
     ]
     assert columns[0] == ["0", "1"]
-    assert columns[1] == ["0 (0.750)", "0 (0.500)"]
-    assert columns[2] == columns[3] == ["1 (0.750)", "0 (0.500)"]
+    assert columns[1] == ["cat (0.750)", "cat (0.500)"]
+    assert columns[2] == columns[3] == ["dog (0.750)", "cat (0.500)"]
     assert shown.caption == "a note"
-    alone = table(Predictions("ann", {"personal": odds}, None))
+    alone = table(Predictions("ann", {"personal": odds}, task, None))
     assert [list(column.cells) for column in alone.columns][2:] == [["-", "-"], ["-", "-"]]
 
 
@@ -203,7 +205,7 @@ def test_a_global_model_that_cannot_be_read_is_one_line(run: Run) -> None:
         FinishedRun(folder).predict("ann", torch.zeros(1, 2))
     (folder / "global.safetensors").unlink()
     found = FinishedRun(folder).predict("ann", torch.zeros(1, 2))
-    assert list(found.logits) == ["personal"] and found.gate is None
+    assert list(found.scores) == ["personal"] and found.gate is None
 
 
 def test_a_folder_of_runs_stands_for_the_newest(tmp_path: Path) -> None:
@@ -265,8 +267,8 @@ def test_an_exported_model_gives_the_runs_predictions_elsewhere(
     )
     (tmp_path / "new.csv").write_text("\n".join(["text", *TEXTS]) + "\n")
     finished = FinishedRun(folder)
-    x = read_inputs(tmp_path / "new.csv", config, finished.data.task)
-    expected: Tensor = finished.predict("bob", x).logits["personal"]
+    x = read_inputs(tmp_path / "new.csv", config, finished.data.signature)
+    expected: Tensor = finished.predict("bob", x).scores["personal"]
     check(config, folder)
 
     out = tmp_path / "out"

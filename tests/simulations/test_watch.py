@@ -30,7 +30,9 @@ def round_line(number: int, seconds: float, **figures: Any) -> dict[str, Any]:
 
 def client_line(number: int, client: str, right: int, n: int = 10) -> dict[str, Any]:
     correct = {"personal": right, "global": 5} if n else {}
-    return {"round": number, "client": client, "test": {"n": n, "correct": correct}}
+    fixed, broke = ({"personal": max(0, d)} if n else {} for d in (right - 5, 5 - right))
+    test = {"n": n, "correct": correct, "fixed": fixed, "broke": broke}
+    return {"round": number, "client": client, "test": test}
 
 
 @pytest.fixture
@@ -64,8 +66,8 @@ def test_how_a_run_stands_by_hand(run: Path) -> None:
     assert (state.done, state.evaluated, state.ended) == (4, 4, False)
     # Rounds of 3, 5, 5 and 7 seconds; six are left.
     assert state.left == pytest.approx(5 * 6)
-    assert state.accuracies("personal") == [0.2, 0.4, 0.6, 0.8, 1.0]
-    assert state.accuracies("global") == [0.5] * 5 and state.accuracies("local") == []
+    assert state.values("personal") == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert state.values("global") == [0.5] * 5 and state.values("local") == []
     text = shown(run)
     line = "round 4/10  4 clients  1 failed  loss 0.500  epsilon 1.25 of 8  about 30 s left"
     assert line in text

@@ -17,10 +17,11 @@ from torch import nn
 
 from fedpers.config import Config, load_config
 from fedpers.data import FederatedData, load_data
-from fedpers.evaluation import ClientResult, Counts
+from fedpers.evaluation import ClientResult
 from fedpers.models import PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.records import pack, unpack
+from fedpers.tasks import Counts
 from simulations.serial import SerialGrid, _identity, run_serial
 from strategies.base import PersonalizedStrategy, find_strategy
 from strategies.exchange import send_and_receive

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpers.data.arrays import check_finite, read_npz, to_inputs, to_labels, to_names
+from fedpers.data.arrays import check_finite, read_npz, to_inputs, to_names
 from fedpers.errors import DataError
 
 
@@ -69,35 +69,6 @@ def test_what_is_not_finite_is_one_line(rows: list[float], row: int) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_labels_by_number_or_by_sorted_text() -> None:
-    assert to_labels(np.array([2, 0, 1, 2], np.uint8), "y").tolist() == [2, 0, 1, 2]
-    assert to_labels([True, False], "y").tolist() == [1, 0]
-    assert to_labels(["dog", "cat", "emu", "cat"], "y").tolist() == [1, 0, 2, 0]
-    assert to_labels(["dog", "cat"], "y").dtype == torch.int64
-
-
-@pytest.mark.parametrize(
-    ("y", "message"),
-    [
-        ([0, 2, 0], "got classes 0, 2, takes 0, 1"),
-        ([1, 2, 1], "got classes 1, 2"),
-        ([-1, 0, 1], "got classes -1"),
-        (list(range(1, 20)), r"8, \.\.\., takes"),
-        ([0, 0], "the one class 0"),
-        ([0.0, 1.0], "float64"),
-        ([[0], [1]], r"shape \(2, 1\)"),
-        ([[0], [1, 2]], "got lists"),
-        ([], r"shape \(0,\)"),
-        ([None, {}], "object"),
-    ],
-)
-def test_bad_labels_are_one_line(y: list[Any], message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        to_labels(y, "file: y")
-
-    assert str(caught.value).startswith("file: y: got") and "\n" not in str(caught.value)
-
-
 def test_names_are_integers_or_text() -> None:
     assert to_names(np.array([10, 2], np.int8), "client").tolist() == ["10", "2"]
     assert to_names(["07", "7"], "client").tolist() == ["07", "7"]
@@ -113,7 +84,7 @@ def test_npz_reads_arrays_and_names(tmp_path: Path) -> None:
 
     assert table.client is not None and table.client.tolist() == ["7", "7", "8"]
     assert table.group is not None and table.group.tolist() == ["a", "b", "b"]
-    assert (table.task.kind, table.task.input_shape, table.task.num_classes) == ("tabular", (2,), 2)
+    assert (table.kind, table.signature.shape, table.task.outputs) == ("tabular", (2,), 2)
 
 
 def test_npz_of_objects_is_not_unpickled(tmp_path: Path) -> None:

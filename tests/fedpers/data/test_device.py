@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from fedpers.config import Config, load_config
-from fedpers.data import Task, device_data
+from fedpers.data import Schema, Signature, device_data
 from fedpers.errors import ConfigError, DataError
+from fedpers.tasks import Classification
 
-TASK = Task("tabular", (2,), 5)
+SCHEMA = Schema(Signature("tabular", (2,)), Classification.numbered(5).settings())
 
 
 def write_npz(path: Path, y: Any, width: int = 2) -> Path:
@@ -29,8 +30,8 @@ def settings(*overrides: str) -> Config:
 
 def test_a_device_need_not_hold_every_class(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "own.npz", [1, 3] * 20)
-    found = device_data(settings(), "clinic-7", path, TASK)
-    assert found.clients == ["clinic-7"] and found.held_out == [] and found.task == TASK
+    found = device_data(settings(), "clinic-7", path, SCHEMA)
+    assert found.clients == ["clinic-7"] and found.held_out == [] and found.schema == SCHEMA
     own = found.client("clinic-7")
     sizes = [len(part) for part in (own.train, own.val, own.test)]
     assert sizes == [24, 6, 10]  # 15 % for validation, 25 % to test
@@ -39,14 +40,14 @@ def test_a_device_need_not_hold_every_class(tmp_path: Path) -> None:
     # One class alone is enough, too, and the number of classes may come from the settings.
     write_npz(path, [4] * 10)
     found = device_data(settings("data.columns.classes=6"), "a", path)
-    assert found.task.num_classes == 6
+    assert found.task.outputs == 6
 
 
 def test_the_split_is_the_same_every_time_and_the_clients_own(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "own.npz", [0, 1] * 20)
-    first, again = (device_data(settings(), "a", path, TASK).client("a") for _ in range(2))
+    first, again = (device_data(settings(), "a", path, SCHEMA).client("a") for _ in range(2))
     assert torch.equal(first.train.x, again.train.x) and torch.equal(first.test.x, again.test.x)
-    other = device_data(settings(), "b", path, TASK).client("b")
+    other = device_data(settings(), "b", path, SCHEMA).client("b")
     assert not torch.equal(first.train.x, other.train.x)
 
 
@@ -58,7 +59,7 @@ def test_csv_and_parquet(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "own.parquet")
     columns = ["data.columns.features=[age,dose]", "data.columns.label=outcome"]
     for name in ("own.csv", "own.parquet"):
-        own = device_data(settings(*columns), "a", tmp_path / name, TASK).client("a")
+        own = device_data(settings(*columns), "a", tmp_path / name, SCHEMA).client("a")
         assert set(own.train.y.tolist()) == {2, 4} and len(own.train) == 12
 
 
@@ -75,25 +76,26 @@ def test_a_class_that_the_task_does_not_have_is_refused(
 ) -> None:
     path = write_npz(tmp_path / "own.npz", y)
     with pytest.raises(DataError, match=line):
-        device_data(settings(), "a", path, TASK)
+        device_data(settings(), "a", path, SCHEMA)
 
 
 def test_data_of_another_task_are_refused(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "own.npz", [0, 1] * 5, width=3)
     line = r"got tabular \(3,\), takes tabular \(2,\) as the server has"
     with pytest.raises(DataError, match=line):
-        device_data(settings(), "a", path, TASK)
+        device_data(settings(), "a", path, SCHEMA)
     path = write_npz(tmp_path / "own.npz", [0, 1] * 5)
+    image = Schema(Signature("image", (1, 8, 8)), SCHEMA.task)
     with pytest.raises(DataError, match=r"got tabular \(2,\), takes image \(1, 8, 8\)"):
-        device_data(settings(), "a", path, Task("image", (1, 8, 8), 5))
+        device_data(settings(), "a", path, image)
 
 
 def test_a_file_that_is_not_there_or_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^data \(node config\): got .*/no\.npz', takes a file"):
-        device_data(settings(), "a", tmp_path / "no.npz", TASK)
+        device_data(settings(), "a", tmp_path / "no.npz", SCHEMA)
     (tmp_path / "own.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"takes a file that ends in \.npz, \.csv, \.parquet$"):
-        device_data(settings(), "a", tmp_path / "own.txt", TASK)
+        device_data(settings(), "a", tmp_path / "own.txt", SCHEMA)
     (tmp_path / "own.npz").write_bytes(b"no zip file")
     with pytest.raises(DataError, match=r"own\.npz: cannot be read"):
-        device_data(settings(), "a", tmp_path / "own.npz", TASK)
+        device_data(settings(), "a", tmp_path / "own.npz", SCHEMA)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedpers.config import Config, load_config
-from fedpers.data import Examples, FederatedData, Split, Table, Task, load_data, load_table
+from fedpers.data import Examples, FederatedData, Signature, Split, Table, load_data, load_table
 from fedpers.errors import ConfigError, DataError, FedpersError
 
 
@@ -19,7 +19,7 @@ def load(*overrides: str) -> FederatedData:
 def test_digits_by_default() -> None:
     data = load()
 
-    assert data.task == Task("image", (1, 8, 8), 10)
+    assert data.signature == Signature("image", (1, 8, 8)) and data.task.outputs == 10
     assert data.clients == [str(k) for k in range(20)]
     assert len(data.public) == 359
     x = data.public.x
@@ -81,7 +81,7 @@ def test_federated_data_by_hand() -> None:
     split = Split(np.array([3, 1]), np.array([], np.int64), np.array([2]))
     data = FederatedData(table, np.array([0]), {"me": split}, Config())
 
-    assert data.task == Task("tabular", (1,), 3)
+    assert data.signature == Signature("tabular", (1,)) and data.task.outputs == 3
     assert data.client("me").train.x.tolist() == [[3], [1]]
     assert data.client("me").train.y.tolist() == [0, 1]
     assert len(data.client("me").val) == 0
@@ -136,7 +136,7 @@ def test_a_source_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.syspath_prepend(tmp_path)
     data = load("data.name=fedpers_own_source:pairs", "data.partition.name=iid")
-    assert data.task == Task("tabular", (1,), 2)
+    assert data.signature == Signature("tabular", (1,)) and data.task.outputs == 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedpers.config import load_config
-from fedpers.data import FederatedData, Task, load_data, load_table
+from fedpers.data import FederatedData, Signature, load_data, load_table
 from fedpers.data.partition import deal
 from fedpers.data.public import draw_public
 from fedpers.data.splits import split_rows
@@ -31,7 +31,7 @@ def test_fashion_mnist_loads_fast_with_a_users_partition() -> None:
     data = load(*name, f"data.partition.path={path}", "data.public_fraction=0.1")
     assert time.perf_counter() - started < 2
 
-    assert data.task == Task("image", (1, 28, 28), 10)
+    assert data.signature == Signature("image", (1, 28, 28)) and data.task.outputs == 10
     assert len(data.clients) == 20 and len(data.public) == 7000
     clients = [data.client(client) for client in data.clients]
     assert sum(len(c.train) + len(c.val) for c in clients) == 14994
@@ -43,7 +43,7 @@ def test_fashion_mnist_loads_fast_with_a_users_partition() -> None:
 def test_no_window_of_motion_overlaps_one_that_it_is_tested_on(public: str) -> None:
     settings = ("data.name=ucihar", "data.partition.name=natural", "data.split=blocks")
     data = load(*settings, public)
-    assert data.task == Task("signal", (9, 128), 6)
+    assert data.signature == Signature("signal", (9, 128)) and data.task.outputs == 6
     assert len(data.clients) == (28 if "clients" in public else 30)
 
     def halves(x: torch.Tensor, start: int) -> set[bytes]:
@@ -85,7 +85,7 @@ def test_no_text_is_on_two_sides(public: str, tokenizer: str) -> None:
     settings = ("data.name=convabuse", "data.partition.name=natural", "data.split=group")
     config = load_config(None, [*settings, public, tokenizer])
     table = load_table(config)
-    assert table.task.kind == "text" and len(table) == 12768 and table.task.num_classes == 2
+    assert table.kind == "text" and len(table) == 12768 and table.task.outputs == 2
     assert table.group is not None and len(np.unique(table.group)) == 3573
 
     public_rows, rest = draw_public(table, config, np.arange(len(table)))

@@ -61,7 +61,7 @@ def test_features_labels_clients_and_groups(tmp_path: Path, name: str) -> None:
     assert table.examples.y.tolist() == [1, 0, 0]
     assert table.client is not None and table.client.tolist() == ["07", "7", "07"]
     assert table.group is not None and table.group.tolist() == ["3", "3", "4"]
-    assert (table.task.kind, table.task.input_shape, table.task.num_classes) == ("tabular", (2,), 2)
+    assert (table.kind, table.signature.shape, table.task.outputs) == ("tabular", (2,), 2)
 
 
 @pytest.mark.parametrize("name", ["csv", "parquet", "folder"])
@@ -70,7 +70,7 @@ def test_text_columns_are_joined_and_tokenised(tmp_path: Path, name: str, tokeni
     path = saved(tmp_path, name, columns)
     table = load(name, path, "data.columns.text=[first,second]", tokenizer)
 
-    assert table.task.kind == "text" and table.task.input_shape == (2, 4)
+    assert table.kind == "text" and table.signature.shape == (2, 4)
     assert table.examples.x.dtype == torch.int64
     assert table.examples.x.tolist() == [
         [[3, 2, 4, 0], [1, 1, 1, 0]],  # hi | you
@@ -101,7 +101,7 @@ def test_images_of_each_source(tmp_path: Path) -> None:
 
     for name, file in (("folder", "folder"), ("parquet", "table.parquet"), ("csv", "table.csv")):
         table = load(name, tmp_path / file, "data.columns.image=image")
-        assert (table.task.kind, table.task.input_shape) == ("image", (1, 2, 3))
+        assert (table.kind, table.signature.shape) == ("image", (1, 2, 3))
         assert table.examples.x[:, 0, 0, 0].tolist() == [-1, 1]
 
 

@@ -2,8 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpers.evaluation import ClientResult, Counts
+from fedpers.evaluation import ClientResult
 from fedpers.evaluation.gate import choose, gate_summary, gated, sign_test
+from fedpers.tasks import Classification, Counts
+
+ACCURACY = Classification.metrics["accuracy"]
 
 
 def counts(n: int, right: int, fixed: int, broke: int) -> Counts:
@@ -68,7 +71,7 @@ def test_summary_by_hand() -> None:
     crowd = [client(str(k), 5, 0) for k in range(8)]
     late = ClientResult("late", 100, counts(40, 20, 5, 0), counts(50, 30, 0, 10))
     untested = ClientResult("untested", 100, counts(40, 20, 5, 0), counts(0, 0, 0, 0))
-    got = gate_summary([*crowd, client("harmed", 0, 7), late, untested])
+    got = gate_summary([*crowd, client("harmed", 0, 7), late, untested], ACCURACY)
     assert got["coverage_clients"] == pytest.approx(9 / 10)
     assert got["coverage_examples"] == pytest.approx(450 / 500)
     # harmed misses 31 - 30 of 50, late 30 - 20 of 50
@@ -77,4 +80,8 @@ def test_summary_by_hand() -> None:
 
 def test_summary_without_both_models_is_none() -> None:
     only = ClientResult("a", 3, Counts(2, {"personal": 1}, {}, {}), Counts(2, {"local": 1}, {}, {}))
-    assert set(gate_summary([only]).values()) == {None} == set(gate_summary([]).values())
+    assert (
+        set(gate_summary([only], ACCURACY).values())
+        == {None}
+        == set(gate_summary([], ACCURACY).values())
+    )

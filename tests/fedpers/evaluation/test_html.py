@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from fedpers.config import load_config
 from fedpers.errors import ConfigError
-from fedpers.evaluation import ClientResult, Counts, RunFolder, build_report, gated, write_html
+from fedpers.evaluation import ClientResult, RunFolder, build_report, gated, write_html
 from fedpers.evaluation.grids import png
 from fedpers.evaluation.run_files import number
+from fedpers.tasks import Counts
 from simulations.cli import app
 
 VOID = {"meta", "img"}

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpers.evaluation import metrics
-from fedpers.evaluation.counts import ClientResult, Counts
+from fedpers.evaluation.results import ClientResult
+from fedpers.tasks import Classification, Counts
 
 NOTHING = Counts(0, {}, {}, {})
+ACCURACY = Classification.metrics["accuracy"]
 
 
 def client(
@@ -29,7 +31,7 @@ def of(name: str, right: int, n: int, mode: str = "personal") -> ClientResult:
 def test_summary_by_hand() -> None:
     # Accuracies 1/2, 3/4, 1 and 1/4; the client without examples does not count.
     results = [of("a", 2, 4), of("b", 6, 8), of("c", 2, 2), of("d", 1, 4), of("e", 0, 0)]
-    got = metrics.accuracy_summary(results, "personal")
+    got = metrics.summary(results, ACCURACY, "personal")
     # mean      (0.5 + 0.75 + 1 + 0.25) / 4 = 0.625
     # weighted  (2 + 6 + 2 + 1) / (4 + 8 + 2 + 4) = 11/18
     # variance  (0.125^2 + 0.125^2 + 0.375^2 + 0.375^2) / 4 = 0.3125 / 4 = 0.078125
@@ -51,18 +53,18 @@ def test_worst_decile_is_the_mean_of_a_tenth_of_the_clients_rounded_down() -> No
     # With a 30th the 3 worst have 0, 1 and 2, mean 0.01.
     results = [of(str(i), i, 100) for i in range(30)]
     for count, worst in [(29, 0.005), (30, 0.01)]:
-        summary = metrics.accuracy_summary(results[:count][::-1], "personal")
+        summary = metrics.summary(results[:count][::-1], ACCURACY, "personal")
         assert summary is not None and summary["worst_decile"] == pytest.approx(worst)
 
 
 def test_summary_takes_only_the_clients_that_have_the_mode() -> None:
     results = [of("a", 1, 2), of("b", 1, 4, mode="local")]
-    local = metrics.accuracy_summary(results, "local")
+    local = metrics.summary(results, ACCURACY, "local")
     assert local is not None and local["mean"] == 0.25
-    assert metrics.accuracy_summary(results, "gated") is None
-    assert metrics.accuracy_summary(results, "local", "val") is None
-    assert metrics.accuracy_summary(results, "local", "outside") is None
-    assert metrics.accuracy_summary([], "local") is None
+    assert metrics.summary(results, ACCURACY, "gated") is None
+    assert metrics.summary(results, ACCURACY, "local", "val") is None
+    assert metrics.summary(results, ACCURACY, "local", "outside") is None
+    assert metrics.summary([], ACCURACY, "local") is None
 
 
 def test_rates_and_gain_by_hand() -> None:
@@ -73,14 +75,16 @@ def test_rates_and_gain_by_hand() -> None:
     # fixed (3 + 1 + 0) of the 4 + 3 + 0 that were wrong
     assert metrics.fix_rate(results) == pytest.approx(4 / 7)
     # gains 7/10 - 6/10, 2/4 - 1/4, 2/3 - 3/3: (0.1 + 0.25 - 1/3) / 3
-    assert metrics.mean_gain(results, "global") == pytest.approx((0.35 - 1 / 3) / 3)
-    assert metrics.mean_gain(results, "local") is None
+    assert metrics.mean_gain(results, ACCURACY, "global") == pytest.approx((0.35 - 1 / 3) / 3)
+    assert metrics.mean_gain(results, ACCURACY, "local") is None
 
 
 def test_gain_over_local_is_paired() -> None:
     both = Counts(4, {"personal": 3, "local": 1}, {}, {})
     results = [ClientResult("a", 9, NOTHING, both), of("b", 0, 4), of("c", 4, 4, mode="local")]
-    assert metrics.mean_gain(results, "local") == 0.5  # 3/4 - 1/4; b and c have only one each
+    assert (
+        metrics.mean_gain(results, ACCURACY, "local") == 0.5
+    )  # 3/4 - 1/4; b and c have only one each
 
 
 def test_rates_without_a_denominator_are_none() -> None:
@@ -121,6 +125,14 @@ def test_harmed_share_is_corrected_for_many_clients() -> None:
     assert metrics.harmed_share([client("a", 40, 20, 0, 4)], level=0.07) == 1.0
 
 
+def test_gini_by_hand() -> None:
+    # 3/4, 1/2 and 2/3: 2 (1/4 + 1/12 + 1/6) / (2 * 3 * 23/12)
+    three = [of("a", 3, 4), of("b", 1, 2), of("c", 2, 3)]
+    assert metrics.gini(three, ACCURACY, "personal") == pytest.approx(2 * 0.5 / (6 * 23 / 12))
+    assert metrics.gini([three[0], three[0]], ACCURACY, "personal") == 0
+    assert metrics.gini([of("z", 0, 1)], ACCURACY, "personal") is None
+
+
 def test_out_of_client_by_hand() -> None:
     def outside(n: int, base: int, personal: int) -> Counts:
         labels, ones = torch.zeros(n), torch.ones(n)
@@ -135,8 +147,10 @@ def test_out_of_client_by_hand() -> None:
         client("c", 5, 1, 0, 0),
     ]
     # global (8/10 + 2/4) / 2, personal (5/10 + 1/4) / 2
-    assert metrics.out_of_client(results) == pytest.approx({"personal": 0.375, "global": 0.65})
-    assert metrics.out_of_client(results[2:]) == {"personal": None, "global": None}
+    assert metrics.out_of_client(results, ACCURACY) == pytest.approx(
+        {"personal": 0.375, "global": 0.65}
+    )
+    assert metrics.out_of_client(results[2:], ACCURACY) == {"personal": None, "global": None}
 
 
 @given(
@@ -150,7 +164,7 @@ def test_the_gain_is_what_is_fixed_less_what_is_broken(examples: list[tuple[int,
     a_g, a_h = float((g == labels).double().mean()), float((h == labels).double().mean())
     fixed, broken = metrics.fix_rate(results) or 0.0, metrics.breakage_rate(results) or 0.0
     assert a_h - a_g == pytest.approx(fixed * (1 - a_g) - broken * a_g)
-    assert metrics.mean_gain(results, "global") == pytest.approx(a_h - a_g)
+    assert metrics.mean_gain(results, ACCURACY, "global") == pytest.approx(a_h - a_g)
 
 
 @given(
@@ -173,14 +187,14 @@ def test_no_metric_depends_on_the_order_of_clients(
     shuffled = list(results)
     shuffler.shuffle(shuffled)
     for metric in (
-        lambda rs: metrics.accuracy_summary(rs, "personal"),
+        lambda rs: metrics.summary(rs, ACCURACY, "personal"),
         metrics.breakage_rate,
         metrics.fix_rate,
         metrics.harmed_share,
-        lambda rs: metrics.mean_gain(rs, "global"),
+        lambda rs: metrics.mean_gain(rs, ACCURACY, "global"),
     ):
         assert metric(shuffled) == metric(results)  # bit for bit
-    summary = metrics.accuracy_summary(results, "personal")
+    summary = metrics.summary(results, ACCURACY, "personal")
     if summary is not None:
         slack = 1e-12
         assert summary["min"] - slack <= summary["worst_decile"] <= summary["mean"] + slack

@@ -5,8 +5,9 @@ import pytest
 from rich.console import Console
 
 from fedpers.config import Config, load_config
-from fedpers.evaluation.counts import ClientResult, Counts
 from fedpers.evaluation.report import build_report, privacy_figures, report_table
+from fedpers.evaluation.results import ClientResult
+from fedpers.tasks.counts import Counts
 
 VALIDATION = load_config(None, ["evaluation.select=validation"])
 
@@ -44,7 +45,7 @@ def test_fields_and_figures() -> None:
         *("run_id", "strategy", "seed", "rounds", "clients", "selected_round", "scored"),
         *("accuracy", "gain_over_global", "gain_over_local", "breakage_rate", "fix_rate"),
         *("harmed_share", "out_of_client", "gated", "cold_start", "privacy", "encryption"),
-        *("macro_f1", "auc", "ece", "ece_pooled", "collapse", "gini", "gate"),
+        *("macro_f1", "auc", "ece", "ece_pooled", "collapse", "gini", "gate", "task"),
         *("communication", "seconds"),
         "environment",
     }

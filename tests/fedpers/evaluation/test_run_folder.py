@@ -11,8 +11,9 @@ import pytest
 
 from fedpers.config import Config, load_config
 from fedpers.errors import ConfigError
-from fedpers.evaluation.counts import ClientResult, Counts
+from fedpers.evaluation.results import ClientResult
 from fedpers.evaluation.run_folder import RunFolder, new_run_id
+from fedpers.tasks.counts import Counts
 
 ROOT = Path(__file__).parents[3]
 RESULT = ClientResult("a", 9, Counts(0, {}, {}, {}), Counts(3, {"local": 2}, {}, {}))
@@ -52,7 +53,7 @@ def test_lines_are_readable_while_the_run_goes_on(run: RunFolder) -> None:
         "seconds": {"train": [0.5, 2]},
     }
     good, failed = lines(run.path / "clients.jsonl")[2:]
-    assert good["round"] == 2 and ClientResult.from_json(good) == RESULT
+    assert good["round"] == 2 and ClientResult.from_json(good, Counts) == RESULT
     assert failed == {"round": 2, "client": "b", "error": "no\nmemory"}
 
 

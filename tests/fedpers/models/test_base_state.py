@@ -15,13 +15,15 @@ from fedpers.models import build_model
 from fedpers.models.base_state import made_from_public_data, read_base
 from fedpers.parts import Part, Parts
 from fedpers.records import pack, unpack
+from fedpers.tasks import Classification
 
 CLUSTERS = ("model.pretrain.task=clusters", "model.pretrain.clusters=8", "model.pretrain.epochs=1")
 
 
 def without_public(data: FederatedData) -> FederatedData:
     """A device's: of the same task, with other examples."""
-    table = Table(data.task.kind, Examples(data.public.x + 1, data.public.y), classes=10)
+    other = Examples(data.public.x + 1, data.public.y)
+    table = Table(data.signature.kind, other, task=Classification.numbered(10))
     return FederatedData(table, np.arange(0), {}, Config())
 
 

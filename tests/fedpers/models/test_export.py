@@ -137,7 +137,7 @@ def test_other_backbones_say_what_they_need(
     export_model(model, tmp_path / "out", config, data, {"client": "x"})
     needs = json.loads((tmp_path / "out" / "manifest.json").read_text())["needs"]
     assert needs["package"].startswith("fedpers==") and needs["base"] == "base.safetensors"
-    assert needs["model"]["name"] == name and needs["task"]["num_classes"] == 10
+    assert needs["model"]["name"] == name and needs["task"]["params"]["names"] == list("0123456789")
     # The frozen model is all in the file: other public data, another frozen model.
     other = make_config(name, "model.standardise=true", "seed=3")
     base = base_model(other, make_data(kind, n=20))
@@ -164,7 +164,7 @@ def test_a_classifier_without_a_bias_cannot_take_one(
 
     config, data = make_config(tiny_bert), make_data("text")
     model = shake(build_model(config, data))
-    published = export._published(config, data.task)
+    published = export._published(config, data)
     published.classifier = torch.nn.Linear(16, 10, bias=False)  # as decoders' are
     monkeypatch.setattr(export, "_published", lambda *_: published)
     with pytest.raises(ConfigError, match="a classifier with a bias") as error:

@@ -16,7 +16,8 @@ def test_bert_builds_from_a_plain_encoder(make_config, make_data, tiny_bert, sha
     expected = [layer.format(i, n) for i in (0, 1) for n in ("query", "value")]
     assert list(model.slots["body"]) == expected
     shake(model)
-    features, logits = model(data.public.x)
+    outputs = model(data.public.x)
+    features, logits = outputs.features, outputs.scores
     assert features.shape == (40, 16)
     assert logits.shape == (40, 10)
     assert torch.equal(model.train()(data.public.x).logits, logits), "dropout is on"

@@ -122,7 +122,8 @@ def test_features_and_logits_by_hand():
     scaler = Scaler(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]))
     model = PersonalModel(trunk, head, scaler=scaler)
     model.write("head", Part.of({"head.weight": torch.eye(2), "head.bias": torch.tensor([5.0, 0])}))
-    features, logits = model(torch.tensor([[3.0, 10.0]]))
+    outputs = model(torch.tensor([[3.0, 10.0]]))
+    features, logits = outputs.features, outputs.scores
     assert features.tolist() == [[1.0, 2.0]]
     assert logits.tolist() == [[6.0, 2.0]]
 

@@ -16,7 +16,8 @@ from fedpers.data import FederatedData, load_data
 from fedpers.errors import ConfigError
 from fedpers.models import Outputs, build_model
 from fedpers.parts import Parts
-from fedpers.phases import Phase, Prox, cross_entropy
+from fedpers.phases import Phase, Prox
+from fedpers.tasks import cross_entropy
 
 SOUND = (
     *("fedavg", "fedavg-ft", "fedper", "fedrep", "fedbabu", "ditto", "perada", "apfl", "feddpa"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedpers.evaluation.checks import (
+from fedpers.tasks.checks import (
     check_between,
     check_count,
     check_counts,

@@ -1,26 +1,21 @@
-"""What a client reports of an evaluation: counts only, from which every metric is computed."""
+"""What a client reports of its classifications: counts only, of which every metric is made."""
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from fedpers.evaluation.checks import MOST as MOST
-from fedpers.evaluation.checks import check_count, check_modes, fields
-from fedpers.evaluation.detail import Detail
+from fedpers.tasks.base import MODES, Tally
+from fedpers.tasks.checks import MOST, check_count, check_modes, fields
+from fedpers.tasks.detail import Detail
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODES = ("personal", "global", "gated", "local")
-"""Which model predicts: the client's own, the server's, the gate's mixture of both, or one
-trained on the client alone."""
-
 
 @dataclass(frozen=True)
-class Counts:
+class Counts(Tally):
     """One client's predictions on one split, counted.
 
     Args:
@@ -96,13 +91,43 @@ class Counts:
         counts = cls.of(labels, {mode: scores.argmax(dim=1) for mode, scores in logits.items()})
         return replace(counts, detail=Detail.of(labels, logits)) if detail else counts
 
+    @property
+    def modes(self) -> Collection[str]:
+        """The modes of ``correct``."""
+        return self.correct
+
+    def wins(self, mode: str, over: str) -> int:
+        """How many examples ``mode`` has right and ``over`` wrong."""
+        return self.broke[over] if mode == "global" else self.fixed[mode]
+
+    def stakes(self, over: str) -> tuple[int, int]:
+        """How many ``over`` has wrong, and how many right."""
+        return self.n - self.correct[over], self.correct[over]
+
+    def with_gated(self, mode: str) -> Self:
+        """As ``mode``; the global model fixes and breaks nothing."""
+        detail = self.detail
+        if detail is not None:
+            detail = replace(detail, modes={**detail.modes, "gated": detail.modes[mode]})
+        return replace(
+            self,
+            correct={**self.correct, "gated": self.correct[mode]},
+            fixed={**self.fixed, "gated": self.fixed.get(mode, 0)},
+            broke={**self.broke, "gated": self.broke.get(mode, 0)},
+            detail=detail,
+        )
+
+    def brief(self) -> Self:
+        """Without ``detail``."""
+        return replace(self, detail=None)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object, without a ``detail`` that is None; ``from_json`` reads it back."""
         counts = {"n": self.n, "correct": self.correct, "fixed": self.fixed, "broke": self.broke}
         return counts if self.detail is None else {**counts, "detail": self.detail.to_json()}
 
     @classmethod
-    def from_json(cls, data: Any) -> Counts:
+    def from_json(cls, data: Any) -> Self:
         """What ``to_json`` wrote, checked: it may come from a remote client.
 
         Raises:
@@ -110,51 +135,3 @@ class Counts:
         """
         given, detail = fields(data, "n", "correct", "fixed", "broke"), data.get("detail")
         return cls(**given, detail=None if detail is None else Detail.from_json(detail))
-
-
-@dataclass(frozen=True)
-class ClientResult:
-    """One client's evaluation.
-
-    Args:
-        client: its id, not empty.
-        train: its training examples, >= 0.
-        val, test: the counts on its own splits.
-        outside: the counts on other clients' data, or None where that was not evaluated.
-
-    Raises:
-        ValueError: an empty id or a negative count.
-    """
-
-    client: str
-    train: int
-    val: Counts
-    test: Counts
-    outside: Counts | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.client, str) or not self.client:
-            raise ValueError(f"client: got {reprlib.repr(self.client)}, takes an id, as text")
-        check_count("train", self.train, MOST)
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as a JSON object; ``from_json`` reads it back."""
-        return {
-            "client": self.client,
-            "train": self.train,
-            "val": self.val.to_json(),
-            "test": self.test.to_json(),
-            "outside": None if self.outside is None else self.outside.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, data: Any) -> ClientResult:
-        """What ``to_json`` wrote, checked: it may come from a remote client.
-
-        Raises:
-            ValueError: not such an object, or counts that cannot be.
-        """
-        given = fields(data, "client", "train", "val", "test", "outside")
-        outside = None if given["outside"] is None else Counts.from_json(given["outside"])
-        val, test = Counts.from_json(given["val"]), Counts.from_json(given["test"])
-        return cls(given["client"], given["train"], val, test, outside)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpers.evaluation.counts import ClientResult, Counts
+from fedpers.evaluation.results import ClientResult
+from fedpers.tasks.counts import Counts
 
 MODES = ["personal", "global", "gated", "local"]
 
@@ -55,7 +56,7 @@ def test_json_round_trip(
     val: Counts, test: Counts, outside: Counts | None, client: str, train: int
 ) -> None:
     result = ClientResult(client, train, val, test, outside)
-    assert ClientResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert ClientResult.from_json(json.loads(json.dumps(result.to_json())), Counts) == result
     assert Counts.from_json(json.loads(json.dumps(test.to_json()))) == test
 
 
@@ -113,6 +114,6 @@ def test_from_json_refuses_what_is_not_counts(data: object) -> None:
 )
 def test_client_result_refuses_garbage(change: dict[str, object]) -> None:
     data = {"client": "a", "train": 5, "val": good(), "test": good(), "outside": None}
-    assert ClientResult.from_json(data).client == "a"
+    assert ClientResult.from_json(data, Counts).client == "a"
     with pytest.raises(ValueError, match="takes"):
-        ClientResult.from_json(data | change)
+        ClientResult.from_json(data | change, Counts)

@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedpers.evaluation import class_metrics, metrics
-from fedpers.evaluation.counts import ClientResult, Counts
-from fedpers.evaluation.detail import MOST_CLASSES
+from fedpers.tasks import class_metrics
+from fedpers.tasks.counts import Counts
+from fedpers.tasks.detail import MOST_CLASSES
 
 NOTHING = Counts(0, {}, {}, {})
 
@@ -20,21 +21,27 @@ def logits(p1: list[float]) -> Tensor:
     return torch.tensor([[1 - p, p] for p in p1], dtype=torch.float64).log()
 
 
-def client(name: str, labels: list[int], p1: list[float]) -> ClientResult:
-    counts = Counts.of_logits(torch.tensor(labels), {"personal": logits(p1)})
-    return ClientResult(name, 9, NOTHING, counts)
+def counted(labels: list[int], p1: list[float]) -> Counts:
+    return Counts.of_logits(torch.tensor(labels), {"personal": logits(p1)})
+
+
+def mean(metric: Callable[..., float | None], tallies: list[Counts]) -> float | None:
+    """Over clients that have it."""
+    values = [metric([tally], "personal") for tally in tallies]
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
 
 
 # a predicts 0 1 1 1, b 1 0, c 0 0 0
 THREE = [
-    client("a", [0, 0, 1, 1], [0.21, 0.58, 0.55, 0.88]),
-    client("b", [1, 1], [0.73, 0.35]),
-    client("c", [0, 1, 0], [0.45, 0.45, 0.15]),
+    counted([0, 0, 1, 1], [0.21, 0.58, 0.55, 0.88]),
+    counted([1, 1], [0.73, 0.35]),
+    counted([0, 1, 0], [0.45, 0.45, 0.15]),
 ]
 
 
 def test_counts_by_hand() -> None:
-    detail = THREE[0].test.detail
+    detail = THREE[0].detail
     assert detail is not None and detail.labelled == [2, 2]
     mode = detail.modes["personal"]
     assert mode.predicted == [1, 3] and mode.right == [1, 2]
@@ -44,7 +51,7 @@ def test_counts_by_hand() -> None:
     assert mode.binned == [0, 0, 0, 0, 0, 2, 0, 1, 1, 0]
     assert mode.binned_right == [0, 0, 0, 0, 0, 1, 0, 1, 1, 0]
     assert mode.confidence == [0, 0, 0, 0, 0, 1.13, 0, 0.79, 0.88, 0]
-    tied = THREE[2].test.detail
+    tied = THREE[2].detail
     assert tied is not None
     assert tied.modes["personal"].pairs == [3, 3]  # .45 against .45 and .15: 1 and 2
 
@@ -52,14 +59,19 @@ def test_counts_by_hand() -> None:
 def test_macro_f1_by_hand() -> None:
     # a: 2*1/(2+1) and 2*2/(2+3); b: 0/(0+1) and 2*1/(2+1); c: 2*2/(2+3) and 0/(1+0)
     expected = ((2 / 3 + 4 / 5) / 2 + (0 + 2 / 3) / 2 + (4 / 5 + 0) / 2) / 3
-    assert class_metrics.macro_f1(THREE, "personal") == pytest.approx(expected)
+    assert mean(class_metrics.macro_f1, THREE) == pytest.approx(expected)
     # A class that neither is there nor is predicted does not count: one of one is right.
-    assert class_metrics.macro_f1([client("d", [1], [0.9])], "personal") == 1
+    assert class_metrics.macro_f1([counted([1], [0.9])], "personal") == 1
+    # Together: 4 and 5 labelled, 5 and 4 predicted, 3 and 3 right, of nine.
+    pooled = (2 * 3 / (4 + 5) + 2 * 3 / (5 + 4)) / 2
+    assert class_metrics.macro_f1(THREE, "personal") == pytest.approx(pooled)
 
 
 def test_auc_by_hand() -> None:
     # a: 3 of 4 pairs; b has one class only; c: half and one of 2 pairs.
-    assert class_metrics.auc(THREE, "personal") == pytest.approx((3 / 4 + 1.5 / 2) / 2)
+    assert mean(class_metrics.auc, THREE) == pytest.approx((3 / 4 + 1.5 / 2) / 2)
+    # Together, pairs within clients: 3 + 1.5 of 4 + 2.
+    assert class_metrics.auc(THREE, "personal") == pytest.approx(4.5 / 6)
     assert class_metrics.auc([THREE[1]], "personal") is None
 
 
@@ -67,9 +79,9 @@ def test_calibration_error_by_hand() -> None:
     # a: |1 - 1.13| + |1 - .79| + |1 - .88| = .46 over 4; b: |1 - .73| + |0 - .65| = .92 over 2;
     # c: |1 - 1.1| + |1 - .85| = .25 over 3
     expected = (0.46 / 4 + 0.92 / 2 + 0.25 / 3) / 3
-    assert class_metrics.ece(THREE, "personal") == pytest.approx(expected)
+    assert mean(class_metrics.ece, THREE) == pytest.approx(expected)
     # Pooled: up to .6 |2 - 2.23|, up to .7 |0 - .65|, up to .8 |2 - 1.52|, up to .9 |2 - 1.73|.
-    pooled = class_metrics.ece_pooled(THREE, "personal")
+    pooled = class_metrics.ece(THREE, "personal")
     assert pooled == pytest.approx((0.23 + 0.65 + 0.48 + 0.27) / 9)
 
 
@@ -84,24 +96,16 @@ def test_collapse_by_hand() -> None:
     )
 
 
-def test_gini_by_hand() -> None:
-    # 3/4, 1/2 and 2/3: 2 (1/4 + 1/12 + 1/6) / (2 * 3 * 23/12)
-    assert metrics.gini(THREE, "personal") == pytest.approx(2 * 0.5 / (6 * 23 / 12))
-    assert metrics.gini([THREE[0], THREE[0]], "personal") == 0
-    assert metrics.gini([client("z", [0], [0.9])], "personal") is None
-
-
-def test_without_detail_the_metrics_are_none_and_such_clients_are_left_out() -> None:
-    plain = ClientResult("old", 9, NOTHING, Counts(4, {"personal": 2}, {}, {}))
+def test_without_detail_the_metrics_are_none_and_such_counts_are_left_out() -> None:
+    plain = Counts(4, {"personal": 2}, {}, {})
     for metric in (
         class_metrics.macro_f1,
         class_metrics.auc,
         class_metrics.ece,
-        class_metrics.ece_pooled,
         class_metrics.collapse,
     ):
         assert metric([plain], "personal") is None and metric([], "personal") is None
-        assert metric(THREE, "local") is None and metric(THREE, "personal", "val") is None
+        assert metric([NOTHING], "personal") is None
         assert metric([plain, *THREE], "personal") == metric(THREE, "personal")
 
 
@@ -115,15 +119,14 @@ def test_agrees_with_scikit_learn(classes: int, n: int, seed: int, coarse: bool)
     scores = 3 * torch.randn(n, classes, generator=generator, dtype=torch.float64)
     scores = scores.round() if coarse else scores  # many ties
     counts = Counts.of_logits(labels, {"personal": scores})
-    results = [ClientResult("a", 9, NOTHING, counts)]
     y, p = labels.numpy(), scores.softmax(1).numpy()
     predicted = scores.argmax(1).numpy()
     f1 = f1_score(y, predicted, average="macro", zero_division=0)
-    assert class_metrics.macro_f1(results, "personal") == pytest.approx(f1)
+    assert class_metrics.macro_f1([counts], "personal") == pytest.approx(f1)
     both = [c for c in range(classes) if 0 < (y == c).sum() < n]
     if both:
         auc = np.mean([roc_auc_score(y == c, p[:, c]) for c in both])
-        assert class_metrics.auc(results, "personal") == pytest.approx(auc)
+        assert class_metrics.auc([counts], "personal") == pytest.approx(auc)
     assert counts.correct["personal"] == int((predicted == y).sum())
     assert Counts.from_json(json.loads(json.dumps(counts.to_json()))) == counts
 

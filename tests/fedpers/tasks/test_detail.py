@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedpers.evaluation.counts import ClientResult, Counts
 from fedpers.evaluation.gate import gated
+from fedpers.evaluation.results import ClientResult
+from fedpers.tasks.counts import Counts
 
 
 def good() -> dict[str, Any]:
