@@ -148,7 +148,8 @@ def evaluate(host: ClientHost, rows: Rows, body: Body) -> Answered:
     results: list[dict[str, Any]] = []
 
     def one(host: ClientHost, client: str) -> None:
-        result = host.evaluate(client, body["round"], opened[body["rows"][client]])
+        row, common = opened[body["rows"][client]], body.get("common", True)
+        result = host.evaluate(client, body["round"], row, common=common)
         results.append(result.to_json())
 
     failures = _reasons("evaluate", host, _each(host, body, one))

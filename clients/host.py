@@ -333,14 +333,14 @@ class ClientHost(Keeper):
                 self.store(client).save(BASELINE, local.keep(working))
         return failures
 
-    def evaluate(self, client: str, server_round: int, broadcast: Parts) -> ClientResult:
-        """Score every model that this client has on its validation and test examples."""
+    def evaluate(
+        self, client: str, server_round: int, broadcast: Parts, *, common: bool = True
+    ) -> ClientResult:
+        """Score every model of a client, a global one only if all received what it did."""
         store, trainer = self.store(client), self._trainer(client, server_round)
-        personal = store.load_before(PERSONAL, server_round + 1)
-        working = self.algorithm.receive(broadcast, personal)
-        working = self.algorithm.tune(working, trainer)
-        working = self.algorithm.recall(working, trainer)
-        result = self.scoring.score(client, working, store.load(BASELINE))
+        working = self.algorithm.receive(broadcast, store.load_before(PERSONAL, server_round + 1))
+        working = self.algorithm.recall(self.algorithm.tune(working, trainer), trainer)
+        result = self.scoring.score(client, working, store.load(BASELINE), common=common)
         if self.config.evaluation.adapters:  # the model that was scored is the one to save
             filling = self.algorithm.filled("personal")
             assert filling is not None

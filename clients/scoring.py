@@ -36,12 +36,15 @@ class Scoring:
         self.host = host
         self._outside: dict[str, Examples] = {}
 
-    def score(self, client: str, working: Parts, baseline: Parts) -> ClientResult:
+    def score(
+        self, client: str, working: Parts, baseline: Parts, *, common: bool = True
+    ) -> ClientResult:
         """The tally of each model that a client has, on each of its splits.
 
         Args:
             working: the client's parts, with what the method recalls of its examples.
             baseline: its local-only model; empty without one.
+            common: what it received was the same for all; else there is no global model.
         """
         host = self.host
         split = host.examples.client(client)
@@ -56,9 +59,9 @@ class Scoring:
                 scores[mode] = torch.split(found.cpu(), sizes)
 
         predict("personal", host.algorithm.predict("personal", working, x, host.view))
-        if self._one_model:
+        if common and self._one_model:
             scores["global"] = scores["personal"]
-        else:
+        elif common:
             predict("global", host.algorithm.predict("global", working, x, host.view))
         if baseline:
             plain = ModelView(host.model, host.local)

@@ -21,6 +21,15 @@ Row = Parts | SealedParts
 STYPE = "fedpers.sealed.v1"
 
 
+def same(one: Row | None, other: Row | None) -> bool:
+    """Whether two rows are one, or plain parts of the same values."""
+    if one is other:
+        return True
+    if not (isinstance(one, Parts) and isinstance(other, Parts)) or one.layouts != other.layouts:
+        return False
+    return all(torch.equal(one[name].vector, other[name].vector) for name in one)
+
+
 def in_the_clear(row: Row) -> Parts:
     """A row that has to be plain parts.
 

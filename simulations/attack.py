@@ -217,7 +217,9 @@ def _score(
     host: ClientHost, strategy: PersonalizedStrategy, clients: Sequence[str]
 ) -> list[ClientResult]:
     last = host.config.rounds
-    return [host.evaluate(c, last, plain(strategy.broadcast_to_evaluate(last, c))) for c in clients]
+    received = {c: plain(strategy.broadcast_to_evaluate(last, c)) for c in clients}
+    common = strategy.common(received)
+    return [host.evaluate(c, last, parts, common=common) for c, parts in received.items()]
 
 
 # -- several methods, attacks and seeds ------------------------------------------------------

@@ -308,14 +308,17 @@ class PersonalizedStrategy(Method, Strategy):
         if kind == "train" and self.sealing is not None:
             weights = self.sealing.foresee(self.asked)
         made, header, last = list[Message](), self.header(), list[Row]()
+        received = {c: broadcast(server_round, c) for _, some in asked for c in some}
+        if kind == "train":
+            self.sent |= received
+        else:
+            body["common"] = self.evaluates_global = self.common(received)
         for group, (node, some) in zip(self._asked, asked, strict=True):
             rows: list[Row] = []
             row_of: dict[str, int] = {}
             place: dict[int, int] = {}
             for client in some:
-                parts = broadcast(server_round, client)
-                if kind == "train":
-                    self.sent[client] = parts
+                parts = received[client]
                 if id(parts) not in place:
                     place[id(parts)] = len(rows)
                     rows.append(parts)

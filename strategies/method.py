@@ -19,7 +19,7 @@ from fedpers.models import PersonalModel
 from fedpers.models.base_state import made_from_public_data, read_base
 from fedpers.models.lora import product_error
 from fedpers.parts import Layout, Parts, combine
-from fedpers.records import Row
+from fedpers.records import Row, same
 from fedpers.robust import combine_robustly, left_out, too_long
 from fedpers.seeding import seed_for
 from strategies.checkpoint import State, members
@@ -86,6 +86,7 @@ class Method:
         self.spent: set[str] = set()
         self.short = False  # too few clients are there for the round
         self.skipped = 0  # rounds in a row of which nothing was used
+        self.evaluates_global = True  # what was sent to be evaluated last was the same for all
         self.unused: str | None = None  # why nothing of the last round was used
         self.similarity: Tensor | None = None  # [K, K], of the clients, where a method has it
         self._product_error_known = False
@@ -167,6 +168,13 @@ class Method:
     def broadcast_to_evaluate(self, server_round: int, client: str) -> Row:
         """What a client receives to be evaluated. Default: what it would receive to train."""
         return self.broadcast(server_round + 1, client)
+
+    def common(self, received: Mapping[str, Row]) -> bool:
+        """Whether all clients receive the same, and none a row that was made for it: only then is
+        what they receive a global model."""
+        first = next(iter(received.values()), None)
+        made = any(parts is self.rows.get(client) for client, parts in received.items())
+        return not made and all(same(first, parts) for parts in received.values())
 
     def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
         """W, from plaintext reports only. Default: one row, by ``weights``."""

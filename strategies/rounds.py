@@ -103,7 +103,7 @@ def run_rounds(
             replies = send_and_receive(grid, messages, timeout)
             scores = strategy.aggregate_evaluate(server_round, replies)
             files.evaluated(server_round, strategy.results, strategy.unscored, started)
-            files.keep_global(server_round, strategy.parts)
+            files.keep_global(server_round, strategy.parts if strategy.evaluates_global else None)
             if scores is not None:
                 result.evaluate_metrics_clientapp[server_round] = scores
         if evaluate_fn is not None and (own := evaluate_fn(server_round, to_arrays(strategy))):
@@ -178,6 +178,7 @@ def export_adapters(
         scored: the results of the round that the report takes.
     """
     chosen, results = choose(scored), {result.client: result for result in scored}
+    comparable = {result.client for result in scored if "gated" in result.test.modes}
     server_round = report["selected_round"] or strategy.last_round
     manifests = {
         client: {
@@ -185,7 +186,7 @@ def export_adapters(
             "task": asdict(strategy.schema.task),
             "round": server_round,
             "test": results[client].test.brief().to_json() if client in results else None,
-            "gate": chosen.get(client),
+            "gate": chosen[client] if client in comparable else None,
             "epsilon": strategy.spending.get(client, {}).get("epsilon"),
         }
         for client in strategy.roster.clients
@@ -304,16 +305,20 @@ class RunFiles:
         self.evaluations[server_round] = list(results)
         self.folder.log_clients(server_round, results, failures)
 
-    def keep_global(self, server_round: int, parts: Row) -> None:
+    def keep_global(self, server_round: int, parts: Row | None) -> None:
         """Save the global parts, if the report would take this evaluation as things stand.
 
-        A method without any has no file, nor has a server that can read none (encryption).
+        A method without any has no file, nor has a server that can read none (encryption); None
+        where clients were evaluated with what was made for them.
         """
         wanted = "last" if self.config.privacy.enabled else self.config.evaluation.select
         taken, _ = select_round(self.evaluations, wanted, self.headline)
-        if not isinstance(parts, Parts) or not parts or taken not in (None, server_round):
+        if taken not in (None, server_round):
             return
         path, temporary = self.folder.path / GLOBAL, self.folder.path / f".{GLOBAL}.tmp"
+        if not isinstance(parts, Parts) or not parts:
+            path.unlink(missing_ok=True)  # an earlier evaluation's
+            return
         with written(path):
             parts.save(temporary)
             flush(temporary)
