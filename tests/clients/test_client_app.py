@@ -147,3 +147,40 @@ def test_baseline_newcomers_and_export(
     folder = tmp_path / "run" / "adapters"
     assert sorted(path.name for path in folder.iterdir()) == ["0", "1"]
     assert json.loads((folder / "1" / "manifest.json").read_text()) == {"client": "1", "round": 1}
+
+
+CLOSED = ("privacy.enabled=true", "privacy.delta=1e-3", "privacy.lr=0.5")
+
+
+@pytest.mark.parametrize("closed", [CLOSED, (*CLOSED[:1], "privacy.unit=client")])
+def test_under_privacy_a_failure_is_one_word_and_its_reason_stays(
+    ask: Ask, small: Callable[..., Config], tmp_path: Path, closed: tuple[str, ...]
+) -> None:
+    config = small("fedavg", *closed)
+    rows = {"2": 0, "nobody": 0}
+    uploads, answer = ask(config, "train", [start_of(config)], clients=list(rows), rows=rows)
+    assert answer["failures"] == {"nobody": "failed"} and len(uploads) == 1
+    log = (tmp_path / "run" / "state" / "failures.log").read_text()
+    assert "train of client nobody" in log and "DataError: client: got 'nobody'" in log
+
+
+def test_under_privacy_no_error_escapes_with_its_text(
+    ask: Ask, small: Callable[..., Config], tmp_path: Path
+) -> None:
+    def reply_to(config: Config, **body: Any) -> Message:
+        grid = SerialGrid(app, nodes=1)
+        head = {"settings": config.to_json(), "run_folder": str(tmp_path / "run"), **body}
+        content = pack([], head)
+        nodes = list(grid.get_node_ids())
+        message = Message(content, dst_node_id=nodes[0], message_type="train")
+        (reply,) = grid.send_and_receive([message])
+        return reply
+
+    named = {"algorithm": "fedavg", "server_params": [], "base": None, "round": 1}
+    for settings, reason in (((), "<class 'KeyError'>:<''Jane''>"), (CLOSED, "failed")):
+        body = {**named, "task": ["image", [1, 8, 8], 10], "clients": ["Jane"], "rows": {}}
+        reply = reply_to(small("fedavg", *settings), **body)
+        assert reply.has_error() and reply.error.reason == reason
+    # Where a message does not say what may be told, nothing is.
+    reply = reply_to(small("fedavg"), settings="{'Jane")
+    assert reply.has_error() and reply.error.reason == "failed"

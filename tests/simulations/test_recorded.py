@@ -227,8 +227,11 @@ def check_declared(one: Sent) -> None:
         for report in body.get("reports", {}).values():
             assert set(report) <= {"examples", "loss", "noise", *NUMBERS}
             assert report["loss"] is None and report["examples"] == 1
-            assert set(report["noise"]) <= {"body", "head"}
-            numbers = [*report["noise"].values(), *(report[n] for n in NUMBERS & set(report))]
+            assert set(report.get("noise", {})) <= {"body", "head"}
+            numbers = [
+                *report.get("noise", {}).values(),
+                *(report[n] for n in NUMBERS & set(report)),
+            ]
             assert all(type(number) is float for number in numbers)
     elif one.kind == "evaluate":
         assert body == {"results": [], "held_back": True, "failures": {}}
@@ -280,6 +283,18 @@ def test_nor_under_encryption(go: Go, undeclared: list[str], tmp_path: Path) -> 
         check_declared(one)
     (answer,) = ran.replies("well")["train"]
     assert answer.content.config_records["message"]["sealed"] == 1
+
+
+def test_nor_where_clients_are_the_unit(go: Go, undeclared: list[str]) -> None:
+    unit = ("privacy.unit=client", "privacy.delta=null", "privacy.lr=null", "rounds=1")
+    ran = go("well", "raises", settings=unit)
+    assert ran.error == ""
+    check_secrets(ran.sent)
+    for one in ran.sent:
+        check_declared(one)
+    (answer,) = ran.replies("well")["train"]
+    body = json.loads(str(answer.content.config_records["message"]["body"]))
+    assert body["reports"] == {"well": {"examples": 1, "loss": None}}
 
 
 @pytest.mark.parametrize("client", ["mislabelled", "not-a-number", "torn"])
