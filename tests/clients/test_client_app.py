@@ -178,7 +178,7 @@ def test_under_privacy_no_error_escapes_with_its_text(
 
     named = {"algorithm": "fedavg", "server_params": [], "base": None, "round": 1}
     for settings, reason in (((), "<class 'KeyError'>:<''Jane''>"), (CLOSED, "failed")):
-        body = {**named, "task": ["image", [1, 8, 8], 10], "clients": ["Jane"], "rows": {}}
+        body = {**named, "schema": SCHEMA.to_json(), "clients": ["Jane"], "rows": {}}
         reply = reply_to(small("fedavg", *settings), **body)
         assert reply.has_error() and reply.error.reason == reason
     # Where a message does not say what may be told, nothing is.

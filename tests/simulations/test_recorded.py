@@ -26,7 +26,7 @@ from simulations.serial import SerialGrid, run_serial
 
 SECRET = "Jane-Doe-HIV-positive"
 NUMBER = 0.7234567  # in the rows of all devices
-CLIENTS = ("well", "huge", "raises", "hands-out", "late")
+CLIENTS = ("well", "odd", "raises", "hands-out", "late")
 
 PLUGIN = f"""
 from clients.fedavg import FedAvg
@@ -112,7 +112,7 @@ Go = Callable[..., Ran]
 
 @pytest.fixture
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Go]:
-    """``go("huge", ..., settings=[...])``: a private run on these devices, in this process."""
+    """``go("odd", ..., settings=[...])``: a private run on these devices, in this process."""
     module = f"leaky_{tmp_path.name.replace('-', '_')}"
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / f"{module}.py").write_text(PLUGIN.replace("MODULE", module))
@@ -168,12 +168,10 @@ def file_of(folder: Path, client: str) -> Path:
     x = (np.eye(3, 6)[y] + 0.3 * rng.standard_normal((40, 6))).astype(np.float32)
     x[:, 5] = NUMBER
     labels: Any = y
-    if client == "huge":
-        x[::7, 0] = 3e38
+    if client == "odd":
+        x[::7, 0], x[3, 1], x[4, 2] = 3e38, float("nan"), float("-inf")
     if client == "mislabelled":
         labels = np.where(y == 2, SECRET, y.astype(str))
-    if client == "not-a-number":
-        x[0, 0] = float("nan")
     np.savez(path, x=x, y=labels)
     if client == "torn":
         path.write_bytes(path.read_bytes()[:-200])
@@ -253,8 +251,8 @@ def test_nothing_but_declared_fields_leaves_a_device(go: Go, undeclared: list[st
     failed = "it failed; failures.log in the state folder there says why"
     assert all(rounds[k]["failed"]["raises"] == failed for k in (0, 1))
     assert all(rounds[k]["failed"]["hands-out"] == failed for k in (0, 1))
-    assert "late" not in rounds[0]["failed"] and rounds[1]["failed"]["late"] == failed
-    assert "well" not in rounds[1]["failed"] and rounds[1]["answered"] >= 1
+    assert rounds[1]["failed"]["late"] == failed
+    assert [line["answered"] for line in rounds] == [3, 2]  # well, odd and at first late
     # Without a device's word the reason is found: it is where the server says.
     for client in ("raises", "late"):
         told = (ran.homes[client] / "failures.log").read_text()
@@ -297,7 +295,7 @@ def test_nor_where_clients_are_the_unit(go: Go, undeclared: list[str]) -> None:
     assert body["reports"] == {"well": {"examples": 1, "loss": None}}
 
 
-@pytest.mark.parametrize("client", ["mislabelled", "not-a-number", "torn"])
+@pytest.mark.parametrize("client", ["mislabelled", "torn"])
 def test_data_that_cannot_be_used_are_one_word(go: Go, client: str) -> None:
     ran = go("well", client)
     check_secrets(ran.sent)
