@@ -76,13 +76,14 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
                 finite = counted & losses.isfinite()
                 total += losses.where(finite, 0.0).sum(1)
                 count += finite.sum(1)
-        for slot, parameter in parameters.items():
-            assert parameter.grad is not None
-            for start, end, _ in fold.layouts[slot].spans.values():
-                for row, release, source in zip(parameter.grad, releases, draws, strict=True):
-                    deviation = release.sigma * privacy.max_grad_norm
-                    row[start:end] = source.noised(row[start:end], deviation)
-            parameter.grad /= expected[:, None]
+        gradients = [p.grad for p in parameters.values() if p.grad is not None]
+        for k, (release, source) in enumerate(zip(releases, draws, strict=True)):
+            sums = [gradient[k] for gradient in gradients]
+            noised = source.noised(torch.cat(sums), release.sigma * privacy.max_grad_norm)
+            for into, found in zip(sums, torch.split(noised, [*map(len, sums)]), strict=True):
+                into.copy_(found)
+        for gradient in gradients:
+            gradient /= expected[:, None]
         group.penalise()
         optimizer.step()
     spreads = [

@@ -42,7 +42,8 @@ class NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
         rows = self.grad_samples
         norms = torch.stack([row.flatten(1).norm(dim=1) for row in rows], dim=1).norm(dim=1)
         factors = clip_factors(norms, self.max_grad_norm)
-        rows = [without(factors == 0, row) for row in rows]
+        odd = factors == 0
+        rows = [without(odd, row) for row in rows]
         self.source.witness(rows, factors)
         for parameter, row in zip(self.params, rows, strict=True):
             clipped = torch.einsum("i,i...", factors, row)
@@ -53,6 +54,8 @@ class NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Set each parameter's ``grad`` to what may be released of its sum."""
-        for parameter in self.params:
-            deviation = self.noise_multiplier * self.max_grad_norm
-            parameter.grad = self.source.noised(parameter.summed_grad, deviation)
+        sums = torch.cat([parameter.summed_grad.flatten() for parameter in self.params])
+        noised = self.source.noised(sums, self.noise_multiplier * self.max_grad_norm)
+        sizes = [parameter.numel() for parameter in self.params]
+        for parameter, gradient in zip(self.params, torch.split(noised, sizes), strict=True):
+            parameter.grad = gradient.view_as(parameter)

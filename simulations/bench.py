@@ -90,16 +90,24 @@ class Party:
     Args:
         model: theirs; what its frozen layers make of the examples is computed before.
         each: examples a client.
+        shape: of one example.
     """
 
-    def __init__(self, model: PersonalModel, clients: int, each: int, *overrides: str) -> None:
+    def __init__(
+        self,
+        model: PersonalModel,
+        clients: int,
+        each: int,
+        *overrides: str,
+        shape: Sequence[int] = SHAPE,
+    ) -> None:
         settings = ["strategy.name=fedavg", f"training.batch_size={BATCH}", *overrides]
         self.config: Config = load_config(None, settings)
         found, params = find_algorithm("fedavg", self.config, [])
         self.model, self.algorithm = model, found(self.config, model, params)
         assert isinstance(self.algorithm, LocalAlgorithm)
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(clients * each, *SHAPE, generator=generator)
+        x = torch.randn(clients * each, *shape, generator=generator)
         y = torch.randint(0, CLASSES, (clients * each,), generator=generator)
         self.whole, self.examples = (
             [Examples(*pair) for pair in zip(given, torch.split(y, each), strict=True)]
