@@ -31,7 +31,9 @@ def show(folder: Path) -> None:
     # Wide enough for the table where the output goes into a file.
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(report_table(report))
-    console.print(f"files: {folder}", soft_wrap=True, highlight=False)
+    if failed := report.get("failed"):
+        console.print(f"failed: {failed}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"files: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager

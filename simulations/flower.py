@@ -165,7 +165,10 @@ def follow(
             if verbose:
                 show(line)
         for line in events.new():
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:  # a full disk took a part of it
+                continue
             if "outcome" in event:
                 outcome, deadline = event["outcome"], time.monotonic() + _END
                 if outcome.get("user"):

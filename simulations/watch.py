@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedpers.config import Config, load_config
-from fedpers.evaluation.run_files import number, read_lines
+from fedpers.evaluation.run_files import number, read_lines, read_object
 from fedpers.evaluation.shown import in_unit, value_text
 from fedpers.tasks.base import MODES, Metric, Tally, task_named
 from simulations.runs import SETTINGS, find_run
@@ -39,6 +39,7 @@ class State:
         evaluated: the round of that evaluation, None before the first.
         idle: seconds since the run last wrote a line.
         ended: whether its report is there.
+        failed: why it has failed, as the report says; None if it has not.
     """
 
     run: str
@@ -48,6 +49,7 @@ class State:
     evaluated: int | None
     idle: float
     ended: bool
+    failed: str | None
 
     @property
     def done(self) -> int:
@@ -98,6 +100,7 @@ def read_state(run: Path) -> State:
         evaluated=evaluated,
         idle=max(time.time() - written, 0.0),
         ended=(run / "report.json").exists(),
+        failed=(read_object(run / "report.json") or {}).get("failed"),
     )
 
 
@@ -140,7 +143,7 @@ def view(state: State) -> Group:
     if (epsilon := number(last, "epsilon")) is not None:
         line.append(f"epsilon {epsilon:.2f} of {state.config.privacy.epsilon:g}")
     if state.ended:
-        line.append("ended")
+        line.append(f"failed: {state.failed}" if state.failed else "ended")
     else:
         line += [] if state.left is None else [f"about {duration(state.left)} left"]
         line.append(f"last line {duration(state.idle)} ago")

@@ -84,7 +84,7 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         ConfigError: ``folder`` is not the folder of a finished run.
     """
-    report = _object(folder / "report.json")
+    report = read_object(folder / "report.json")
     task = task_of(report) if report else None
     by_mode = report.get(task.headline()[0]) if report and task else None
     if not report or not task or not isinstance(by_mode, Mapping) or not set(MODES) <= set(by_mode):
@@ -119,7 +119,7 @@ def read_run(folder: Path) -> RunRecord:
         failures=failures,
         config=config if isinstance(config, Mapping) else {},
         settings=settings,
-        audit=_object(folder / "audit.json"),
+        audit=read_object(folder / "audit.json"),
         picture=_picture(folder / "inversion.png"),
     )
 
@@ -160,7 +160,8 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _object(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is none that can be read."""
     try:
         found = json.loads(_text(path) or "null")
     except ValueError:

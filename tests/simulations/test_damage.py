@@ -106,6 +106,13 @@ def test_readers_go_on_without_damaged_lines(run: Path, damage: Callable[[Path],
     assert "personal" in found
 
 
+def test_readers_say_that_a_run_has_failed(run: Path) -> None:
+    change(run / "report.json", b'"failed": null', b'"failed": "round 3: nobody [red] was there"')
+    for command in (["report", str(run)], ["watch", str(run), "--once"]):
+        assert "failed: round 3: nobody [red] was there" in invoke(*command).stdout
+    assert "This run failed: round 3: nobody [red]" in (run / "report.html").read_text()
+
+
 @pytest.mark.parametrize("damage", [nul, *slow(half, torn, odd)])
 def test_a_run_is_resumed_without_damaged_lines(run: Path, damage: Callable[[Path], None]) -> None:
     damage(run)
