@@ -11,7 +11,7 @@ from clients.failures import Reasons
 from clients.sealing import Sealer
 from clients.store import ClientStore
 from fedpers.config import Config, config_from_json
-from fedpers.errors import ClientError
+from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Layout, Parts
 from fedpers.privacy import noise
 
@@ -27,6 +27,9 @@ class Keeper:
         device: where the node is one.
         population: how many clients there are, for a key that is made for the run.
         sources: of what has to be secret; None for what ``privacy.deterministic_for_tests`` says.
+
+    Raises:
+        ConfigError: a device is to draw its noise from the run's seed.
 
     Attributes:
         hosted: the clients of the node, and
@@ -46,6 +49,9 @@ class Keeper:
         self.declared: Mapping[str, Layout] = {}
         self.reasons = Reasons.at(config, device, stores)
         known = config.privacy.deterministic_for_tests
+        if known and config.privacy.enabled and device is not None:
+            takes = "false on a device, whose noise the server would know"
+            raise ConfigError("privacy.deterministic_for_tests", known, takes)
         self.sources = sources or noise.sources(known, config.seed)
         keys = device.keys if device else None
         self.sealer = Sealer(config, str(stores), population, self.sources, keys)

@@ -242,6 +242,8 @@ class PersonalizedStrategy(Method, Strategy):
         )
         if about := self.task.about:
             log.info("%s", about)
+        if self.config.privacy.enabled and self.config.privacy.deterministic_for_tests:
+            log.warning("privacy: the noise is drawn from the run's seed: nobody is protected")
 
     def start(
         self,

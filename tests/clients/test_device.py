@@ -26,6 +26,7 @@ from fedpers.errors import ClientError, ConfigError
 from fedpers.models.base_state import read_base
 from fedpers.parts import Part, Parts
 from fedpers.privacy import Ledger
+from fedpers.privacy.noise import secret
 from fedpers.records import pack, unpack
 from fedpers.tasks import Classification
 from simulations.serial import SerialGrid, _identity
@@ -129,6 +130,13 @@ def test_the_base_makes_the_servers_model_on_the_device(
     assert read_base(node.model).digest() == base.digest()
     # Where a personal model starts, too.
     assert node.algorithm.initial.digest() == simulated.algorithm.initial.digest()
+
+
+def test_a_device_draws_no_noise_that_the_server_knows(host: Callable[..., ClientHost]) -> None:
+    line = r"^privacy\.deterministic_for_tests: got True, takes false on a device, whose noise"
+    with pytest.raises(ConfigError, match=line):
+        host("fedavg", *PRIVATE, "privacy.deterministic_for_tests=true")
+    assert host("fedavg", *PRIVATE).sources is secret
 
 
 def test_the_ledger_is_the_clients_whatever_its_data(

@@ -317,3 +317,5 @@ def test_cohorts_that_happen_to_be_empty_end_no_run(run: Any) -> None:
     lines = found.rounds
     assert len(lines) == 6 and any(line["uplink_bytes"] == 0 for line in lines)
     assert 0.99 * 8 < found.report["privacy"]["epsilon_max"] <= 8
+    line = "the noise was drawn from the run's seed: nobody is protected"
+    assert line in found.report["privacy"]["notes"]

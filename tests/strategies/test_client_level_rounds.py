@@ -111,3 +111,12 @@ def test_a_round_that_is_not_charged_releases_nothing(serve: Any, tmp_path: Path
     before = server.strategy.parts
     assert server.train(3) == {"answered": 0}
     assert server.strategy.parts is before
+
+
+def test_noise_from_the_runs_seed_is_warned_of_before_it_is_drawn(
+    serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for settings, warned in (((), False), ((FIXED,), True)):
+        caplog.clear()
+        serve("fedavg", *PRIVATE, *settings, hosts=ALL).strategy.summary()
+        assert ("nobody is protected" in caplog.text) == warned
