@@ -63,6 +63,8 @@ NOT_RELEASED = {
     "fedpers/privacy/plan.py _per_sample": "a trial of the method on made-up values",
     "fedpers/privacy/plan.py _per_sample.made_up": "likewise",
     "fedpers/privacy/plan.py _large": "likewise",
+    "fedpers/tasks/base.py Task.made_up_scores": "likewise",
+    "fedpers/tasks/classification.py Classification.made_up": "likewise",
     # -- on a server: what is made of releases
     "strategies/method.py Method.select": "who is asked, where privacy does not rest on it",
     "strategies/perada.py PerAda.refine": "the order of public batches",
