@@ -16,6 +16,7 @@ from fedpers.parts import Part, Parts
 from fedpers.phases import Phase, Prox
 from fedpers.privacy.plan import check_plan
 from fedpers.registry import Registry
+from fedpers.tasks.base import TASKS, task_named
 
 if TYPE_CHECKING:
     from clients.trainer import ModelView, Trainer
@@ -41,6 +42,7 @@ class LocalAlgorithm:
             reads the client's data through its phases only, or for parts that influence nothing
             that leaves. Private runs refuse an override for which nobody said so.
         derives: the parts that ``derived`` makes.
+        tasks: names of the tasks that the method is for; empty for any.
         releases_counts: the method sends counts of the client's labels, once, by
             ``trainer.release_counts``; they are noised and charged in private runs.
     """
@@ -51,6 +53,7 @@ class LocalAlgorithm:
     scored: ClassVar[str] = "after combining"
     accounted: ClassVar[bool] = True
     derives: ClassVar[tuple[str, ...]] = ()
+    tasks: ClassVar[tuple[str, ...]] = ()
     releases_counts: ClassVar[bool] = False
     _frozen = False
 
@@ -338,9 +341,14 @@ def find_algorithm(
     """The algorithm called ``name`` and its checked parameters.
 
     Raises:
-        ConfigError: no such algorithm, or a parameter that neither side of the method takes.
+        ConfigError: no such algorithm, one for other tasks, or a parameter that neither side of
+            the method takes.
     """
     algorithm = algorithms.get(name)
     if not (isinstance(algorithm, type) and issubclass(algorithm, LocalAlgorithm)):
         raise ConfigError("strategy.name", name, "a subclass of clients.base.LocalAlgorithm")
+    task = task_named(config.task)[0]
+    if algorithm.tasks and not issubclass(task, tuple(map(TASKS.get, algorithm.tasks))):
+        takes = f"a method for {config.task.name}, and this one is for {', '.join(algorithm.tasks)}"
+        raise ConfigError("strategy.name", name, takes)
     return algorithm, params_of(algorithm.Params, config.strategy.params, also=server_params)

@@ -39,6 +39,7 @@ class Prior(LocalAlgorithm):
     """
 
     Params = PriorParams
+    tasks = ("classification",)
     keeps = ("prior",)
     sends = ("body", "head", "prior")
     accounted = True  # the counts are noised and charged

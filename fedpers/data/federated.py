@@ -66,7 +66,7 @@ class FederatedData:
 
     def client(self, client: str) -> ClientData:
         """The examples of one client, copied out of the table at each call; under privacy their
-        inputs are bounded by ``privacy.input_range``.
+        inputs and targets are bounded by ``privacy.input_range``.
 
         Raises:
             DataError: there is no such client.
@@ -93,6 +93,7 @@ class FederatedData:
         taken, privacy = self._examples.take(torch.from_numpy(rows)), self._config.privacy
         if privacy.enabled:
             bounded(taken.x, privacy.input_range)
+            bounded(taken.y, privacy.input_range)
         return taken
 
 

@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fedpers.config import Columns, Config
-from fedpers.data.arrays import check_finite, read_npz
+from fedpers.data.arrays import check_finite, read_npz, to_targets
 from fedpers.data.examples import Examples, Table
 from fedpers.data.tables import check_columns, csv_table, dataset_table, parquet_table
 from fedpers.errors import ConfigError, DataError
@@ -46,7 +47,9 @@ def load_table(config: Config) -> Table:
     else:
         table = SOURCES.get(config.data.name)(config)
     if not config.privacy.enabled:
-        check_finite(table.examples.x, f"{config.data.path or config.data.name}: inputs")
+        where = config.data.path or config.data.name
+        check_finite(table.examples.x, f"{where}: inputs")
+        check_finite(table.examples.y[:, None], f"{where}: targets")
     return table
 
 
@@ -58,6 +61,23 @@ def digits(config: Config) -> Table:
     pixels, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(pixels).float().div_(8).sub_(1).view(-1, 1, 8, 8)
     return Table("image", Examples(x, torch.from_numpy(labels).long()))
+
+
+@SOURCES.register("diabetes")
+def diabetes(config: Config) -> Table:
+    """442 patients: age, sex, body mass index, blood pressure and six blood serum measurements,
+    scaled; how far their diabetes had progressed a year later, 25 to 346 (Efron et al. 2004, comes
+    with scikit-learn). Natural clients are the decades of age, by sex.
+    """
+    from sklearn.datasets import load_diabetes
+
+    x, progression = load_diabetes(return_X_y=True)
+    raw, _ = load_diabetes(return_X_y=True, scaled=False)
+    # Each column of x has a sum of squares of 1: a spread of 1 suits networks better.
+    inputs = torch.from_numpy(x).float().mul_(len(x) ** 0.5)
+    client = np.array([f"sex {int(sex)}, {int(age) // 10 * 10}s" for age, sex in raw[:, :2]])
+    task, y = to_targets(progression, "diabetes", Columns(label="progression"), config.task)
+    return Table("tabular", Examples(inputs, y), client, task=task)
 
 
 @SOURCES.register("npz")

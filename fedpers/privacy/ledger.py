@@ -182,11 +182,16 @@ def data_digest(tensors: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> str:
     """A name for a client's data set: the same examples, in any order or split, give the same.
 
     Args:
-        tensors: pairs of inputs [n, ...] and labels [n].
+        tensors: pairs of inputs [n, ...] and targets [n, ...]: classes, or other tensors.
     """
     rows = []
     for x, y in tensors:
-        for example, label in zip(x, y, strict=True):
-            content = example.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            rows.append(hashlib.sha256(content + int(label).to_bytes(8, "big")).digest())
+        for example, target in zip(x, y, strict=True):
+            classes = target.ndim == 0 and not target.is_floating_point()
+            own = int(target).to_bytes(8, "big") if classes else _bytes_of(target)
+            rows.append(hashlib.sha256(_bytes_of(example) + own).digest())
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -3,13 +3,17 @@
 from fedpers.tasks.base import MODES, TASKS, Metric, Tally, Task, task_named
 from fedpers.tasks.classification import Classification, cross_entropy
 from fedpers.tasks.counts import Counts
+from fedpers.tasks.regression import Regression
+from fedpers.tasks.squares import Errors
 
 __all__ = [
     "MODES",
     "TASKS",
     "Classification",
     "Counts",
+    "Errors",
     "Metric",
+    "Regression",
     "Tally",
     "Task",
     "cross_entropy",

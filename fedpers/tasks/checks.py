@@ -41,6 +41,12 @@ def check_between(name: str, got: Any, least: float, most: float) -> None:
         raise ValueError(f"{name}: got {reprlib.repr(got)}, takes a number in {least}..{most}")
 
 
+def check_sum(name: str, got: Any, most: float) -> None:
+    """A number in 0..most."""
+    if type(got) not in (int, float) or not 0 <= got <= most:
+        raise ValueError(f"{name}: got {reprlib.repr(got)}, takes a number in 0..{most:g}")
+
+
 def check_modes(name: str, got: Any, takes: set[str], *, subset: bool = False) -> None:
     """An object with an entry for each mode in ``takes``, or for some of them."""
     if not isinstance(got, Mapping) or not (set(got) <= takes if subset else set(got) == takes):

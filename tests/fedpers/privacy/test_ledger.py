@@ -221,3 +221,10 @@ def test_the_digest_knows_every_pixel_label_and_example(
     assert data_digest([(x, y)]) != name
     assert data_digest([tensors([*rows, rows[k]])]) != name
     assert len(rows) == 1 or data_digest([tensors(rows[:k] + rows[k + 1 :])]) != name
+
+
+def test_another_number_to_predict_is_another_data_set() -> None:
+    x = torch.zeros(2, 3)
+    names = {data_digest([(x, torch.tensor([a, -0.5]))]) for a in (0.25, 0.5, -0.25)}
+    assert len(names) == 3
+    assert data_digest([(x, torch.tensor([-0.5, 0.25]))]) in names
