@@ -299,12 +299,11 @@ class ClientHost(Keeper):
         return upload, report
 
     def spending(self, client: str) -> dict[str, float]:
-        """What one client has spent so far: epsilon at its delta, and the noise it adds."""
+        """What one client has spent so far, see ``Account.spending``."""
         account = self._account(client)
         if account is None:
             return {}
-        epsilon = account.epsilon(self.config.privacy.accountant)
-        return {"epsilon": epsilon, "delta": account.delta, "sigma": account.sigma}
+        return account.spending()
 
     def train_baseline(self, client: str) -> None:
         """Train the local-only model: as many epochs as the run, on its data alone."""

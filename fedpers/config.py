@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedpers.config_errors import check_ranges, fold_of, line_of, translate
+from fedpers.config_errors import check_ranges, drop_retired, fold_of, line_of, translate
 from fedpers.errors import ConfigError
 from fedpers.params import NoParams as NoParams
 from fedpers.params import params_of as params_of
@@ -189,10 +189,10 @@ class Privacy:
     """Differential privacy of what leaves a client.
 
     ``epsilon`` and ``delta`` (default: a power of ten below 1 / 2n) hold for the whole run, and
-    for all runs on the same data whose ``state`` persists. ``accountant``: of the printed figure;
-    calibration and budget always use RDP. ``deterministic_for_tests`` draws the noise from the
-    run's seed, which protects nobody. ``input_range``: inputs beyond -input_range..input_range
-    are set to its ends, and NaN to 0, lest an odd value turn an answer into an error.
+    for all runs on the same data whose ``state`` persists. ``deterministic_for_tests`` draws the
+    noise from the run's seed, which protects nobody. ``input_range``: inputs beyond
+    -input_range..input_range are set to its ends, and NaN to 0, lest an odd value turn an answer
+    into an error.
 
     ``unit: example`` protects each example of a client, from the server too. A released phase takes
     ``steps`` steps of DP-SGD a round, each on a Poisson sample at ``sampling_rate``, per-sample
@@ -216,7 +216,6 @@ class Privacy:
     steps: int = setting(1, least=1)
     lr: float | None = setting(None, above=0)
     input_range: float = setting(1e6, above=0, most=1e6)
-    accountant: str = setting("rdp", choices=("rdp", "prv"))
     deterministic_for_tests: bool = False
 
 
@@ -342,6 +341,7 @@ def _merge(layers: Sequence[Any]) -> Config:
         if not isinstance(layer, DictConfig):
             raise ConfigError("config", OmegaConf.to_container(layer), "a mapping of settings")
         try:
+            drop_retired(layer)
             for section in ("strategy", "task"):
                 name = OmegaConf.select(layer, f"{section}.name")
                 if name is not None and name != cfg[section].name:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpers.errors import ConfigError
+
+log = logging.getLogger("fedpers")
+
+
+RETIRED = {"privacy.accountant": "epsilon is exact"}
+"""Settings of earlier versions, which runs' folders still hold, and why they do nothing."""
+
+
+def drop_retired(layer: DictConfig) -> None:
+    """Take retired settings out of what was given, and name them in the log."""
+    for key, why in RETIRED.items():
+        if OmegaConf.select(layer, key) is not None:
+            section, name = key.rsplit(".", 1)
+            del OmegaConf.select(layer, section)[name]
+            log.warning("%s does nothing any more: %s; leave it out", key, why)
 
 
 def check_ranges(node: Any, prefix: str = "") -> None:

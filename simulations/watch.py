@@ -19,6 +19,7 @@ from rich.text import Text
 from fedpers.config import Config, load_config
 from fedpers.evaluation.run_files import number, read_lines, read_object
 from fedpers.evaluation.shown import in_unit, value_text
+from fedpers.privacy.accounting import rounded_up
 from fedpers.tasks.base import MODES, Metric, Tally, task_named
 from simulations.runs import SETTINGS, find_run
 
@@ -141,7 +142,7 @@ def view(state: State) -> Group:
     if (loss := number(last, "loss")) is not None:
         line.append(f"loss {loss:.3f}")
     if (epsilon := number(last, "epsilon")) is not None:
-        line.append(f"epsilon {epsilon:.2f} of {state.config.privacy.epsilon:g}")
+        line.append(f"epsilon {rounded_up(epsilon)} of {state.config.privacy.epsilon:g}")
     if state.ended:
         line.append(f"failed: {state.failed}" if state.failed else "ended")
     else:

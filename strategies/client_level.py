@@ -13,7 +13,7 @@ from fedpers.config import Config, Privacy
 from fedpers.errors import ConfigError
 from fedpers.parts import Part, Parts
 from fedpers.privacy import Budget, BudgetSpent, Ledger, Release, epsilon_of
-from fedpers.privacy.accounting import LARGEST_NOISE, default_delta, tight_epsilon_of
+from fedpers.privacy.accounting import LARGEST_NOISE, default_delta
 from fedpers.privacy.noise import sources
 from fedpers.robust import change, too_long
 
@@ -68,8 +68,9 @@ class ClientLevel:
             self.sigma = self.budget.noise_multiplier(self.rate, self.config.rounds)
         except BudgetSpent:
             if not self.budget.spent:
-                least = epsilon_of([Release(LARGEST_NOISE, 1.0, 1)], self.delta)
-                takes = f"a number > {least:.2g}, the least that is shown at delta {self.delta:.1g}"
+                most = Release(LARGEST_NOISE, self.rate, self.config.rounds)
+                least, at = epsilon_of([most], self.delta), f"at delta {self.delta:.1g}"
+                takes = f"a number > {least:.2g}, the least that is kept to {at}"
                 raise ConfigError("privacy.epsilon", privacy.epsilon, takes) from None
             takes = f"more than the {self.budget.spent:.3g} that earlier runs have spent"
             cure = "or another state folder, if its clients are others"
@@ -122,13 +123,11 @@ class ClientLevel:
         return Parts(mixed)
 
     def spending(self) -> dict[str, Any]:
-        """Epsilon so far, at its delta, and the noise multiplier."""
+        """Epsilon so far at its delta, mu of Gaussian DP, and the noise multiplier."""
         if self.budget is None:
-            return {"epsilon": 0.0, "delta": None, "sigma": None}
-        epsilon = self.budget.spent
-        if self.config.privacy.accountant == "prv":
-            epsilon = tight_epsilon_of(self.budget.ledger.releases, self.delta)
-        return {"epsilon": epsilon, "delta": self.delta, "sigma": self.sigma}
+            return {"epsilon": 0.0, "delta": None, "mu": 0.0, "sigma": None}
+        spent = {"epsilon": self.budget.spent, "delta": self.delta, "mu": self.budget.mu}
+        return {**spent, "sigma": self.sigma}
 
 
 EXAMPLE_ONLY = ("weights", "steps", "sampling_rate", "lr")

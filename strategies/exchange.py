@@ -289,7 +289,7 @@ def readable(report: Mapping[str, Any]) -> bool:
 
 def spending_of(client: str, report: Any) -> dict[str, Mapping[str, float]]:
     """What a client says that it has spent of its budget, if it says so in numbers."""
-    names = ("epsilon", "delta", "sigma")
+    names = ("epsilon", "delta", "sigma", "mu")
     if isinstance(report, Mapping) and all(isinstance(report.get(n), float) for n in names):
         return {client: {name: report[name] for name in names}}
     return {}

@@ -26,7 +26,7 @@ from fedpers.evaluation import (
     new_run_id,
     write_html,
 )
-from fedpers.evaluation.report import privacy_figures, select_round
+from fedpers.evaluation.report import privacy_figures, select_round, spent_of
 from fedpers.evaluation.shown import with_unit
 from fedpers.files import flush, written
 from fedpers.parts import Parts
@@ -361,7 +361,7 @@ class RunFiles:
             signal = strategy.signal
             spent = spending(strategy)
             privacy = privacy_figures(self.config, spent, signal.ratios(), signal.notes())
-            log.info("privacy: epsilon %.2f at most", privacy["epsilon_max"])
+            log.info("privacy: at most %s", spent_of(privacy))
             for note in privacy["notes"]:
                 log.warning("privacy: %s", note)
         report = build_report(

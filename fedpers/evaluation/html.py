@@ -27,6 +27,7 @@ from fedpers.evaluation.run_files import RunRecord, number, read_run
 from fedpers.evaluation.run_folder import replace_file
 from fedpers.evaluation.shown import gain_text, in_unit, unit_of, value_text, with_unit
 from fedpers.evaluation.words import named, sentences
+from fedpers.privacy.accounting import rounded_up
 from fedpers.tasks.base import MODES, Metric
 
 MEANINGS = {
@@ -127,7 +128,11 @@ def _tiles(run: RunRecord) -> str:
         (f"{better} global", run.number("gain_over_global"), gain),
         (f"{better} local", run.number("gain_over_local"), gain),
         ("clients harmed", harmed, lambda v: f"{round(v * (scored or 0))} of {scored or 0:.0f}"),
-        ("epsilon spent, at most", run.number("privacy", "epsilon_max"), figure),
+        (
+            "epsilon spent, at most",
+            run.number("privacy", "epsilon_max"),
+            rounded_up,
+        ),
     ]  # type: list[tuple[str, float | None, Callable[[float], str]]]
     shown = "".join(
         f"<div><dt>{esc(name)}</dt><dd>{esc(text(value))}</dd></div>"

@@ -9,6 +9,9 @@ from typing import Any
 from fedpers.evaluation import charts
 from fedpers.evaluation.page import bars, by_name, esc, facts, figure, listed, section, table
 from fedpers.evaluation.run_files import RunRecord, number
+from fedpers.privacy.accounting import rounded_up
+
+SPENT = ("epsilon_max", "epsilon_mean", "mu")
 
 
 def privacy_section(run: RunRecord) -> str:
@@ -18,7 +21,7 @@ def privacy_section(run: RunRecord) -> str:
         return ""
     apart = ("enabled", "not_covered", "notes", "per_client", "signal_to_noise")
     given = {
-        name: figure(value, 3) if isinstance(value, float) and value >= 0.001 else value
+        name: shown(name, value) if isinstance(value, float) and value >= 0.001 else value
         for name, value in privacy.items()
         if name not in apart
     }
@@ -35,14 +38,19 @@ def privacy_section(run: RunRecord) -> str:
     return section("Privacy spent", told, f'<div class="pair">{facts(given)}{chart}</div>', ratios)
 
 
+def shown(name: str, value: float) -> str:
+    """A figure; one of what was spent is rounded up."""
+    return rounded_up(value, 3) if name in SPENT else figure(value, 3)
+
+
 def _spent(spent: Mapping[str, float]) -> str:
     """Epsilon by client, or how many clients spent how much where they are many."""
-    texts = {figure(value) for value in spent.values()}
+    texts = {rounded_up(value) for value in spent.values()}
     if len(spent) > 1 and len(texts) == 1:
         return f"<p>Each of {len(spent)} clients spent epsilon {esc(*texts)}.</p>"
     if len(spent) <= charts.LABELLED:
         order = sorted(spent, key=lambda client: (-spent[client], by_name(client)))
-        return bars([(c, spent[c], figure(spent[c])) for c in order], "Epsilon spent by client")
+        return bars([(c, spent[c], rounded_up(spent[c])) for c in order], "Epsilon spent by client")
     low, high = min(spent.values()), max(spent.values())
     width = (high - low) / 10 or 1.0
     counts = [0] * (10 if high > low else 1)

@@ -9,12 +9,13 @@ from typing import Any
 from rich.table import Table
 
 import fedpers
-from fedpers.config import Config
+from fedpers.config import Config, Privacy
 from fedpers.data.public import takes_from_clients
 from fedpers.evaluation import metrics
 from fedpers.evaluation.gate import gate_summary
 from fedpers.evaluation.results import ClientResult
 from fedpers.evaluation.shown import headline_of, in_unit, value_text
+from fedpers.privacy.accounting import rounded_up
 from fedpers.tasks.base import MODES, Metric, task_named
 
 PACKAGES = ("flwr", "torch", "peft", "transformers", "opacus", "tenseal", "numpy")
@@ -24,9 +25,16 @@ PRIVACY = (
     "epsilon_max",
     "epsilon_mean",
     "delta",
+    "mu",
+    "neighbours",
     "accountant",
     "noise_multiplier",
     "max_grad_norm",
+)
+ACCOUNTANT = (
+    "whole batches as Gaussian releases, exactly; samples by the distribution of their privacy "
+    "loss (connect the dots), from above, and their mu as the smallest whose Gaussian covers them "
+    "at this delta and all larger ones"
 )
 ENCRYPTION = ("scheme", "bytes_per_parameter", "security_bits")
 SECONDS = ("total", "round_median", "train", "combine", "encrypt", "decrypt", "evaluate")
@@ -134,8 +142,8 @@ def privacy_figures(
     anybody after it, can learn. What they do not bound is named, see ``not_covered``.
 
     Args:
-        spending: for each client that took part, its epsilon, delta and sigma so far; one for all
-            where the unit is the client.
+        spending: for each client that took part, its epsilon, delta, mu and sigma so far; one for
+            all where the unit is the client.
         signal_to_noise: of the mean updates over all rounds, by part.
         remarks: further lines for ``notes``.
     """
@@ -160,7 +168,9 @@ def privacy_figures(
         "epsilon_max": max((s["epsilon"] for s in spent), default=0.0),
         "epsilon_mean": sum(s["epsilon"] for s in spent) / len(spent) if spent else 0.0,
         "delta": max((s["delta"] for s in spent), default=None),
-        "accountant": settings.accountant,
+        "mu": max((s["mu"] for s in spent), default=0.0),
+        "neighbours": neighbours(settings),
+        "accountant": ACCOUNTANT,
         "noise_multiplier": max((s["sigma"] for s in spent), default=None),
         "max_grad_norm": settings.max_grad_norm,
         "per_client": {client: s["epsilon"] for client, s in spending.items()},
@@ -168,6 +178,27 @@ def privacy_figures(
         "not_covered": not_covered(config),
         "notes": [*notes, *remarks],
     }
+
+
+def spent_of(privacy: Mapping[str, Any]) -> str:
+    """The figures of what was spent, in words, rounded up.
+
+    Args:
+        privacy: the report's section.
+    """
+    epsilon, delta, mu = (privacy.get(name) for name in ("epsilon_max", "delta", "mu"))
+    line = f"epsilon {rounded_up(epsilon or 0.0)}"
+    line += "" if delta is None else f" at delta {delta:g}"
+    return line + ("" if mu is None else f", mu {rounded_up(mu)} of Gaussian DP")
+
+
+def neighbours(settings: Privacy) -> str:
+    """What may differ between two data sets that what is released hardly tells apart."""
+    if settings.unit == "client":
+        return "one client's update taken away (zero-out), the number of clients public"
+    if settings.weights == "counts":
+        return "one training example added or removed, the number of examples protected too"
+    return "one example's contribution taken away (zero-out), the number of examples public"
 
 
 def not_covered(config: Config) -> list[str]:

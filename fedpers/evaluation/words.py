@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fedpers.evaluation.metrics import harmed_clients
 from fedpers.evaluation.page import plural
+from fedpers.evaluation.report import spent_of
 from fedpers.evaluation.run_files import RunRecord
 from fedpers.evaluation.shown import gain_text, unit_of, value_text, with_unit
 from fedpers.tasks.base import Metric
@@ -118,16 +119,17 @@ def _gate(run: RunRecord) -> list[str]:
 
 
 def _privacy(run: RunRecord) -> list[str]:
-    epsilon, delta = run.number("privacy", "epsilon_max"), run.number("privacy", "delta")
-    if epsilon is None:
+    if run.number("privacy", "epsilon_max") is None:
         return []
-    unit = run.report["privacy"].get("unit")
+    privacy = run.report["privacy"]
+    unit, near = privacy.get("unit"), privacy.get("neighbours")
     whose = "one client’s data as a whole" if unit == "client" else "any one training example"
-    at = "" if delta is None else f" at delta {delta:g}"
-    beyond = run.report["privacy"].get("not_covered")
+    spent = spent_of({name: run.number("privacy", name) for name in ("epsilon_max", "delta", "mu")})
+    beyond = privacy.get("not_covered")
     beyond = beyond if isinstance(beyond, list) else []
     return [
-        f"What left the clients is differentially private for {whose}: epsilon {epsilon:.2f}{at}.",
+        f"What left the clients is differentially private for {whose}: {spent}.",
+        *([f"Neighbouring data: {near}."] if isinstance(near, str) else []),
         *([f"That says nothing of {'; nor of '.join(map(str, beyond))}."] if beyond else []),
     ]
 

@@ -1,7 +1,8 @@
 """Differential privacy: the plan checked before a run, DP-SGD under Opacus, the ledger."""
 
-from fedpers.privacy.accounting import Release, epsilon_of, noise_multiplier
+from fedpers.privacy.accounting import epsilon_of, mu_of, noise_multiplier
 from fedpers.privacy.ledger import Budget, BudgetSpent, Ledger, data_digest
+from fedpers.privacy.sampled import Release
 
 __all__ = [
     "Budget",
@@ -10,5 +11,6 @@ __all__ = [
     "Release",
     "data_digest",
     "epsilon_of",
+    "mu_of",
     "noise_multiplier",
 ]

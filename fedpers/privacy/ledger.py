@@ -15,7 +15,14 @@ import torch
 
 from fedpers.errors import ClientError
 from fedpers.files import flush
-from fedpers.privacy.accounting import Release, epsilon_of, noise_multiplier
+from fedpers.privacy.accounting import (
+    epsilon_of,
+    most_steps,
+    mu_of,
+    noise_multiplier,
+    rounded_up,
+)
+from fedpers.privacy.sampled import Release
 
 LEFT = 0.01  # of epsilon, the least that another run can be planned for
 
@@ -140,6 +147,11 @@ class Budget:
         """The epsilon of what was released."""
         return self.ledger.epsilon(self.delta)
 
+    @property
+    def mu(self) -> float:
+        """The mu of Gaussian DP of what was released."""
+        return mu_of(self.ledger.releases, self.delta)
+
     def noise_multiplier(self, rate: float, steps: int, beside: tuple[Release, ...] = ()) -> float:
         """The smallest sigma at which what is left covers ``steps`` releases, and those ``beside``.
 
@@ -157,19 +169,26 @@ class Budget:
     def charge(self, releases: Sequence[Release]) -> None:
         """Charge what one round releases, before it is made.
 
+        Args:
+            releases: that of which there will be more in later rounds is the first.
+
         Raises:
             BudgetSpent: it would exceed the budget; nothing is charged.
         """
+        kind = releases[0][:2]
 
         def check(everything: list[Release]) -> None:
-            if epsilon_of(everything, self.delta) > self.epsilon:
+            steps = sum(r.steps for r in everything if r[:2] == kind)
+            beside = tuple(r for r in everything if r[:2] != kind)
+            # How many fit is found once, and the same as long as nothing else is released.
+            if steps > most_steps(self.epsilon, self.delta, *kind, beside):
                 raise BudgetSpent(self._spent_line())
 
         self.ledger.charge(releases, check)
 
     def _spent_line(self) -> str:
         return (
-            f"budget spent: {self.spent:.3f} of epsilon {self.epsilon:g} is used, "
+            f"budget spent: {rounded_up(self.spent, 3)} of epsilon {self.epsilon:g} is used, "
             "and one more round would exceed it"
         )
 

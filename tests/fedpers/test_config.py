@@ -96,3 +96,18 @@ def test_devices_keep_their_diagnostics_unless_they_are_asked_for() -> None:
             assert config_from_json(config.to_json()).evaluation.diagnostics is asked
     # What a run did is in its config.yaml, whatever the default is by then.
     assert "diagnostics: false" in load_config(None, devices).to_yaml()
+
+
+def test_the_accountant_of_earlier_settings_is_read_and_does_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Runs' folders hold it.
+    path = tmp_path / "config.yaml"
+    path.write_text("privacy: {enabled: true, accountant: rdp}\n")
+    assert load_config(path).privacy == load_config(None, ["privacy.enabled=true"]).privacy
+    line = "privacy.accountant does nothing any more: epsilon is exact; leave it out"
+    assert caplog.messages == [line]
+    load_config(None, ["privacy.accountant=prv"])
+    assert caplog.messages == [line] * 2
+    with pytest.raises(ConfigError, match=r"^privacy: got 5, takes settings"):
+        load_config(None, ["privacy=5"])

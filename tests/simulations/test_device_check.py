@@ -75,8 +75,8 @@ def test_settings_that_protect_nothing_here(check: Check) -> None:
     assert line.startswith("privacy.delta: got 0.05, takes a number < 0.042, for client clinic-7")
     line = refusal(check("privacy.sampling_rate=0.01"))
     assert line.startswith("privacy.sampling_rate: got 0.01, takes a number >= 0.042, for client")
-    line = refusal(check("privacy.epsilon=0.0001"))
-    assert line.startswith("privacy.epsilon: got 0.0001, takes a number > ")
+    line = refusal(check("privacy.epsilon=1e-6", "privacy.delta=1e-9"))
+    assert line.startswith("privacy.epsilon: got 1e-06, takes a number > ")
 
 
 def test_a_budget_that_is_spent(check: Check, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, get_epsilon_gaussian
+from dp_accounting.pld import PLDAccountant
 from hypothesis import given
 from hypothesis import strategies as st
-from opacus.accountants import RDPAccountant
 
 from fedpers.config import load_config
 from fedpers.errors import ConfigError
@@ -155,29 +156,20 @@ def test_the_run_is_calibrated_and_charged_round_by_round(
     given_ = [f"strategy.fraction={rate}", "rounds=5", "privacy.epsilon=3"]
     delta_set = [f"privacy.delta={delta}"] if delta != 1e-3 else []  # else the default
     level = level_of(*given_, *delta_set)
-    assert level.spending() == {"epsilon": 0.0, "delta": None, "sigma": None}
+    assert level.spending() == {"epsilon": 0.0, "delta": None, "mu": 0.0, "sigma": None}
     level.open(clients, tmp_path)
     assert level.delta == delta and level.spending()["epsilon"] == 0
     for done in range(1, 6):
         level.charge()
-        accountant = RDPAccountant()
-        accountant.history = [(level.sigma, rate, done)]
-        expected = accountant.get_epsilon(delta)
-        assert level.spending()["epsilon"] == pytest.approx(expected, abs=1e-9)
+        accountant = PLDAccountant()
+        sampled = PoissonSampledDpEvent(rate, GaussianDpEvent(level.sigma))
+        expected = accountant.compose(sampled, done).get_epsilon(delta)
+        assert level.spending()["epsilon"] == pytest.approx(expected, rel=1e-3)
+        assert level.spending()["mu"] <= done**0.5 / level.sigma
         assert Ledger(tmp_path / "population.json").releases == [Release(level.sigma, rate, done)]
     assert 0.99 * 3 < level.spending()["epsilon"] <= 3
     with pytest.raises(BudgetSpent):
         level.charge()
-
-
-def test_the_tighter_accountant_is_for_the_figure_alone(tmp_path: Path) -> None:
-    plain, tight = level_of("rounds=5"), level_of("rounds=5", "privacy.accountant=prv")
-    for level, folder in ((plain, "rdp"), (tight, "prv")):
-        level.open(6, tmp_path / folder)
-        for _ in range(5):
-            level.charge()
-    assert plain.sigma == tight.sigma
-    assert 0 < tight.spending()["epsilon"] < plain.spending()["epsilon"]
 
 
 def test_another_run_is_refused_or_has_what_is_left(tmp_path: Path) -> None:
@@ -208,10 +200,10 @@ def test_another_run_is_refused_or_has_what_is_left(tmp_path: Path) -> None:
 
 
 def test_an_epsilon_that_no_noise_is_enough_for_is_refused(tmp_path: Path) -> None:
-    line = r"^privacy\.epsilon: got 0\.02, takes a number > 0\.029, the least .* at delta 0\.001$"
+    line = r"^privacy\.epsilon: got 1e-06, takes a number > 4e-06, the least .* at delta 1e-09$"
     with pytest.raises(ConfigError, match=line):
-        level_of("privacy.epsilon=0.02").open(40, tmp_path)
-    level_of("privacy.epsilon=0.03", "rounds=2").open(40, tmp_path)
+        level_of("privacy.epsilon=1e-6", "privacy.delta=1e-9", "rounds=2").open(40, tmp_path)
+    level_of("privacy.epsilon=1e-5", "privacy.delta=1e-9", "rounds=2").open(40, tmp_path)
 
 
 @pytest.mark.parametrize("delta", [1 / 40, 0.1])
@@ -286,10 +278,11 @@ def test_a_run(run: Any, name: str) -> None:
     assert len(found.rounds) == 3 and not found.failures()
     ledgers = list((found.folder / "state" / "ledgers").iterdir())
     (ledger,) = [path for path in ledgers if path.suffix == ".json"]  # no client has its own
-    accountant = RDPAccountant()
-    accountant.history = [(privacy["noise_multiplier"], 1.0, 3)]
     assert ledger.name == "population.json"
-    assert privacy["epsilon_max"] == pytest.approx(accountant.get_epsilon(1e-3), abs=1e-9)
+    mu = 3**0.5 / privacy["noise_multiplier"]
+    assert privacy["mu"] == pytest.approx(mu)
+    assert privacy["epsilon_max"] == pytest.approx(get_epsilon_gaussian(1 / mu, 1e-3), rel=1e-6)
+    assert privacy["neighbours"].endswith("the number of clients public")
 
 
 def test_a_run_says_who_answered(run: Any) -> None:

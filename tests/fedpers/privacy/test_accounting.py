@@ -1,102 +1,104 @@
-"""Composition against Opacus' own accountant and against an independent one; calibration."""
+"""Calibration, the look-ahead, what one Gaussian release costs, and the edges."""
 
 from __future__ import annotations
 
+import math
 import random
+import time
+import warnings
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from opacus.accountants import RDPAccountant
 
-from fedpers.privacy import Ledger, Release, epsilon_of, noise_multiplier
-from fedpers.privacy.accounting import default_delta, tight_epsilon_of
+from fedpers.privacy import Ledger, Release, epsilon_of, mu_of, noise_multiplier
+from fedpers.privacy.accounting import (
+    LARGEST_NOISE,
+    MOST_STEPS,
+    default_delta,
+    most_steps,
+    rounded_up,
+)
 
 DELTA = 1e-5
 KINDS = ((1.1, 0.08), (0.9, 0.25))  # (sigma, q)
 
 
-@pytest.fixture(scope="module")
-def history() -> list[Release]:
-    """What a client releases in 100 rounds, of which it sits some out."""
-    rng, releases = random.Random(5), []
-    for _ in range(100):
-        if rng.random() < 0.6:
-            sigma, rate = rng.choice(KINDS)
-            releases.append(Release(sigma, rate, rng.choice((1, 3))))
-    return releases
-
-
-@pytest.fixture(scope="module")
-def expected(history: list[Release]) -> float:
-    accountant = RDPAccountant()
-    for sigma, rate, steps in history:
-        for _ in range(steps):
-            accountant.step(noise_multiplier=sigma, sample_rate=rate)
-    assert len(accountant.history) > 20  # the kinds alternate, so Opacus keeps many entries
-    return float(accountant.get_epsilon(DELTA))
-
-
-@pytest.mark.parametrize("reopened", [False, True])
-def test_composes_as_opacus_does_over_the_full_history(
-    tmp_path: Path, history: list[Release], expected: float, reopened: bool
-) -> None:
-    rng, ledger = random.Random(6), Ledger(tmp_path / "ledger.json")
-    for release in history:
-        if reopened and rng.random() < 0.3:
+def test_the_history_of_a_ledger_adds_up_whenever_it_is_opened(tmp_path: Path) -> None:
+    rng, ledger, steps = random.Random(5), Ledger(tmp_path / "ledger.json"), dict.fromkeys(KINDS, 0)
+    for _ in range(60):
+        kind, count = rng.choice(KINDS), rng.choice((1, 3))
+        steps[kind] += count
+        if rng.random() < 0.3:
             ledger = Ledger(ledger.path)
-        ledger.charge([release])
-    assert len(ledger.releases) == 2
-    assert expected > 1
-    assert abs(ledger.epsilon(DELTA) - expected) < 1e-9
-    assert abs(Ledger(ledger.path).epsilon(DELTA) - expected) < 1e-9
-
-
-def test_an_independent_implementation_agrees(history: list[Release]) -> None:
-    dp = pytest.importorskip("dp_accounting")
-    accountant = dp.rdp.RdpAccountant()
-    for sigma, rate in KINDS:
-        steps = sum(r.steps for r in history if r.sigma == sigma)
-        event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(sigma))
-        accountant.compose(event, steps)
-    assert epsilon_of(history, DELTA) == pytest.approx(accountant.get_epsilon(DELTA), rel=0.02)
+        ledger.charge([Release(*kind, count)])
+    at_once = epsilon_of([Release(*kind, count) for kind, count in steps.items()], DELTA)
+    assert len(ledger.releases) == 2 and at_once > 1
+    assert ledger.epsilon(DELTA) == pytest.approx(at_once, rel=1e-4)  # another order, no more
 
 
 def test_rounds_add_up_where_a_new_accountant_each_round_forgets() -> None:
     # q = 32/400, sigma = 1, an epoch of 12 steps a round, 100 rounds.
     one, all_rounds = Release(1.0, 0.08, 12), Release(1.0, 0.08, 1200)
-    assert epsilon_of([one] * 100, DELTA) == pytest.approx(epsilon_of([all_rounds], DELTA))
+    assert epsilon_of([one] * 100, DELTA) == epsilon_of([all_rounds], DELTA)
     assert epsilon_of([all_rounds], DELTA) > 5 * epsilon_of([one], DELTA)
 
 
 def test_nothing_released_costs_nothing() -> None:
-    assert epsilon_of([], DELTA) == epsilon_of([Release(1.0, 0.1, 0)], DELTA) == 0
+    nothing = [Release(1.0, 0.1, 0), Release(math.inf, 1.0, 5), Release(math.inf, 0.5, 5)]
+    assert epsilon_of([], DELTA) == mu_of([], DELTA) == 0
+    assert epsilon_of(nothing, DELTA) == mu_of(nothing, DELTA) == 0
+
+
+def test_without_noise_nothing_is_private() -> None:
+    for rate in (1.0, 0.1):
+        assert epsilon_of([Release(0.0, rate, 1)], DELTA) == math.inf
 
 
 def test_one_full_gaussian_release_by_hand() -> None:
-    # RDP of order a is a / (2 sigma^2); the conversion of Opacus is
-    # eps = rdp + log((a - 1) / a) - (log(delta) + log(a)) / (a - 1), the least over its orders.
-    from math import log
+    # delta(epsilon) = Phi(mu/2 - epsilon/mu) - e^epsilon Phi(-mu/2 - epsilon/mu), mu = 1/2.
+    def phi(x: float) -> float:
+        return math.erfc(-x / 2**0.5) / 2
 
-    sigma = 2.0
-    orders = RDPAccountant.DEFAULT_ALPHAS
-    by_hand = min(
-        a / (2 * sigma**2) + log((a - 1) / a) - (log(DELTA) + log(a)) / (a - 1) for a in orders
+    epsilon = epsilon_of([Release(2.0, 1.0, 1)], DELTA)
+    assert phi(0.25 - 2 * epsilon) - math.exp(epsilon) * phi(-0.25 - 2 * epsilon) == pytest.approx(
+        DELTA, rel=1e-6
     )
-    assert epsilon_of([Release(sigma, 1.0, 1)], DELTA) == pytest.approx(by_hand, rel=1e-12)
+    # Four times the noise in each of 16 releases is one release.
+    assert epsilon_of([Release(8.0, 1.0, 16)], DELTA) == pytest.approx(epsilon, rel=1e-12)
+    mixed = [Release(8.0, 1.0, 4), Release(4.0, 1.0, 3)]
+    assert epsilon_of(mixed, DELTA) == pytest.approx(epsilon, rel=1e-12)
+    assert mu_of(mixed, DELTA) == 0.5
 
 
-def test_prv_is_tighter_and_no_less_than_half() -> None:
-    releases = [Release(1.0, 0.1, 200)]
-    bound, tight = epsilon_of(releases, DELTA), tight_epsilon_of(releases, DELTA)
-    assert bound / 2 < tight < bound
-    many = [Release(1.0 + k / 10, 0.1, 5) for k in range(5)]
-    assert tight_epsilon_of(many, DELTA) == epsilon_of(many, DELTA)  # PRV would be slow
+def test_a_rate_of_one_up_to_rounding_is_one() -> None:
+    whole = epsilon_of([Release(3.0, 1.0, 30)], DELTA)
+    for rate in (1 - 1e-16, 1 - 1e-12, 1 + 1e-15):
+        assert epsilon_of([Release(3.0, rate, 30)], DELTA) == whole
+    # Continuous there.
+    assert epsilon_of([Release(3.0, 1 - 1e-6, 30)], DELTA) == pytest.approx(whole, rel=1e-3)
+
+
+# -- calibration ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "sigma"), [(0.5, 26.358), (1.0, 14.247), (2.0, 7.756), (8.0, 2.429)]
+)
+def test_on_whole_batches_sigma_is_the_exact_one(epsilon: float, sigma: float) -> None:
+    assert noise_multiplier(epsilon, 1e-4, 1.0, 20) == pytest.approx(sigma, abs=6e-4)
 
 
 @pytest.mark.parametrize("share", [0, 0.25])
 @pytest.mark.parametrize(
     ("epsilon", "delta", "rate", "steps"),
-    [(0.5, 1e-4, 1.0, 20), (2.0, 1e-3, 0.1, 100), (8.0, 1e-5, 0.2, 7), (40.0, 1e-5, 1.0, 1)],
+    [
+        *((epsilon, 1e-4, 0.1, steps) for epsilon in (0.5, 8.0) for steps in (20, 200, 2000)),
+        *((0.5, 1e-4, 1.0, 20), (2.0, 1e-3, 0.1, 100), (8.0, 1e-5, 0.2, 7), (40.0, 1e-5, 1.0, 1)),
+        *((0.01, 1e-5, 0.05, 50), (300.0, 1e-5, 0.3, 5)),
+    ],
 )
 def test_sigma_is_the_smallest_that_keeps_to_epsilon(
     epsilon: float, delta: float, rate: float, steps: int, share: float
@@ -106,14 +108,128 @@ def test_sigma_is_the_smallest_that_keeps_to_epsilon(
         beside = (Release(noise_multiplier(share * epsilon, delta, 1.0, 1), 1.0, 1),)
     sigma = noise_multiplier(epsilon, delta, rate, steps, beside)
     assert epsilon_of([*beside, Release(sigma, rate, steps)], delta) <= epsilon
-    assert epsilon_of([*beside, Release(0.995 * sigma, rate, steps)], delta) > epsilon
+    assert epsilon_of([*beside, Release(0.999 * sigma, rate, steps)], delta) > epsilon
     if beside:
         assert sigma > noise_multiplier(epsilon, delta, rate, steps)
 
 
-def test_an_epsilon_that_what_stands_beside_has_used_up_is_refused() -> None:
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+def test_an_epsilon_that_what_stands_beside_has_used_up_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match=r"^epsilon: got 0\.5 for 3 steps, takes more, or fewer$"):
-        noise_multiplier(0.5, DELTA, 1.0, 3, (Release(1.0, 1.0, 1),))
+        noise_multiplier(0.5, DELTA, rate, 3, (Release(1.0, 1.0, 1),))
+    with pytest.raises(ValueError, match=r"^epsilon: got 1e-06 for 3 steps"):
+        noise_multiplier(1e-6, 1e-9, 1.0, 3)  # beyond the largest noise
+
+
+def test_shares_of_a_budget_add_up_exactly() -> None:
+    # As an account plans two counts beside its phases: mu^2 is what adds up.
+    whole = noise_multiplier(1.0, DELTA, 1.0, 1)
+    counts = (Release(whole / 0.3, 1.0, 1), Release(whole / 0.125, 1.0, 1))
+    sigma = noise_multiplier(1.0, DELTA, 1.0, 20, counts)
+    alone = noise_multiplier(1.0, DELTA, 1.0, 20)
+    assert sigma == pytest.approx(alone / (1 - 0.3**2 - 0.125**2) ** 0.5, rel=1e-6)
+
+
+# -- the look-ahead ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beside", [(), (Release(9.0, 1.0, 2),), (Release(4.0, 0.3, 5),)])
+@pytest.mark.parametrize(("sigma", "rate"), [(2.0, 0.1), (15.0, 1.0)])
+def test_as_many_steps_are_affordable_as_cost_no_more(
+    sigma: float, rate: float, beside: tuple[Release, ...]
+) -> None:
+    for epsilon in (0.9, 2.0):
+        steps = most_steps(epsilon, DELTA, sigma, rate, beside)
+        assert steps > 0
+        assert epsilon_of([*beside, Release(sigma, rate, steps)], DELTA) <= epsilon
+        assert epsilon_of([*beside, Release(sigma, rate, steps + 1)], DELTA) > epsilon
+
+
+def test_all_steps_that_were_planned_are_affordable() -> None:
+    for rate, steps in ((1.0, 20), (0.1, 20), (0.1, 333)):
+        sigma = noise_multiplier(2.0, DELTA, rate, steps)
+        assert steps <= most_steps(2.0, DELTA, sigma, rate) <= 1 + 1.002 * steps
+
+
+def test_affordable_steps_at_the_edges() -> None:
+    assert most_steps(1.0, DELTA, 2.0, 0.1, (Release(0.5, 1.0, 1),)) == -1
+    assert most_steps(1.0, DELTA, 0.5, 1.0) == most_steps(1.0, DELTA, 0.3, 0.5) == 0
+    assert most_steps(1.0, DELTA, LARGEST_NOISE, 1.0) == MOST_STEPS
+
+
+# -- the edges of time and memory ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "delta"),
+    [
+        ([(0.01, 0.1, 20)], 1e-5),
+        ([(0.001, 0.5, 1)], 1e-5),
+        ([(0.01, 0.1, 1), (5.0, 0.1, 1000)], 1e-5),
+        ([(1e6, 0.1, 1000)], 1e-6),
+        ([(1e6, 1e-6, 1)], 1e-12),
+        ([(1.0, 0.001, 100_000)], 1e-6),
+        ([(1.0, 0.5, 1_000_000)], 1e-5),
+        ([(10.0, 0.1, 1000)], 1e-12),
+        ([(2.0 + k / 1000, 0.1, 1) for k in range(3000)], 1e-5),
+    ],
+)
+def test_odd_histories_take_neither_long_nor_much_memory(
+    schedule: list[tuple[float, float, int]], delta: float
+) -> None:
+    releases, started = [Release(*kind) for kind in schedule], time.process_time()
+    epsilon, mu = epsilon_of(releases, delta), mu_of(releases, delta)
+    assert time.process_time() - started < 20
+    assert 0 <= mu <= 1.0001 * math.sqrt(sum(r.steps / r.sigma**2 for r in releases))
+    if len(schedule) > 30:
+        schedule = [(schedule[0][0], schedule[0][1], len(schedule))]
+    assert 0 <= epsilon <= 1.001 * by_renyi(schedule, delta)
+
+
+@pytest.mark.parametrize("epsilon", [1e6, 1e-3])
+def test_a_huge_and_a_tiny_epsilon_are_met(epsilon: float) -> None:
+    for rate in (1.0, 0.1):
+        sigma = noise_multiplier(epsilon, 1e-4, rate, 20)
+        assert 0 < sigma < LARGEST_NOISE
+        spent = epsilon_of([Release(sigma, rate, 20)], 1e-4)
+        assert 0.998 * epsilon < spent <= epsilon
+
+
+def test_below_what_can_be_convolved_samples_count_as_whole_batches() -> None:
+    sampled, whole = Release(10.0, 0.1, 1000), Release(10.0, 1.0, 1000)
+    assert epsilon_of([sampled], 1e-15) == epsilon_of([whole], 1e-15)
+    assert epsilon_of([sampled], 1e-12) < 0.1 * epsilon_of([whole], 1e-12)
+
+
+def by_renyi(schedule: list[tuple[float, float, int]], delta: float) -> float:
+    accountant = RDPAccountant()
+    accountant.history = list(schedule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a higher or lower order would be tighter
+        return float(accountant.get_epsilon(delta))
+
+
+@settings(max_examples=settings().max_examples // 3)
+@given(
+    st.floats(0.3, 50), st.floats(0.01, 0.99), st.integers(1, 300), st.sampled_from((1e-4, 1e-8))
+)
+def test_no_more_is_claimed_than_by_renyi_dp_nor_less_than_without_sampling(
+    sigma: float, rate: float, steps: int, delta: float
+) -> None:
+    epsilon = epsilon_of([Release(sigma, rate, steps)], delta)
+    assert epsilon <= epsilon_of([Release(sigma, 1.0, steps)], delta)
+    assert epsilon <= 1.001 * by_renyi([(sigma, rate, steps)], delta)
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+def test_figures_are_rounded_up() -> None:
+    assert [rounded_up(x) for x in (7.991, 7.75, 8.0, 0.0, 1e-9)] == [
+        *("8.00", "7.75", "8.00", "0.00", "0.01")
+    ]
+    assert rounded_up(0.12345, 3) == "0.124" and rounded_up(math.inf) == "inf"
+    assert rounded_up(1e6) == "1000000.00"
 
 
 def test_the_default_delta_is_below_one_over_n() -> None:

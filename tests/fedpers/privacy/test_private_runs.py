@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant
 from flwr.app import Message
-from opacus.accountants import RDPAccountant
 from typer.testing import CliRunner
 
 from fedpers.config import load_config
 from fedpers.data import load_data
+from fedpers.privacy.accounting import rounded_up
 from fedpers.records import unpack
 from simulations.cli import app
 from simulations.serial import SerialGrid
@@ -88,12 +90,14 @@ def test_the_report_gives_the_composed_epsilon(go: Go) -> None:
     ran = go(*settings)
     assert ran.code == 0
     privacy = ran.report["privacy"]
-    accountant = RDPAccountant()
-    accountant.history = [(privacy["noise_multiplier"], 0.5, 3 * 2)]
-    by_hand = accountant.get_epsilon(privacy["delta"])
-    assert privacy["epsilon_max"] == privacy["epsilon_mean"] == pytest.approx(by_hand, abs=1e-9)
+    sampled = PoissonSampledDpEvent(0.5, GaussianDpEvent(privacy["noise_multiplier"]))
+    by_hand = PLDAccountant().compose(sampled, 3 * 2).get_epsilon(privacy["delta"])
+    assert privacy["epsilon_max"] == privacy["epsilon_mean"] == pytest.approx(by_hand, rel=1e-3)
     assert 0.99 * 4 < privacy["epsilon_max"] <= 4
-    assert (privacy["unit"], privacy["accountant"]) == ("example", "rdp")
+    assert 0.5 < privacy["mu"] < 6**0.5 / privacy["noise_multiplier"]
+    assert privacy["unit"] == "example" and "connect the dots" in privacy["accountant"]
+    assert privacy["neighbours"].endswith("(zero-out), the number of examples public")
+    assert f"mu {rounded_up(privacy['mu'])} of Gaussian DP" in ran.output
     config = load_config(None, [*SETTINGS, *settings])
     largest = max(load_data(config).size(client) for client in "01234")
     assert privacy["delta"] < 1 / largest
@@ -167,7 +171,8 @@ def test_without_diagnostics_no_result_leaves_a_client(
     for kind, body in replies:
         if kind == "train":
             for report in body["reports"].values():
-                assert set(report) == {"examples", "loss", "noise", "epsilon", "delta", "sigma"}
+                spending = {"epsilon", "delta", "mu", "sigma"}
+                assert set(report) == {"examples", "loss", "noise", *spending}
                 assert report["loss"] is None and report["examples"] == 1
         elif kind == "evaluate":
             assert body["held_back"] and body["results"] == []
@@ -227,7 +232,6 @@ def test_weights_by_counts_are_the_noised_ones(
     [
         ("privacy.delta=0.1", "error: privacy.delta: got 0.1, takes a number < 0.00"),
         ("privacy.sampling_rate=0.001", "error: privacy.sampling_rate: got 0.001, takes a number"),
-        ("privacy.epsilon=0.01", "error: privacy.epsilon: got 0.01, takes a number > 0.0"),
         ("privacy.epsilon=0", "error: privacy.epsilon: got 0.0, takes a number > 0"),
         ("privacy.epsilon=.inf", "error: privacy.epsilon: got inf, takes a number > 0"),
         ("privacy.max_grad_norm=-1", "error: privacy.max_grad_norm: got -1.0, takes a number > 0"),
