@@ -62,8 +62,7 @@ Kind = Callable[[Any, Asked], Any]
 
 def number(value: Any, asked: Asked) -> float:
     """Charged, or computed from settings and the account alone."""
-    found: float = _of(value, int, float)
-    return found
+    return float(_of(value, int, float))  # an integer may have any number of digits
 
 
 def count(value: Any, asked: Asked) -> int:
@@ -72,6 +71,11 @@ def count(value: Any, asked: Asked) -> int:
     if not 0 <= found <= (1 if asked.host.config.privacy.weights == "uniform" else MOST):
         raise Undeclared
     return found
+
+
+def whole(value: Any, asked: Asked) -> int:
+    """Of nodes, as the node's own config says."""
+    return min(int(_of(value, int)), MOST)
 
 
 def flag(value: Any, asked: Asked) -> bool:
@@ -140,7 +144,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     "roster": {
         "clients": names,
         "held_out": names,
-        "nodes": number,
+        "nodes": whole,
         "scored": text,
         "key": {"id": text, "next": text, "context": text},
     },
@@ -226,7 +230,7 @@ def _fields(
         if name in value:
             try:
                 yield name, _through(field, value[name], asked, f"{where}.{name}")
-            except (Undeclared, TypeError, ValueError):
+            except (Undeclared, TypeError, ValueError, OverflowError):
                 undeclared(f"{where}.{name}")
 
 

@@ -85,6 +85,7 @@ EXTRAS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("train", {"failures": {"0": f"ValueError: {SECRET}"}}, ["train.failures.0"]),
     ("train", {"failures": {"0": "data"}}, ["train.failures.0"]),
     ("train", {"spent": {"0": {"epsilon": SECRET}}}, ["train.spent.0.epsilon"]),
+    ("train", {"spent": {"0": {"epsilon": 12**1000}}}, ["train.spent.0.epsilon"]),
     ("train", {"encrypt": SECRET}, ["train.encrypt"]),
     ("roster", {"clients": [SECRET]}, ["roster.clients"]),
     ("roster", {"scored": [1.0]}, ["roster.scored"]),
