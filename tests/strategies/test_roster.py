@@ -92,12 +92,25 @@ def test_a_node_that_does_not_answer_is_asked_again(
     assert roster.clients == ["1", "2", "3"]
 
 
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged, each line once, whatever other handlers there are."""
+    lines: list[str] = []
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    caplog.set_level(logging.INFO, logger="fedpers")
+    monkeypatch.setattr(logging.getLogger("fedpers"), "handlers", [Keeping()])
+    return lines
+
+
 def test_for_whom_a_run_waits_is_said_once(
-    nodes: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    nodes: Any, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("strategies.roster.TELL", 0.0)
-    monkeypatch.setattr(logging.getLogger("fedpers"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="fedpers")
+    monkeypatch.setattr("strategies.roster.LOOK", 0.0)
     grid, roster = nodes([["1"], ["2"], ["3"]]), Roster()
     grid.gone = {1, 2}
 
@@ -112,22 +125,17 @@ def test_for_whom_a_run_waits_is_said_once(
             return list(super().get_node_ids())
 
     grid.__class__ = Arriving
-    monkeypatch.setattr("strategies.roster.LOOK", 0.0)
     roster.wait(grid, enquiry(), least=3, timeout=30)
-    told = "waiting for clients: {} are there, strategy.min_clients takes 3"
-    assert caplog.messages == [told.format(1), told.format(2)]
-    caplog.clear()
+    line = "waiting for clients: {} are there, strategy.min_clients takes 3"
+    assert told == [line.format(1), line.format(2)]
     grid.gone = {0}
     roster.gather(grid, enquiry(), least=3, timeout=0.01)
-    assert caplog.messages[-1] == told.format(2) + "; away: 1"
+    assert told[-1] == line.format(2) + "; away: 1"
 
 
-def test_a_round_that_has_enough_waits_for_nobody(
-    nodes: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="fedpers")
+def test_a_round_that_has_enough_waits_for_nobody(nodes: Any, told: list[str]) -> None:
     Roster().wait(nodes([["1"]]), enquiry(), least=1, timeout=30)
-    assert caplog.messages == []
+    assert told == []
 
 
 def test_held_out_clients_are_newcomers_and_a_node_holds_out_only_its_own(nodes: Any) -> None:
