@@ -1,7 +1,8 @@
-"""What a private client draws besides noise: in a forward pass."""
+"""What a private client draws, and from where."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import torch
 from torch import Tensor
 
 from clients.fedavg import FedAvg
+from clients.host import ClientHost
+from clients.sealing import Sealer
+from fedpers.config import Config, load_config
 from fedpers.data import ClientData
+from fedpers.encryption import bfv_for, ckks_for, client_from, generate
 from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
-from fedpers.parts import Parts
+from fedpers.parts import Part, Parts
+from fedpers.privacy.noise import known, secret
 
 
 def test_what_is_random_in_a_private_forward_pass_is_nobodys_to_know(
@@ -55,3 +61,57 @@ def test_a_private_forward_pass_that_draws_from_torchs_generator_is_refused(
     with pytest.raises(ClientError, match=r"torch's generator.*; draw by model\.uniform$"):
         algorithm.train(working, bound.trainer)
     assert bound.model.source is None
+
+
+@pytest.mark.parametrize("fold", ["off", "3"])
+@pytest.mark.parametrize("method", ["fedavg", "fedcp", "prior"])
+def test_a_private_round_comes_out_of_its_sources_alone(
+    method: str,
+    fold: str,
+    small: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With sources that are known all is; with secret ones nothing is, whatever the seeds are."""
+    settings = ["privacy.enabled=true", "privacy.weights=counts", "privacy.sampling_rate=0.5"]
+    config = small(method, *settings, f"training.fold={fold}")
+
+    def uploads(folder: str, sources: Any) -> list[Any]:
+        stores = tmp_path / folder / "state"
+        host = ClientHost(config, method, ["gate_width"], stores, sources=sources)
+        with monkeypatch.context() as patch:
+            for name in ("clients.trainer.seeded", "clients.trainer.torch_generator"):
+                patch.setattr(name, lambda *_, **__: pytest.fail("a seeded draw"))
+            torch.manual_seed(0)
+            start = host.algorithm.initial.only(host.algorithm.sends)
+            answers = host.train_all(dict.fromkeys("012", start), 1)
+        return [(upload, report["examples"]) for upload, report in answers.values()]
+
+    first, again = uploads("a", known(5)), uploads("b", known(5))
+    for (one, count), (other, number) in zip(first, again, strict=True):
+        assert one.digest() == other.digest() and count == number
+    first, again = uploads("c", secret), uploads("d", None)
+    for (one, _), (other, _) in zip(first, again, strict=True):
+        for name, part in one.items():
+            assert not torch.equal(other[name].vector, part.vector)
+    assert [count for _, count in first] != [count for _, count in again]
+
+
+def test_shares_and_rounding_are_nobodys_to_know() -> None:
+    nothing = Parts({"body": Part.of({"w": torch.full((500,), 0.1)})})
+    settings = ("privacy.enabled=true", "privacy.unit=client")
+
+    def opened(scheme: Any, noise: dict[str, Any], *overrides: str) -> Tensor:
+        sealer = Sealer(load_config(None, list(overrides)), "run", 8, secret)
+        sealer.__dict__["cipher"] = client_from(generate(scheme(8)).client)
+        sealing = {"groups": [[["body"], False]], **noise}
+        sealed = sealer.sealed(nothing, sealing, weight=1.0, client="a", server_round=1)
+        return sealer.opened(sealed)["body"].vector
+
+    noise = {"noise": {"sigma": 1.0, "honest": 2}}
+    one, other = (opened(ckks_for, noise, *settings) for _ in range(2))
+    assert float((one - other).abs().max()) > 0.1
+    rounded = [opened(bfv_for, {}, "privacy.enabled=true") for _ in range(2)]
+    assert not torch.equal(*rounded)
+    plain = [opened(bfv_for, {}) for _ in range(2)]  # reproducible, as all of such a run is
+    assert torch.equal(*plain)
