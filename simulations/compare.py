@@ -55,6 +55,7 @@ def columns(reports: Iterable[Mapping[str, Any]]) -> dict[str, Column]:
         return Column(lambda r: number(r, *keys), SHARE)
 
     def other(key: str, own: Metric) -> Column:
+        key = f"{key}_pooled" if own.pools else key
         return Column(lambda r: number(r, key, "personal"), own)
 
     return {
@@ -278,14 +279,16 @@ def _difference(
     if not both:
         return ""
     centre, width = paired_interval(both)
-    text = value_text(column.metric, centre)
+    size = mean([value for r in ours.values() if (value := column.read(r)) is not None])
+    text = value_text(column.metric, centre, size)
     text = text if text.startswith("-") else f"+{text}"
-    return text if width != width else f"{text} ± {value_text(column.metric, width)}"
+    return text if width != width else f"{text} ± {value_text(column.metric, width, size)}"
 
 
 def _spread(values: Sequence[float | None], metric: Metric) -> str:
     there = [value for value in values if value is not None]
     if not there:
         return "-"
-    spread = f" ± {value_text(metric, stdev(there))}" if len(there) > 1 else ""
-    return f"{value_text(metric, mean(there))}{spread}"
+    centre = mean(there)
+    spread = f" ± {value_text(metric, stdev(there), centre)}" if len(there) > 1 else ""
+    return f"{value_text(metric, centre)}{spread}"

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from fedpers.evaluation.page import esc, page, section, table
-from fedpers.evaluation.shown import gain_text, headline_of, in_unit, value_text
+from fedpers.evaluation.shown import gain_text, headline_of, in_unit, learned, value_text
 from fedpers.tasks.base import Metric
 from simulations.compare import Cell, columns, paired, paired_interval, rows_of, shown
 
@@ -38,10 +38,11 @@ def compare_html(
         section(
             f"{metric.label[0].upper()}{metric.label[1:]} of the personal models",
             f"<p>{esc(_how(metric, unit))}</p>",
-            _dots({k: v for k, v in values.items() if v}, metric, differences=False),
+            _dots({k: v for k, v in values.items() if v}, metric),
         ),
     ]
     if against is not None:
+        size = mean([v for found in values.values() for v in found] or [0.0])
         differences = {
             name: found
             for (method, setting), name in zip(rows, names, strict=True)
@@ -56,11 +57,12 @@ def compare_html(
             section(
                 f"Less {against}, seed by seed",
                 f"<p>{esc(_less(metric, unit))}</p>",
-                _dots(differences, metric, differences=True) if differences else "",
+                _dots(differences, metric, size) if differences else "",
             )
         )
     lines = [[name, *shown(found, known)] for name, found in zip(names, rows.values(), strict=True)]
-    title_of_all = "All figures, in percent" if metric.unit == "share" else "All figures"
+    shares = metric.unit == "share"
+    title_of_all = f"All figures, {'in percent' if shares else 'shares in percent'}"
     pieces.append(section(title_of_all, table(["method", *known], lines)))
     pieces.append(section("How it was made", f"<pre>{esc(command)}</pre>"))
     return page(title, "\n".join(pieces))
@@ -77,7 +79,9 @@ def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
 def _about(reports: Mapping[Cell, Mapping[str, Any]]) -> str:
     seeds = sorted({cell.seed for cell in reports})
     clients = sorted({report["clients"] for report in reports.values()})
-    return f"{len(reports)} runs · seeds {', '.join(map(str, seeds))} · {clients[-1]} clients"
+    told = f"{len(reports)} runs · seeds {', '.join(map(str, seeds))} · {clients[-1]} clients"
+    text = learned(next(iter(reports.values())))
+    return f"{told} · {text}" if text else told
 
 
 def _how(metric: Metric, unit: str) -> str:
@@ -97,9 +101,14 @@ def _less(metric: Metric, unit: str) -> str:
     )
 
 
-def _dots(values: Mapping[str, Sequence[float]], metric: Metric, *, differences: bool) -> str:
+def _dots(values: Mapping[str, Sequence[float]], metric: Metric, size: float | None = None) -> str:
     """A row a method: its values as small dots, their mean as a large one, with an interval where
-    they are differences."""
+    they are differences.
+
+    Args:
+        size: of the figures that differ, where the values are differences.
+    """
+    differences = size is not None
     best = -1 if metric.better == "higher" else 1
     ordered = sorted(values, key=lambda name: best * mean(values[name]))
     spans = {name: _span(values[name], differences) for name in ordered}
@@ -115,7 +124,9 @@ def _dots(values: Mapping[str, Sequence[float]], metric: Metric, *, differences:
     labels, texts, marks = [], [], []
     for k, name in enumerate(ordered):
         y, centre = ROW * k + ROW / 2, mean(values[name])
-        text = gain_text(metric, centre) if differences else value_text(metric, centre)
+        text = value_text(metric, centre)
+        if differences:
+            text = gain_text(metric, centre, size)
         labels.append(f'<li title="{esc(name)}">{esc(name)}</li>')
         texts.append(f"<li>{esc(text)}</li>")
         a, b = spans[name]

@@ -102,7 +102,9 @@ def dumbbells(
     if dense:
         return legend(key) + f'<div class="clients dense">{plot}</div>'
     names = "".join(f"<li{_harm(r)} title='{esc(r.client)}'>{esc(r.client)}</li>" for r in shown)
-    told = [gain_text(metric, r.gain) if base_mode else value_text(metric, r.own) for r in shown]
+    told = [
+        gain_text(metric, r.gain, r.own) if base_mode else value_text(metric, r.own) for r in shown
+    ]
     gains = "".join(f"<li{_harm(r)}>{esc(t)}</li>" for r, t in zip(shown, told, strict=True))
     rows_ = f'<ol aria-hidden="true">{names}</ol>{plot}<ol class="gains">{gains}</ol>'
     return legend(key) + f'<div class="clients">{rows_}</div>'
@@ -224,7 +226,7 @@ def _told(row: Dumbbell, base_mode: str | None, own_mode: str, metric: Metric, u
     text = f"{row.client}: {own_mode} {with_unit(metric, row.own, unit)}"
     if row.base is not None:
         of = "points" if metric.unit == "share" else unit_of(metric, unit)
-        gain = f"{gain_text(metric, row.gain)} {of}".rstrip()
+        gain = f"{gain_text(metric, row.gain, row.own)} {of}".rstrip()
         text += f", {base_mode} {with_unit(metric, row.base, unit)} ({gain})"
     return text + (", harmed" if row.harmed else "")
 

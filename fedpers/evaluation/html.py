@@ -25,7 +25,7 @@ from fedpers.evaluation.page import (
 )
 from fedpers.evaluation.run_files import RunRecord, number, read_run
 from fedpers.evaluation.run_folder import replace_file
-from fedpers.evaluation.shown import gain_text, in_unit, unit_of, value_text, with_unit
+from fedpers.evaluation.shown import gain_text, in_unit, learned, unit_of, value_text, with_unit
 from fedpers.evaluation.words import named, sentences
 from fedpers.privacy.accounting import rounded_up
 from fedpers.tasks.base import MODES, Metric
@@ -98,6 +98,7 @@ def _head(run: RunRecord, title: str) -> str:
         plural(int(run.number("rounds") or 0), "round"),
         f"seed {ABSENT if report.get('seed') is None else report.get('seed')}",
     ]
+    about += [text] if (text := learned(report)) else []
     first, *more = sentences(run)
     failed = report.get("failed")
     warned = f"<p class='warn'>This run failed: {esc(failed)}.</p>\n" if failed else ""
@@ -116,7 +117,7 @@ def _tiles(run: RunRecord) -> str:
     metric, unit = run.metric, run.unit
 
     def gain(value: float) -> str:
-        return gain_text(metric, value)
+        return gain_text(metric, value, run.score("personal", "mean"))
 
     better = "points over" if metric.unit == "share" else f"{metric.label} better than"
     tiles = [
@@ -218,11 +219,13 @@ def _further(run: RunRecord, modes: list[str]) -> str:
         notes.append(f"{text}, {percent(share)} % of them of the most frequent one.")
     examples = run.number("gate", "coverage_examples")
     if examples is not None:
-        gap = gain_text(metric, run.number("gate", "oracle_gap")).lstrip("+")
-        gap += " points more" if shares else f" {unit_of(metric, run.unit)}".rstrip() + " better"
+        best = run.score("personal", "mean")
+        gap = gain_text(metric, run.number("gate", "oracle_gap"), best).lstrip("+")
+        of = unit_of(metric, run.unit)
+        better = f"give {gap} points more" if shares else f"be {f'{gap} {of}'.rstrip()} better"
         notes.append(
             f"The gate deploys personal models for {percent(examples)} % of the test examples; the "
-            f"better of both models at each client would give {gap}."
+            f"better of both models at each client would {better}."
         )
     started = run.report.get("cold_start")
     if isinstance(started, Mapping):

@@ -66,7 +66,7 @@ def _against(run: RunRecord, mode: str, name: str, by: str) -> list[str]:
     start = f"{name} gives {with_unit(metric, base, run.unit)}: {by} "
     if _alike(metric, base + difference, base):
         return [f"{start}changes nothing on average{worst}."]
-    return [f"{start}{_change(metric, difference, run.unit)}{worst}."]
+    return [f"{start}{_change(metric, difference, base, run.unit)}{worst}."]
 
 
 def _alike(metric: Metric, one: float, other: float) -> bool:
@@ -75,9 +75,9 @@ def _alike(metric: Metric, one: float, other: float) -> bool:
     return abs(one - other) < same
 
 
-def _change(metric: Metric, gain: float, unit: str) -> str:
+def _change(metric: Metric, gain: float, base: float, unit: str) -> str:
     """By how much a figure gets better or worse; a gain is told as what happens to it."""
-    amount = gain_text(metric, abs(gain)).lstrip("+")
+    amount = gain_text(metric, abs(gain), base).lstrip("+")
     if metric.unit == "share" and metric.better == "higher":
         return f"adds {amount} points" if gain > 0 else f"costs {amount} points"
     amount = f"{amount} {'points' if metric.unit == 'share' else unit_of(metric, unit)}".rstrip()

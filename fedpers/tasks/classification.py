@@ -149,7 +149,7 @@ class Classification(Task):
 
     def settings(self) -> TaskSettings:
         """With the names."""
-        return TaskSettings("classification", {"names": list(self.names)})
+        return TaskSettings(TASKS.name_of(type(self)), {"names": list(self.names)})
 
     @property
     def described(self) -> str:

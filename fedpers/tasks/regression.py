@@ -166,7 +166,7 @@ class Regression(Task):
 
     def settings(self) -> TaskSettings:
         """With the scale."""
-        return TaskSettings("regression", asdict(self.params))
+        return TaskSettings(TASKS.name_of(type(self)), asdict(self.params))
 
     @property
     def described(self) -> str:

@@ -66,6 +66,25 @@ def test_the_table_by_hand() -> None:
     assert row.startswith("| local | - | - | - |") and row.endswith("| 50.0 |  |")
 
 
+def test_the_table_of_a_regression_by_hand() -> None:
+    plan, means = cells(["local", "ditto"], 3, []), {"local": [41, 43, 45], "ditto": [40, 41, 42]}
+    reports = {}
+    for cell in plan:
+        value = means[cell.method][cell.seed]
+        summary = {"weighted": value, "mean": value, "worst_decile": 2 * value}
+        reports[cell] = report(0.5) | {
+            "task": {"name": "regression"},
+            "rmse": {"personal": summary},
+            "r2_pooled": {"personal": 0.25},
+            "harmed_share": 0.5,
+        }
+    head, _, local, ditto = table(reports, against="local").splitlines()
+    assert "| harmed | harmed, gated | MAE | R² | outside | mean, less local |" in head
+    assert local.startswith("| local | 43.0 ± 2.0 | 43.0 ± 2.0 | 86.0 ± 4.0 |")
+    # Differences -1, -2, -3: less is better, and the sign is that of the difference.
+    assert ditto.endswith("| 50.0 ± 0.0 | - | - | 0.250 ± 0.000 | 0.500 ± 0.000 | -2.0 ± 2.5 |")
+
+
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     plan = cells(["local"], 1, [])
     (tmp_path / plan[0].name).mkdir()

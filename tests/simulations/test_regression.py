@@ -14,10 +14,13 @@ from typer.testing import CliRunner
 from clients.base import algorithms
 from fedpers.config import load_config
 from fedpers.data import load_data
+from simulations.audit import lower_bound, membership
 from simulations.checks import absolute_paths, check
 from simulations.cli import app
+from simulations.inversion import invert
 from simulations.predict import FinishedRun, table
 from simulations.serial import run_serial
+from simulations.watch import read_state
 
 SHORT = (
     *("rounds=2", "simulation.nodes=1", "evaluation.every=2", "data.clients=5"),
@@ -140,3 +143,31 @@ def test_odd_targets_of_a_private_client_are_bounded(tmp_path: Path) -> None:
     owned = [private.client(c) for c in private.clients]
     y_all = torch.cat([e.y for d in owned for e in (d.train, d.val, d.test)] + [private.public.y])
     assert len(y_all) == 80 and bool(torch.isfinite(y_all).all())
+
+
+def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "steady.py").write_text(
+        "from fedpers.tasks import Regression\n\n\n"
+        "class Steady(Regression):\n"
+        "    def loss(self, outputs, targets):\n"
+        "        return (outputs.scores[:, 0] - targets).abs()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    report = run(tmp_path, "ditto", "task.name=steady:Steady")
+    assert report["task"]["name"] == "steady:Steady" and report["rmse"]["personal"]["mean"] < 77
+    manifest = json.loads(next((tmp_path / "run" / "adapters").glob("*/manifest.json")).read_text())
+    assert manifest["task"]["name"] == "steady:Steady"
+    state = read_state(tmp_path / "run")
+    assert state.ended and len(state.values("personal")) == 5
+
+
+def test_membership_and_inversion_ask_the_task(tmp_path: Path) -> None:
+    config = absolute_paths(load_config("configs/diabetes.yaml", [*SHORT, "strategy.name=fedavg"]))
+    found = membership(config, shadows=2)
+    assert 0 <= found["global"]["lira"]["auc"] <= 1 and 0 <= found["upload"]["loss"]["auc"] <= 1
+    originals, rebuilt = invert(config, examples=1, steps=3)
+    assert originals.shape == rebuilt.shape == (1, 10)
+    private = absolute_paths(
+        load_config("configs/diabetes.yaml", [*SHORT, *PRIVATE, "strategy.name=fedavg"])
+    )
+    assert lower_bound(private, canaries=10)["canaries"] == 10

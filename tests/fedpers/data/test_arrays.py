@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedpers.config import TaskSettings
 from fedpers.data.arrays import check_finite, read_npz, to_inputs, to_names
 from fedpers.errors import DataError
 
@@ -134,4 +135,15 @@ def test_arrays_that_do_not_fit(
     path = tmp_path / "data.npz"
     np.savez(path, allow_pickle=False, **arrays)
     with pytest.raises(DataError, match=message):
+        read_npz(path)
+
+
+def test_an_archive_says_what_its_classes_are_called(tmp_path: Path) -> None:
+    path, x = tmp_path / "data.npz", np.zeros((3, 2), dtype=np.float32)
+    np.savez(path, x=x, y=[0, 1, 0], names=["cat", "dog"])
+    assert read_npz(path).task.names == ("cat", "dog")  # type: ignore[union-attr]
+    given = TaskSettings("classification", {"names": ["a", "b", "c"]})
+    assert read_npz(path, task=given).task.names == ("a", "b", "c")  # type: ignore[union-attr]
+    np.savez(path, x=x, y=[0, 1, 2], names=["cat", "dog"])
+    with pytest.raises(DataError, match=r"y: got int64 such as 2, takes integers in 0\.\.1 or cat"):
         read_npz(path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpers.config import Config, load_config
+from fedpers.config import Config, TaskSettings, load_config
 from fedpers.data import Schema, Signature, device_data
 from fedpers.errors import ConfigError, DataError
 from fedpers.tasks import Classification
@@ -99,3 +99,20 @@ def test_a_file_that_is_not_there_or_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "own.npz").write_bytes(b"no zip file")
     with pytest.raises(DataError, match=r"own\.npz: cannot be read"):
         device_data(settings(), "a", tmp_path / "own.npz", SCHEMA)
+
+
+def test_a_devices_numbers_are_on_the_servers_scale(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "own.npz", [14.0] * 10)
+    task = TaskSettings("regression", {"mean": 10.0, "sd": 2.0, "name": "dose"})
+    schema = Schema(Signature("tabular", (2,)), task)
+    found = device_data(settings("task.name=regression"), "a", path, schema)
+    assert found.client("a").train.y.tolist() == [2.0] * 6 and found.task.names == ("dose",)
+    with pytest.raises(ConfigError, match=r"^task\.params\.mean: got None, .*declare"):
+        device_data(settings("task.name=regression"), "a", path)
+
+
+def test_a_devices_classes_are_found_by_the_servers_names(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "own.npz", ["emu", "dog"] * 10)
+    task = TaskSettings("classification", {"names": ["cat", "dog", "emu"]})
+    found = device_data(settings(), "a", path, Schema(Signature("tabular", (2,)), task))
+    assert set(found.client("a").train.y.tolist()) <= {1, 2} and found.task.outputs == 3

@@ -62,6 +62,20 @@ def test_features_labels_clients_and_groups(tmp_path: Path, name: str) -> None:
     assert table.client is not None and table.client.tolist() == ["07", "7", "07"]
     assert table.group is not None and table.group.tolist() == ["3", "3", "4"]
     assert (table.kind, table.signature.shape, table.task.outputs) == ("tabular", (2,), 2)
+    assert table.task.names == ("w", "x")
+
+
+def test_a_data_sets_own_names_of_classes_are_kept(tmp_path: Path) -> None:
+    import datasets
+
+    kinds = datasets.Features(
+        {"a": datasets.Value("float32"), "label": datasets.ClassLabel(names=["cat", "dog", "emu"])}
+    )
+    rows = {"a": [0.0, 1.0, 2.0], "label": ["dog", "cat", "dog"]}
+    datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(str(tmp_path / "table"))
+    table = load("folder", tmp_path / "table", "data.columns.features=[a]")
+    assert table.task is not None and table.task.names == ("cat", "dog", "emu")
+    assert table.examples.y.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("name", ["csv", "parquet", "folder"])

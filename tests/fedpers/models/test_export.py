@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from fedpers.errors import ConfigError
 from fedpers.models import build_model, tokenize
 from fedpers.models.export import export_model, folded_head
+from fedpers.tasks import Classification, Regression
+from fedpers.tasks.regression import RegressionParams
 
 TEXTS = ["the cat sat on a mat", "a dog", "the old red hat ran away from home", "sea"]
 
@@ -42,6 +44,7 @@ with torch.no_grad():
 assert not any(name.split(".")[0] in ("fedpers", "clients") for name in sys.modules)
 print(json.dumps(logits.tolist()))
 """
+NAMES = [f"kind {k}" for k in range(10)]
 
 
 def load_elsewhere(folder, tmp_path):
@@ -96,10 +99,13 @@ def test_layers_that_the_base_does_not_have_are_exported(
     for file in Path(tiny_bert.removeprefix("hf:")).glob("tokenizer*.json"):
         shutil.copy(file, name)
     config, data = make_config(f"hf:{name}"), make_data("text")
+    data.task = Classification(NAMES)
     model = shake(build_model(config, data))
     export_model(model, tmp_path / "out", config, data, {})
     needs = json.loads((tmp_path / "out" / "manifest.json").read_text())["needs"]
     assert needs["base"] == "base"
+    called = json.loads((tmp_path / "out" / "base" / "config.json").read_text())["id2label"]
+    assert called == needs["id2label"] == {str(k): name for k, name in enumerate(NAMES)}
     with torch.no_grad():
         expected = model(tokenize(f"hf:{name}", TEXTS)).logits
     assert torch.allclose(load_elsewhere(tmp_path / "out", tmp_path), expected, atol=1e-5)
@@ -170,3 +176,16 @@ def test_a_classifier_without_a_bias_cannot_take_one(
     with pytest.raises(ConfigError, match="a classifier with a bias") as error:
         export_model(model, tmp_path / "out", config, data, {})
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_regressions_head_is_exported_in_the_targets_unit(make_config, make_data):
+    data = make_data("image")
+    data.task = Regression(RegressionParams(mean=10.0, sd=2.0))
+    model = build_model(make_config("mlp", "task.name=regression"), data)
+    assert model.head.out_features == 1
+    with torch.no_grad():
+        model.head.weight.fill_(3)
+        model.head.bias.fill_(1)
+    head = folded_head(model)
+    assert bool((head.weight == 6).all()) and head.bias.tolist() == [12.0]
+    assert bool((model.head.weight == 3).all()), "the model itself has changed"
