@@ -79,7 +79,8 @@ class Account:
         self.delta = privacy.delta or default_delta(n)
         everything = [(part.x, part.y) for part in (data.train, data.val, data.test)]
         name = data_digest(everything) if owner is None else quote(owner, safe="")
-        ledger = Ledger(ledgers / f"{name}.json")
+        lasts = owner is not None or config.state is not None
+        ledger = Ledger.named(ledgers, name, lasts=lasts)
         self.budget = Budget(ledger, privacy.epsilon, self.delta)
         self.phases = sum(phase.released for phase in algorithm.phases())
         names = [LABELS] if algorithm.releases_counts else []

@@ -34,6 +34,8 @@ def roster(message: Message, context: Context) -> Message:
         body["node"] = context.node_config.get("partition-id", 0)
         try:
             device = Device.of(context.node_config)
+            if device is not None:
+                device.claim()
             if device is not None and body["base"] is not None:
                 for row in rows:  # the second time it is asked
                     device.keep_base(in_the_clear(row))

@@ -6,19 +6,23 @@ simulation.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from clients.store import DAMAGED, ClientStore
-from fedpers.errors import ConfigError
+from fedpers.errors import ClientError, ConfigError
+from fedpers.files import alone_with, read_own, write_own
 from fedpers.parts import Parts
 
 log = logging.getLogger("fedpers")
 
 NAMES = ("client-id", "data", "state", "keys")
+OWNER = "owner.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,42 @@ class Device:
                 raise ConfigError(f"{name} (node config)", None, takes)
         keys = Path(given["keys"]) if "keys" in given else None
         return cls(given["client-id"], Path(given["data"]), Path(given["state"]), keys)
+
+    def claim(self) -> None:
+        """Take the state folder for this client, whose account and models are then in it.
+
+        Raises:
+            ClientError: as in ``claimed``, or the folder cannot be written.
+        """
+        path = self.state / OWNER
+        try:
+            with alone_with(path):
+                if not self.claimed():
+                    write_own(path, json.dumps({"client": self.client}))
+        except OSError as error:
+            raise ClientError(f"state: {self.state} cannot be written ({error.strerror})") from None
+
+    def claimed(self) -> bool:
+        """Whether the state folder is this client's already, and not nobody's.
+
+        Raises:
+            ClientError: it is another client's, or does not say whose.
+        """
+        path = self.state / OWNER
+        try:
+            text = read_own(path)
+            owners = set() if text is None else {str(json.loads(text)["client"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            cure = "restore it from a backup"
+            raise ClientError(f"state: {path} cannot be read ({reason}); {cure}") from None
+        if text is None:  # earlier versions said so by the ledger's name alone
+            owners = {unquote(file.stem) for file in self.state.glob("ledgers/*.json")}
+        if owners and self.client not in owners:
+            whose = f"belongs to client {min(owners)!r}, and this is client {self.client!r}"
+            cure = "give each client a state folder of its own"
+            raise ClientError(f"state: {self.state} {whose}; {cure}")
+        return text is not None
 
     def base(self, digest: str) -> Parts:
         """The tensors of a model that the server has sent before; nothing if it has not, or the

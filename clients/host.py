@@ -114,6 +114,7 @@ class ClientHost(Keeper):
                 self.data: FederatedData = load_data(config)
             self.model = build_model(config, self.data)
         else:
+            device.claim()
             self.ledgers = device.state / "ledgers"
             with withheld(DATA):
                 self.data = device_data(config, device.client, device.data, schema)

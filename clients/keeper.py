@@ -86,4 +86,5 @@ def stores_of(run_folder: str, device: Device | None) -> Path:
 @lru_cache(maxsize=1)
 def keeper_of(settings: str, run_folder: str, device: Device) -> Keeper:
     """A device's, for what needs no model."""
+    device.claim()
     return Keeper(config_from_json(settings), stores_of(run_folder, device), device, 1)

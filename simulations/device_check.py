@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from clients.account import check_client
 from clients.base import check_private, find_algorithm
+from clients.device import Device
 from fedpers.config import Config
 from fedpers.data import device_data
 from fedpers.errors import ConfigError
@@ -40,6 +41,8 @@ def check_device(
     if config.data.columns.classes is None:
         takes = "how many classes there are, for a device need not have them all"
         raise ConfigError("data.columns.classes", None, takes)
+    if state is not None and state.is_dir():
+        Device(client, data, state).claimed()
     found = device_data(config, client, data)
     own, reads = found.client(client), found.signature
     sizes = f"{len(own.train)} for training, {len(own.val)} for validation, {len(own.test)} to test"
@@ -94,7 +97,7 @@ def _privacy(
     check_private(name, bound)
     delta, spent = privacy.delta or default_delta(examples), 0.0
     if state is not None:
-        spent = Ledger(state / "ledgers" / f"{quote(client, safe='')}.json").epsilon(delta)
+        spent = Ledger.named(state / "ledgers", quote(client, safe="")).epsilon(delta)
     if spent > (1 - LEFT) * privacy.epsilon:
         takes = f"more than the {spent:.3g} that earlier runs have spent"
         raise ConfigError("privacy.epsilon", privacy.epsilon, takes)

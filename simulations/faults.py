@@ -23,6 +23,7 @@ from clients import account, keeper
 from clients.store import ClientStore
 from fedpers.parts import Parts
 from fedpers.privacy import Ledger
+from fedpers.privacy.ledger import Kept
 from fedpers.records import unpack
 from simulations.serial import SerialGrid
 
@@ -211,9 +212,9 @@ def disturbed(grid: FaultyGrid) -> Iterator[None]:
             super()._write(name, write)
 
     class FaultyLedger(Ledger):
-        def _write(self, steps: dict[tuple[float, float], int]) -> None:
+        def _write(self, kept: Kept) -> None:
             trouble.strike(trouble.at_work, "full", 0)
-            super()._write(steps)
+            super()._write(kept)
 
     with ExitStack() as stack:
         for module, name, value in (

@@ -60,7 +60,7 @@ class ClientLevel:
             takes = f"a number < {1 / clients:.2g}, for there are {clients} clients"
             raise ConfigError("privacy.delta", privacy.delta, takes, "leave it out")
         self.delta = privacy.delta or default_delta(clients)
-        ledger = Ledger(ledgers / "population.json")
+        ledger = Ledger.named(ledgers, "population", lasts=self.config.state is not None)
         self.budget = Budget(ledger, privacy.epsilon, self.delta)
         if resumed:
             return

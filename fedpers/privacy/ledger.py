@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from fedpers.errors import ClientError
-from fedpers.files import flush
+from fedpers.files import alone_with, read_own, write_own
 from fedpers.privacy.accounting import (
     epsilon_of,
     most_steps,
@@ -38,18 +36,31 @@ class Ledger:
     read again under a lock at each charge: a client's rounds may run in several processes by turns,
     clients may hold the same data, and two runs may use one folder at a time.
 
+    Where it outlives runs, a receipt in another folder says which ledger it is and how often it was
+    charged: one that is gone, another's, or from an older backup is refused. That the whole state
+    folder is from an older backup, or was removed, cannot be seen.
+
     Args:
         path: the file; it need not exist yet.
+        receipt: the receipt, if there is to be one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, receipt: Path | None = None) -> None:
         """Open the ledger.
 
         Raises:
-            ClientError: the file cannot be read: without it, what was spent is not known.
+            ClientError: the file cannot be read, or is not what the receipt says: without it, what
+                was spent is not known.
         """
-        self.path = path
-        self._steps = self._read()
+        self.path, self.receipt = path, receipt
+        self._steps = self._read().steps
+
+    @classmethod
+    def named(cls, ledgers: Path, name: str, *, lasts: bool = True) -> Ledger:
+        """The ledger ``name`` of a folder; if it outlives runs, with a receipt in the folder
+        ``accounts`` beside it."""
+        receipt = ledgers.parent / "accounts" / f"{name}.json" if lasts else None
+        return cls(ledgers / f"{name}.json", receipt)
 
     @property
     def releases(self) -> list[Release]:
@@ -71,63 +82,82 @@ class Ledger:
             check: called with everything released, these included; it raises to charge nothing.
 
         Raises:
-            ClientError: the file cannot be read any more.
+            ClientError: the file cannot be read any more, or is not what the receipt says.
         """
-        with self._locked():
-            self._steps = self._read()
-            steps = dict(self._steps)
+        with alone_with(self.path):
+            kept = self._read()
+            self._steps, steps = kept.steps, dict(kept.steps)
             for release in releases:
                 key = (float(release.sigma), float(release.rate))
                 steps[key] = steps.get(key, 0) + release.steps
             if check is not None:
                 check(_collapsed(steps))
-            self._write(steps)
+            self._write(Kept(steps, kept.ledger or secrets.token_hex(16), kept.charges + 1))
             self._steps = steps
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Alone with the file, among all processes of this machine; a killed one lets go."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(
-            self.path.with_name(f".{self.path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600
-        )
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+    def _read(self) -> Kept:
+        # The receipt first: another process may be at work, which writes it last.
+        receipt = None if self.receipt is None else self._parsed(self.receipt, _receipt_of)
+        kept = self._parsed(self.path, _kept_of)
+        if receipt is not None:
+            if kept is None:
+                raise self._refusal("is gone")
+            if kept.ledger != receipt.ledger:
+                raise self._refusal("is not the ledger that was kept here")
+            if kept.charges < receipt.charges:
+                times = f"{kept.charges} of {receipt.charges} charges"
+                raise self._refusal(f"is older than what was released ({times})")
+        return kept or Kept({})
 
-    def _read(self) -> dict[tuple[float, float], int]:
-        found: dict[tuple[float, float], int] = {}
+    def _parsed(self, path: Path, parse: Callable[[Any], Kept]) -> Kept | None:
         try:
-            if not self.path.exists():
-                return found
-            for sigma, rate, steps in json.loads(self.path.read_text(encoding="utf-8"))["releases"]:
-                # Written so that NaN is refused, too.
-                if not (sigma > 0 and 0 < rate <= 1 and type(steps) is int and steps >= 0):
-                    raise ValueError(f"impossible entry {[sigma, rate, steps]}")
-                key = (float(sigma), float(rate))
-                found[key] = found.get(key, 0) + steps
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ClientError(
-                f"ledger: {self.path} cannot be read ({error}); restore it from a backup: "
-                "what it held was released and cannot be forgotten"
-            ) from error
-        return found
+            text = read_own(path)
+            return None if text is None else parse(json.loads(text))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise self._refusal(f"cannot be read ({reason})", path) from error
 
-    def _write(self, steps: dict[tuple[float, float], int]) -> None:
-        rows = [[sigma, rate, count] for (sigma, rate), count in steps.items()]
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"releases": rows}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-            flush(self.path.parent)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    def _refusal(self, why: str, path: Path | None = None) -> ClientError:
+        cure = "restore it from a backup: what it held was released and cannot be forgotten"
+        return ClientError(f"ledger: {path or self.path} {why}; {cure}")
+
+    def _write(self, kept: Kept) -> None:
+        rows = [[sigma, rate, count] for (sigma, rate), count in kept.steps.items()]
+        told = {"ledger": kept.ledger, "charges": kept.charges}
+        write_own(self.path, json.dumps({**told, "releases": rows}))
+        if self.receipt is not None:
+            write_own(self.receipt, json.dumps(told))
+
+
+class Kept(NamedTuple):
+    """What a ledger's file holds, and without the steps its receipt.
+
+    Attributes:
+        steps: by noise multiplier and rate.
+        ledger: a random name; empty until the first charge, and in files of earlier versions.
+        charges: how often it was charged.
+    """
+
+    steps: dict[tuple[float, float], int]
+    ledger: str = ""
+    charges: int = 0
+
+
+def _receipt_of(found: Any) -> Kept:
+    if type(found["charges"]) is not int or type(found["ledger"]) is not str:
+        raise ValueError("no receipt")
+    return Kept({}, found["ledger"], found["charges"])
+
+
+def _kept_of(found: Any) -> Kept:
+    steps: dict[tuple[float, float], int] = {}
+    for sigma, rate, count in found["releases"]:
+        # Written so that NaN is refused, too.
+        if not (sigma > 0 and 0 < rate <= 1 and type(count) is int and count >= 0):
+            raise ValueError(f"impossible entry {[sigma, rate, count]}")
+        key = (float(sigma), float(rate))
+        steps[key] = steps.get(key, 0) + count
+    return _receipt_of({"ledger": "", "charges": 0, **found})._replace(steps=steps)
 
 
 class Budget:

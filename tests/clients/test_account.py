@@ -361,3 +361,16 @@ def test_the_reported_noise_is_in_what_is_sent(small: Any, tmp_path: Path) -> No
         assert spread == pytest.approx(expected)
         drawn = (uploads[0][name].vector - uploads[1][name].vector) / 2**0.5
         assert float(drawn.std()) == pytest.approx(spread, rel=4 / (2 * len(drawn)) ** 0.5)
+
+
+def test_a_simulations_ledgers_that_last_may_not_go(small: Any, tmp_path: Path) -> None:
+    config = small("fedavg", *private("rounds=3", f"state={tmp_path / 'kept'}"))
+    host = host_of(config, tmp_path / "a" / "state")
+    host.train("0", 1, host.algorithm.initial)
+    (ledger,) = (tmp_path / "kept" / "ledgers").glob("*.json")
+    ledger.unlink()
+    for run in "ab":
+        again = host_of(config, tmp_path / run / "state")
+        with pytest.raises(ClientError, match=r"is gone; restore it from a backup"):
+            again.train("0", 2, host.algorithm.initial)
+        again.train("1", 2, host.algorithm.initial)  # it costs nobody else

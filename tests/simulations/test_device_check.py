@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from clients.device import Device
 from fedpers.encryption import new_keys
 from fedpers.privacy import Ledger, Release
 from simulations.cli import app
@@ -80,7 +81,7 @@ def test_settings_that_protect_nothing_here(check: Check) -> None:
 
 
 def test_a_budget_that_is_spent(check: Check, tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "state" / "ledgers" / "clinic-7.json")
+    ledger = Ledger.named(tmp_path / "state" / "ledgers", "clinic-7")
     ledger.charge([Release(2.0, 1.0, 3)])
     assert check().exit_code == 0
     ledger.charge([Release(1.0, 1.0, 10)])
@@ -89,6 +90,14 @@ def test_a_budget_that_is_spent(check: Check, tmp_path: Path) -> None:
     assert line.endswith("that earlier runs have spent")
     ledger.path.write_text("{")
     assert refusal(check()).startswith(f"ledger: {ledger.path} cannot be read")
+    ledger.path.unlink()
+    assert refusal(check()).startswith(f"ledger: {ledger.path} is gone; restore it from a backup")
+
+
+def test_a_state_folder_of_another_client(check: Check, tmp_path: Path) -> None:
+    Device("clinic-8", tmp_path / "x.npz", tmp_path / "state").claim()
+    line = "belongs to client 'clinic-8', and this is client 'clinic-7'; give each client a state"
+    assert line in refusal(check())
 
 
 def test_a_class_that_nobody_told_of(check: Check, data: Path) -> None:

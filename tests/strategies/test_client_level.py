@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpers.config import load_config
-from fedpers.errors import ConfigError
+from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Part, Parts
 from fedpers.privacy import BudgetSpent, Ledger, Release, epsilon_of
 from strategies.base import PersonalizedStrategy, strategies
@@ -302,6 +302,9 @@ def test_runs_that_share_a_state_share_the_budget(run: Any, tmp_path: Path) -> N
     rows = json.loads((tmp_path / "s" / "ledgers" / "population.json").read_text())["releases"]
     assert [row[1:] for row in rows] == [[1.0, 2], [1.0, 2]]
     assert 0.99 * 5 < more.report["privacy"]["epsilon_max"] <= 5
+    (tmp_path / "s" / "ledgers" / "population.json").unlink()
+    with pytest.raises(ClientError, match=r"population\.json is gone; restore it from a backup"):
+        run("ditto", *PRIVATE, *settings, "privacy.epsilon=50")
 
 
 def test_cohorts_that_happen_to_be_empty_end_no_run(run: Any) -> None:
