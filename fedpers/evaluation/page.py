@@ -171,14 +171,6 @@ def percent(value: float | None) -> str:
     return ABSENT if value is None else f"{100 * value:.1f}"
 
 
-def points(value: float | None) -> str:
-    """A difference of two fractions in percentage points, with its sign."""
-    if value is None:
-        return ABSENT
-    text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
-
-
 def figure(value: float | None, digits: int = 2) -> str:
     """A number with so many decimals."""
     return ABSENT if value is None else f"{value:.{digits}f}"

@@ -264,5 +264,5 @@ def test_a_private_head_read_by_a_released_phase_is_refuted(
     monkeypatch.setattr(clients.host, "check_private", lambda *_: None)  # the plan, bypassed
     given = [f"strategy.name={unsound}", "privacy.epsilon=1", "rounds=1"]
     found = lower_bound(load_config(None, [*DIGITS, *PRIVATE, *given]), canaries=100)
-    assert found["claimed"] <= 1 and found["sigma"] > 4  # the noise is there
+    assert found["claimed"] <= 1 and found["sigma"] > 3  # the noise is there
     assert found["at_least"] > 1.5

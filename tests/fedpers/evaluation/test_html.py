@@ -262,3 +262,12 @@ def test_a_png_that_others_can_read() -> None:
 @pytest.mark.parametrize("value", [None, True, "3", float("nan"), float("inf"), 10**400, []])
 def test_what_is_no_number(value: object) -> None:
     assert number({"a": value}, "a") is None and number({"a": {"b": 2}}, "a", "b") == 2.0
+
+
+def test_classes_by_their_names(make: Callable[..., Path]) -> None:
+    one = result("a", {"global": HALF, "personal": RIGHT})
+    task = {"name": "classification", "names": ["cat", "<em>dog</em>", "emu"], "unit": ""}
+    page = read(make([one], task=task))
+    assert "3 classes: cat, <em>dog</em>, emu" in page.text and "em" not in page.tags
+    grid = page.text[page.text.index("Labels of each client") :]
+    assert grid.index("cat") < grid.index("<em>dog</em>") < grid.index("emu")
