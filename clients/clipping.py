@@ -3,7 +3,6 @@ gradient, for privacy by example."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fedpers.parts import Parts
@@ -29,17 +28,16 @@ def clipped(upload: Parts, broadcast: Parts, norm: float) -> Parts:
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """By what gradients per sample are multiplied, float32 of the norms' shape.
+    """By what gradients per sample are multiplied, of the norms' shape.
 
-    0 where a norm is not finite, or its square is beyond float32, so that one sample with odd
-    values counts for nothing and changes nothing for the others.
+    0 where a norm is not finite, so that one sample with odd values counts for nothing and changes
+    nothing for the others.
 
     Args:
-        norms: of the samples' gradients, float32 or float64.
+        norms: of the samples' gradients, float32; those of which the square is beyond float32 are
+            infinite.
     """
-    squares = norms.double().square().float()
-    factors = (max_grad_norm / (norms + 1e-6)).clamp(max=1.0).float()
-    return torch.where(squares.isfinite(), factors, 0.0)
+    return (max_grad_norm / (norms + 1e-6)).clamp(max=1.0).nan_to_num(0.0)
 
 
 def without(left_out: Tensor, values: Tensor) -> Tensor:

@@ -73,9 +73,8 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
         ):
             if rows.numel():
                 losses = add_clipped(group, rows, counted, privacy.max_grad_norm)
-                finite = counted & losses.isfinite()
-                total += losses.where(finite, 0.0).sum(1)
-                count += finite.sum(1)
+                total += (losses.nan_to_num(0.0, 0.0, 0.0) * counted).sum(1)
+                count += counted.sum(1)
         gradients = [p.grad for p in parameters.values() if p.grad is not None]
         for k, (release, source) in enumerate(zip(releases, draws, strict=True)):
             sums = [gradient[k] for gradient in gradients]
@@ -125,7 +124,7 @@ def add_clipped(group: Group, index: Tensor, counts: Tensor, max_grad_norm: floa
         if product.layer.bias is not None:
             squares += torch.linalg.vector_norm(g.sum(2), dim=2).double().square()
         clipped.append((product.layer, x, g, weight))
-    factors = clip_factors(squares.sqrt(), max_grad_norm)
+    factors = clip_factors(squares.float().sqrt(), max_grad_norm)
     odd, factors = factors == 0, factors * counts
     for layer, x, g, weight in clipped:
         g = without(odd, g)

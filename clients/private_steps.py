@@ -63,7 +63,7 @@ def private_steps(
     hooked = nn.ModuleList(_owners(model))
     hooks = prepare_module(hooked, "hooks", False, batch_first=True, loss_reduction="sum")
     # Summed where they are: no step waits for its loss.
-    total, count = torch.zeros(2, dtype=torch.float64, device=model.device)
+    total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0
     try:
         for _ in range(release.steps):
             drawn = source.sample(examples, release.rate)
@@ -75,9 +75,8 @@ def private_steps(
                         # The first trained layer's inputs need no gradient, and rightly so.
                         warnings.filterwarnings("ignore", message="Full backward hook is firing")
                         found.sum().backward()  # type: ignore[no-untyped-call]
-                    finite = found.detach().isfinite()
-                    total += found.detach().where(finite, 0.0).sum()
-                    count += finite.sum()
+                    total += found.detach().nan_to_num(0.0, 0.0, 0.0).sum()
+                    count += len(piece)
                 else:
                     for parameter in parameters:
                         parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
@@ -90,7 +89,7 @@ def private_steps(
     finally:
         hooks.cleanup()
         model.eval()
-    return float(total / count.clamp(min=1))
+    return float(total) / max(count, 1)
 
 
 def noise_in_update(

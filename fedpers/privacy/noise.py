@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
 BLOCK = 1 << 14  # normals made at once: what is worked on stays in a core's cache
+AHEAD = 1 << 12  # normals made where fewer are asked for, which are for those who ask next
 GRID_BITS = 16  # a noised value is a multiple of 2^-16 of the noise's deviation, or half of that
 
 Sources = Callable[..., "Source"]
@@ -38,6 +39,7 @@ class Source:
     def __init__(self, key: bytes) -> None:
         # One key, one stream: the counter may start anywhere, so it starts at 0.
         self._stream: CipherContext = Cipher(AES(key), CTR(bytes(16))).encryptor()
+        self._ahead = torch.empty(0, dtype=torch.float64)
 
     def bits(self, count: int) -> bytes:
         """``count`` bytes, uniform."""
@@ -47,7 +49,10 @@ class Source:
         """Float64 [count] in (0, 1]: (k + 1/2) / 2^53, k uniform of 53 bits; the largest rounds
         to 1."""
         words = np.frombuffer(self.bits(8 * count), np.uint64) >> np.uint64(11)
-        return torch.from_numpy(words.astype(np.float64)).add_(0.5).mul_(2.0**-53)
+        found = words.astype(np.float64)
+        found += 0.5
+        found *= 2.0**-53
+        return torch.from_numpy(found)
 
     def normal(self, count: int) -> Tensor:
         """Standard normals, float64 [count], up to 8.65 standard deviations (Box and Muller 1958).
@@ -55,6 +60,14 @@ class Source:
         A float32 normal of torch never goes beyond 5.77, so that a released value beyond it would
         be proof of what it was added to.
         """
+        if count > AHEAD:
+            return self._normal(count)
+        if count > len(self._ahead):
+            self._ahead = self._normal(AHEAD)
+        found, self._ahead = self._ahead[:count], self._ahead[count:]
+        return found
+
+    def _normal(self, count: int) -> Tensor:
         found = torch.empty(count + count % 2, dtype=torch.float64)
         for piece in torch.split(found, BLOCK):
             radius, angle = self.uniform(len(piece)).chunk(2)
@@ -86,12 +99,13 @@ class Source:
         """
         if deviation <= 0:
             return total
-        grid = 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)
+        grid = 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)  # its multiples are exact
         given = total.detach().reshape(-1)
         found = torch.empty_like(given)
         for into, piece in zip(torch.split(found, BLOCK), torch.split(given, BLOCK), strict=True):
-            noise = self.normal(len(piece)).mul_(deviation).to(piece.device, non_blocking=True)
-            into.copy_(noise.add_(piece).div_(grid).round_().mul_(grid))
+            noise = self.normal(len(piece)).to(piece.device, non_blocking=True)
+            places = noise.mul_(deviation / grid).add_(piece, alpha=1 / grid).round_()
+            torch.mul(places, grid, out=into)
         return found.view(total.shape)
 
     def witness(self, rows: Sequence[Tensor], factors: Tensor) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedpers.privacy import noise
-from fedpers.privacy.noise import BLOCK, GRID_BITS, Source, known, secret, sources
+from fedpers.privacy.noise import AHEAD, BLOCK, GRID_BITS, Source, known, secret, sources
 
 MANY = 1 << 20
 # What is drawn here is known, so that no test hangs on chance: each bound would be missed by a
@@ -25,6 +25,7 @@ class Constant(Source):
     """Every bit is the same."""
 
     def __init__(self, byte: int) -> None:
+        super().__init__(bytes(32))
         self.byte = byte
 
     def bits(self, count: int) -> bytes:
@@ -121,7 +122,10 @@ def test_uniforms_are_uniform() -> None:
 # -- normals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+SIZES = [0, 1, 2, 3, AHEAD, AHEAD + 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5]
+
+
+@pytest.mark.parametrize("count", SIZES)
 def test_as_many_normals_as_asked_for(count: int) -> None:
     drawn = known(0)().normal(count)
     assert drawn.shape == (count,) and drawn.dtype == torch.float64
@@ -258,9 +262,9 @@ def test_neighbours_share_one_grid(dtype: torch.dtype) -> None:
         assert stats.chi2_contingency([one, two]).pvalue > SOUND / 15
 
 
-@given(st.lists(st.integers(0, 300), max_size=4))
+@given(st.lists(st.integers(0, 300) | st.sampled_from([AHEAD - 1, AHEAD, AHEAD + 1]), max_size=5))
 def test_no_two_draws_of_a_source_are_the_same(sizes: list[int]) -> None:
-    source = known(8)()
+    source = known(8)()  # those that are drawn ahead are handed out once
     drawn = [value for size in sizes for value in source.normal(size).tolist()]
     assert len(set(drawn)) == len(drawn)
 
