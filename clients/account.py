@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm
@@ -25,12 +27,15 @@ from fedpers.privacy import (
 from fedpers.privacy.accounting import LARGEST_NOISE, default_delta
 from fedpers.privacy.noise import Source, Sources
 
+if TYPE_CHECKING:
+    from clients.trainer import Trainer
+
 # What is released once, beside the phases, and its share of the mu = 1 / sigma of a release that
 # would take the whole budget. mu^2 adds up: phases on whole batches are left sqrt(1 - share^2) of
 # it, so that an eighth costs them 0.8 % more noise, and three tenths 4.8 %.
 LABELS, EXAMPLES = "labels", "examples"
 ONCE = {LABELS: 0.3, EXAMPLES: 0.125}
-ACCOUNT = "account"
+ACCOUNT, RELEASED = "account", "released"
 
 
 class Account:
@@ -73,22 +78,27 @@ class Account:
             ConfigError: as in ``check_client``.
             ClientError: the ledger cannot be read.
         """
-        privacy, n = config.privacy, len(data.train)
-        self.sources = sources
+        privacy = config.privacy
+        self.client, self.sources = client, sources
+        n = None if privacy.protects_counts else len(data.train)
         check_client(config, client, n)
-        self.delta = privacy.delta or default_delta(n)
+        self.delta = privacy.delta or default_delta(n or 0)
         everything = [(part.x, part.y) for part in (data.train, data.val, data.test)]
         name = data_digest(everything) if owner is None else quote(owner, safe="")
+        if owner is None and not any(len(y) for _, y in everything):
+            name = f"{name}-{quote(client, safe='')}"  # clients without data are not one client
         lasts = owner is not None or config.state is not None
         ledger = Ledger.named(ledgers, name, lasts=lasts)
         self.budget = Budget(ledger, privacy.epsilon, self.delta)
         self.phases = sum(phase.released for phase in algorithm.phases())
         names = [LABELS] if algorithm.releases_counts else []
-        names += [EXAMPLES] if privacy.weights == "counts" else []
+        names += [EXAMPLES] if privacy.protects_counts else []
         self.once = {name: self._at_a_share(privacy.epsilon, ONCE[name]) for name in names}
         self.sigma = self._calibrated(config, store, run)
         self.phase = Release(self.sigma, privacy.sampling_rate, privacy.steps)
         self.round = self.phase._replace(steps=privacy.steps * self.phases)
+        self._store = store
+        self._count: int | None = None  # of its examples, where that was released
         self._phases_paid = 0
         self._once_paid: set[str] = set()
 
@@ -154,6 +164,49 @@ class Account:
         self._once_paid.remove(what)
         return source.noised(counts, self.once[what].sigma).clamp_min(0)
 
+    def due(self, *, first: bool) -> list[str]:
+        """What is released once and was not yet: counts of labels in the client's first round, and
+        in the run's its number of examples, where that is protected."""
+        self._count = self._store.load_json(RELEASED).get(EXAMPLES)
+        fresh = {LABELS: first, EXAMPLES: self._count is None}
+        return [what for what in self.once if fresh[what]]
+
+    def count_examples(self, trainer: Trainer) -> None:
+        """Release the number of examples, if this round was charged for it: before the training,
+        whose sums are divided by it.
+
+        It is at least its noise's deviation, below which it says nothing, and would make of sums
+        that are divided by it huge steps.
+
+        Raises:
+            ConfigError: delta protects nobody among so many.
+        """
+        if EXAMPLES in self._once_paid:
+            ones = torch.ones(len(trainer.examples), 1)
+            noised = float(trainer.release_counts(ones, EXAMPLES))
+            self._count = max(1, round(max(noised, self.once[EXAMPLES].sigma)))
+            self._store.save_json(RELEASED, {EXAMPLES: self._count})
+        if self._count is not None and self.delta * self._count >= 1:
+            takes = f"a number < {1 / self._count:.2g}: {self.client} has about {self._count}"
+            raise ConfigError("privacy.delta", self.delta, takes)
+
+    @property
+    def weight(self) -> int:
+        """What the client weighs: its released number of examples, or 1 as all others."""
+        return 1 if self._count is None else self._count
+
+    def expected(self, rate: float, examples: int) -> float:
+        """The expected size of a sample, by which its noised sum is divided: nobody's secret.
+
+        Raises:
+            ClientError: the number of examples is protected, and was not released.
+        """
+        if EXAMPLES not in self.once:
+            return rate * examples
+        if self._count is None:
+            raise ClientError("privacy: the number of examples is used before it was released")
+        return max(1.0, rate * self._count)
+
     def spending(self) -> dict[str, float]:
         """What was spent so far, over all runs that the ledger knows of: epsilon at its delta, mu
         of Gaussian DP, and the noise multiplier of this run's phases."""
@@ -161,8 +214,11 @@ class Account:
         return {**spent, "sigma": self.sigma}
 
 
-def check_client(config: Config, client: str, examples: int) -> None:
+def check_client(config: Config, client: str, examples: int | None) -> None:
     """Refuse settings that protect nothing at a client of so many training examples.
+
+    Args:
+        examples: None where their number is protected, and a refusal would tell of it.
 
     Raises:
         ConfigError: delta is no less than 1/n, the sampling rate is below 1/n, or epsilon is so
@@ -171,13 +227,13 @@ def check_client(config: Config, client: str, examples: int) -> None:
     privacy = config.privacy
     if examples == 0:
         return  # it has nothing to release, and sends what it received
-    if privacy.delta is not None and privacy.delta * examples >= 1:
+    if examples is not None and privacy.delta is not None and privacy.delta * examples >= 1:
         takes = f"a number < {1 / examples:.2g}, for client {client} has {examples} examples"
         raise ConfigError("privacy.delta", privacy.delta, takes, "leave it out for a safe default")
-    if privacy.sampling_rate * examples < 1:
+    if examples is not None and privacy.sampling_rate * examples < 1:
         takes = f"a number >= {1 / examples:.2g}, for client {client} has {examples} examples"
         raise ConfigError("privacy.sampling_rate", privacy.sampling_rate, takes)
-    delta = privacy.delta or default_delta(examples)
+    delta = privacy.delta or default_delta(examples or 0)
     least = epsilon_of([Release(LARGEST_NOISE, 1.0, config.rounds * privacy.steps)], delta)
     if privacy.epsilon <= least:
         takes = f"a number > {least:.2g}, the least that is kept to at delta {delta:.1g}"

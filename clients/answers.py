@@ -48,7 +48,8 @@ def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
     if host.device is not None:
         nodes, clients = 1, everyone
     else:
-        sizes = {client: host.data.size(client) for client in everyone}
+        protected = host.config.privacy.protects_counts
+        sizes = {client: 0 if protected else host.data.size(client) for client in everyone}
         clients = deal(sizes, nodes)[int(body["node"])]
     answer = {
         "clients": clients,

@@ -54,8 +54,10 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
     ]
     parameters = group.parameters
     optimizer = trainers[0].optimizer(phase, list(parameters.values()), group.share, privacy.lr)
-    expected = torch.tensor([r.rate * n for r, n in zip(releases, sizes, strict=True)])
-    expected = expected.to(group.device)
+    expected = [
+        account.expected(account.phase.rate, n) for account, n in zip(accounts, sizes, strict=True)
+    ]
+    divisors = torch.tensor(expected).to(group.device)
     scalars = sum(fold.layouts[slot].size for slot in parameters)
     width = max(1, min(ROWS, CHUNK_SCALARS // scalars) // len(trainers))
     total, count = torch.zeros(2, len(trainers), device=group.device)
@@ -82,12 +84,12 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
             for into, found in zip(sums, torch.split(noised, [*map(len, sums)]), strict=True):
                 into.copy_(found)
         for gradient in gradients:
-            gradient /= expected[:, None]
+            gradient /= divisors[:, None]
         group.penalise()
         optimizer.step()
     spreads = [
-        noise_in_update(optimizer, release, privacy.max_grad_norm, release.rate * n)
-        for release, n in zip(releases, sizes, strict=True)
+        noise_in_update(optimizer, release, privacy.max_grad_norm, size)
+        for release, size in zip(releases, expected, strict=True)
     ]
     known = [spread for spread in spreads if spread is not None]
     return (total / count.clamp(min=1)).cpu().tolist(), known

@@ -130,9 +130,12 @@ def train_group(
     ]
     for phase in algorithm.phases():
         well = {k: found for k, found in enumerate(results) if isinstance(found, Parts)}
-        together = _together(fold, algorithm, phase, [trainers[k] for k in well], [*well.values()])
-        for trained, (k, working) in zip(together, well.items(), strict=True):
-            alone = partial(trainers[k].run, phase, working)
+        busy = [k for k in well if len(trainers[k].examples)]
+        parts = [well[k] for k in busy]
+        folded = _together(fold, algorithm, phase, [trainers[k] for k in busy], parts)
+        together = dict(zip(busy, folded, strict=True))
+        for k, working in well.items():
+            trained, alone = together.get(k), partial(trainers[k].run, phase, working)
             results[k] = _attempt(alone) if trained is None else trained
     for k, (found, own) in enumerate(zip(results, trainers, strict=True)):
         if isinstance(found, Parts):

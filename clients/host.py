@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clients.account import EXAMPLES, LABELS, Account, check_client
+from clients.account import Account, check_client
 from clients.base import LocalAlgorithm, check_private, find_algorithm
 from clients.client_level import unchanged
 from clients.clipping import clipped
@@ -38,7 +38,6 @@ from fedpers.parts import Parts
 from fedpers.privacy.noise import Sources
 
 PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
-RELEASED = "released"
 Answer = tuple[Parts, dict[str, Any]]
 """What a client uploads, and its report."""
 
@@ -52,7 +51,6 @@ class Started(NamedTuple):
     asked: list[Any]
     store: ClientStore
     account: Account | None
-    released: dict[str, Any]
     trainer: Trainer
     working: Parts
 
@@ -147,8 +145,9 @@ class ClientHost(Keeper):
             ConfigError: as in ``check_client``.
         """
         if self.config.privacy.enabled and self.config.privacy.unit == "example":
+            protected = self.config.privacy.protects_counts
             for client in self.data.clients:
-                check_client(self.config, client, self.data.size(client))
+                check_client(self.config, client, None if protected else self.data.size(client))
 
     @property
     def holds_back(self) -> bool:
@@ -254,19 +253,18 @@ class ClientHost(Keeper):
         asked = [] if account is None else [self.run, server_round, broadcast.digest()]
         if asked and (answer := store.answer_to(asked)):
             return answer
-        released: dict[str, Any] = {}
         if account is not None:  # before anything is released, so that a crash can only over-count
-            released = store.load_json(RELEASED)
-            fresh = {LABELS: not personal, EXAMPLES: EXAMPLES not in released}
-            account.charge(*(what for what in account.once if fresh[what]))
+            account.charge(*account.due(first=not personal))
         trainer = self._trainer(client, server_round, account=account)
+        if account is not None:
+            account.count_examples(trainer)
         working = self.algorithm.receive(broadcast, personal)
-        known = (client, server_round, broadcast, asked, store, account, released)
+        known = (client, server_round, broadcast, asked, store, account)
         return Started(*known, trainer, working)
 
     def _finish(self, start: Started, working: Parts) -> Answer:
         """Keep what stays, and say what leaves."""
-        client, server_round, broadcast, asked, store, account, released, trainer, _ = start
+        client, server_round, broadcast, asked, store, account, trainer, _ = start
         for phase, error in trainer.broken.items():
             self.reasons.note(f"phase {phase!r} of client {client}", error)
         # One that is not as declared must not spoil its host's other clients' message.
@@ -287,14 +285,10 @@ class ClientHost(Keeper):
             return upload, {"examples": 1, "loss": loss}
         if account is None:  # nothing of its own is in what it sends
             return upload, {"examples": 0, "loss": loss, "noise": dict.fromkeys(upload, 0.0)}
-        if privacy.weights == "counts" and EXAMPLES not in released:
-            ones = torch.ones(len(trainer.examples), 1)
-            released[EXAMPLES] = max(1, round(float(trainer.release_counts(ones, EXAMPLES))))
-            store.save_json(RELEASED, released)
         noise = {
             n: trainer.noise[n] for n in upload if n in trainer.noise and upload[n] is working[n]
         }
-        report = {"examples": released.get(EXAMPLES, 1), "loss": loss, "noise": noise}
+        report = {"examples": account.weight, "loss": loss, "noise": noise}
         report |= self.spending(client)
         store.keep_answer(asked, upload, report)
         return upload, report
@@ -373,8 +367,10 @@ class ClientHost(Keeper):
 
     def _account(self, client: str) -> Account | None:
         privacy = self.config.privacy
-        if not privacy.enabled or privacy.unit == "client" or not self.data.size(client):
+        if not privacy.enabled or privacy.unit == "client":
             return None
+        if not self.data.size(client) and not privacy.protects_counts:
+            return None  # it has nothing to release, and everybody may know
         if client not in self._accounts:
             owner = self.device.client if self.device else None
             known = (self.config, self.algorithm, client, self.data.client(client), self.ledgers)

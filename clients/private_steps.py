@@ -23,6 +23,7 @@ def private_steps(
     losses: Callable[[Tensor], Tensor],
     *,
     examples: int,
+    expected: float,
     release: Release,
     max_grad_norm: float,
     after_noise: Callable[[], None],
@@ -38,7 +39,8 @@ def private_steps(
         model: the model that holds the parameters; every other one is frozen.
         optimizer: over exactly the parameters.
         losses: from indices [n], on the CPU, to per-sample losses [n].
-        examples: how many there are, > 0.
+        examples: how many there are; without any, all steps are noise alone.
+        expected: the sample size to divide by, > 0.
         after_noise: called with the noised gradients in place, before the step: for a penalty,
             which does not touch data and must not use up the clipping norm.
         source: of the samples and of the noise.
@@ -56,7 +58,6 @@ def private_steps(
     held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     if held != {id(parameter) for parameter in parameters}:
         raise ClientError("private training: a trained tensor is frozen, or not the optimizer's")
-    expected = release.rate * examples
     private = NoisedOptimizer(optimizer, source, release.sigma, max_grad_norm, expected)
     chunk = max(1, CHUNK_SCALARS // sum(parameter.numel() for parameter in parameters))
     model.train()

@@ -99,7 +99,8 @@ class Trainer(ModelView):
         Raises:
             ClientError: as in ``check_finite``, or a released phase drew what can be guessed.
         """
-        if len(self.examples) == 0:  # a client without examples breaks nothing
+        released = phase.released and self.account is not None
+        if len(self.examples) == 0 and not released:  # a client without examples breaks nothing
             return working
         try:
             return working | self._trained(phase, working)
@@ -113,7 +114,7 @@ class Trainer(ModelView):
         """The parts that a phase trains, trained."""
         blend, share = phase.blend or ({}, 1.0)
         reference = None
-        if phase.reference is not None:
+        if phase.reference is not None and len(self.examples):
             # It is frozen and nothing in it is random: once for all epochs is enough.
             reference = self.outputs(phase.reference, working, self.examples.x)
         self._fill(phase.model, working)
@@ -219,9 +220,8 @@ class Trainer(ModelView):
 
         optimizer = self.optimizer(phase, parameters, share, privacy.lr)
         release = self.account.take_phase()
-        spread = noise_in_update(
-            optimizer, release, privacy.max_grad_norm, release.rate * len(self.examples)
-        )
+        expected = self.account.expected(release.rate, len(self.examples))
+        spread = noise_in_update(optimizer, release, privacy.max_grad_norm, expected)
         if spread is not None and not phase.blend:
             self.noise |= dict.fromkeys((phase.model[slot] for slot in phase.trains), spread)
         return private_steps(
@@ -230,6 +230,7 @@ class Trainer(ModelView):
             optimizer,
             losses,
             examples=len(self.examples),
+            expected=expected,
             release=release,
             max_grad_norm=privacy.max_grad_norm,
             after_noise=lambda: self._penalise(phase, anchors),

@@ -197,8 +197,9 @@ class Privacy:
     ``unit: example`` protects each example of a client, from the server too. A released phase takes
     ``steps`` steps of DP-SGD a round, each on a Poisson sample at ``sampling_rate``, per-sample
     gradients clipped to ``max_grad_norm``, at its own learning rate ``lr``. ``weights``: every
-    client's update weighs the same, or in proportion to its number of examples, which is noised
-    once and charged (``counts``).
+    client's update weighs the same, or in proportion to its number of examples (``counts``). That
+    number is then protected, too: it is noised, charged and sent once, and all that hangs on it
+    outside the client is made of what was sent; ``delta`` has to be set.
 
     ``unit: client`` protects all that one client holds, from whoever sees what the server sends
     on; the server is trusted. Clients train as without privacy; each round's update is clipped to
@@ -217,6 +218,11 @@ class Privacy:
     lr: float | None = setting(None, above=0)
     input_range: float = setting(1e6, above=0, most=1e6)
     deterministic_for_tests: bool = False
+
+    @property
+    def protects_counts(self) -> bool:
+        """Whether the number of a client's examples is protected, too."""
+        return self.enabled and self.unit == "example" and self.weights == "counts"
 
 
 @dataclass
@@ -358,4 +364,8 @@ def _merge(layers: Sequence[Any]) -> Config:
     config.training.fold = fold_of(config.training.fold)
     if config.evaluation.diagnostics is None:
         config.evaluation.diagnostics = config.data.partition.name != "devices"
+    if config.privacy.protects_counts and config.privacy.delta is None:
+        takes = "a number with privacy.weights=counts, as a default would tell how many examples"
+        cure = "set it below 1 / (the most examples of a client)"
+        raise ConfigError("privacy.delta", None, f"{takes} there are", cure)
     return config

@@ -55,6 +55,10 @@ class Noiseless(Account):
         """The steps of a phase, on all examples."""
         return Release(0.0, 1.0, self.phase.steps)
 
+    def expected(self, rate: float, examples: int) -> float:
+        """Of the examples that there are."""
+        return rate * examples
+
     def noised(self, what: str, counts: Tensor, source: Source) -> Tensor:
         """The counts as they are."""
         return counts
@@ -110,7 +114,10 @@ def lower_bound(config: Config, *, canaries: int = 200) -> dict[str, Any]:
                 upload, report = host.train(client, server_round, broadcast)
             except BudgetSpent:
                 break
-            change = len(train) * (_flat(upload) - _flat(broadcast))
+            # By which the client divides.
+            counted = host.config.privacy.protects_counts
+            divisor = report["examples"] if counted else len(train)
+            change = divisor * (_flat(upload) - _flat(broadcast))
             total += change / decayed(1.0, config, server_round)
             rounds += 1
         # Scores take everything to vary as a coin does, by 1/4; how often an own example was drawn,

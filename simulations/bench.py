@@ -203,6 +203,7 @@ class Party:
                 optimizer,
                 losses,
                 examples=len(examples),
+                expected=release.rate * len(examples),
                 release=release,
                 max_grad_norm=1.0,
                 after_noise=lambda: None,
@@ -219,7 +220,7 @@ class Free(Account):
     """An account that costs nothing, for what is thrown away."""
 
     def __init__(self, release: Release) -> None:
-        self.phase, self.sources = release, secret
+        self.phase, self.sources, self.once = release, secret, {}
 
     def take_phase(self) -> Release:
         """As often as it is asked for."""

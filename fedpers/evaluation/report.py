@@ -196,7 +196,7 @@ def neighbours(settings: Privacy) -> str:
     """What may differ between two data sets that what is released hardly tells apart."""
     if settings.unit == "client":
         return "one client's update taken away (zero-out), the number of clients public"
-    if settings.weights == "counts":
+    if settings.protects_counts:
         return "one training example added or removed, the number of examples protected too"
     return "one example's contribution taken away (zero-out), the number of examples public"
 

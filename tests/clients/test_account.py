@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from clients.account import EXAMPLES, LABELS, Account, check_client
+from clients.account import LABELS, Account, check_client
 from clients.host import ClientHost
 from clients.store import ClientStore
 from fedpers.config import Config, load_config
@@ -231,80 +231,6 @@ def test_counts_of_prior_are_charged_in_its_first_round_alone(small: Any, tmp_pa
     assert torch.equal(sent[0], sent[1])  # the same noised counts again
     (ledger,) = (tmp_path / "state" / "ledgers").glob("*.json")
     assert sorted(release.steps for release in Ledger(ledger).releases) == [1, 2]
-
-
-# -- weights by noised counts --------------------------------------------------------------------
-
-
-def test_each_count_is_paid_for_and_noised_by_itself(toys: Any, tmp_path: Path) -> None:
-    account = account_of(toys, tmp_path, "prior", "rounds=3", "privacy.weights=counts")
-    whole = noise_multiplier(EPSILON, 1e-3, 1.0, 1)
-    noise = {LABELS: whole / 0.3, EXAMPLES: whole / 0.125}
-    assert account.once == {what: Release(sigma, 1.0, 1) for what, sigma in noise.items()}
-    account.charge(LABELS, EXAMPLES)
-    source, counts = known(0)(), torch.full((20_000,), 1000.0)
-    for what, sigma in noise.items():
-        spread = float((account.noised(what, counts, source) - counts).std())
-        assert spread == pytest.approx(sigma, rel=0.03)
-        with pytest.raises(ClientError, match=f"not charged for counts of {what}"):
-            account.noised(what, counts, source)
-    for _ in range(2):
-        account.charge()
-    # The rounds and both counts fill the budget together.
-    rounds = account.phase._replace(steps=3)
-    assert set(account.budget.ledger.releases) == {rounds, *account.once.values()}
-    assert 0.99 * EPSILON < account.budget.spent <= EPSILON
-    with pytest.raises(BudgetSpent):
-        account.charge()
-
-
-def ledger_of(folder: Path) -> Ledger:
-    (path,) = (folder / "state" / "ledgers").glob("*.json")
-    return Ledger(path)
-
-
-@pytest.mark.parametrize("name", ["fedavg", "prior"])
-def test_a_clients_count_is_released_once_and_then_sent_again(
-    small: Any, tmp_path: Path, name: str
-) -> None:
-    config, sent = small(name, *private("rounds=3", "privacy.weights=counts")), []
-    for server_round in (1, 2, 3):
-        host = host_of(config, tmp_path / "state")  # anew, as after a restart
-        _, report = host.train("0", server_round, host.algorithm.initial)
-        sent.append(report["examples"])
-    assert sent == [sent[0]] * 3 and isinstance(sent[0], int) and sent[0] >= 1
-    releases = ledger_of(tmp_path).releases
-    once = 1 if name == "fedavg" else 2
-    assert sorted(release.steps for release in releases) == [*([1] * once), 3]
-    assert 0.99 * EPSILON < epsilon_of(releases, report["delta"]) <= EPSILON
-    assert report["epsilon"] == epsilon_of(releases, report["delta"])
-
-
-def test_counts_fit_into_an_epsilon_that_is_barely_enough(toys: Any, tmp_path: Path) -> None:
-    settings = ["privacy.epsilon=0.001", "privacy.weights=counts", "rounds=2"]
-    account = account_of(toys, tmp_path, "prior", *settings)
-    account.charge(LABELS, EXAMPLES)
-    account.charge()
-    assert 0.00099 < account.budget.spent <= 0.001
-
-
-def test_counts_differ_from_run_to_run_and_are_about_right(small: Any, tmp_path: Path) -> None:
-    found = []
-    for k in range(6):
-        config = small("fedavg", *private("privacy.epsilon=100", "privacy.weights=counts"))
-        host = host_of(config, tmp_path / str(k) / "state")
-        _, report = host.train("0", 1, host.algorithm.initial)
-        found.append(report["examples"])
-        account = host._account("0")
-        assert account is not None and account.once[EXAMPLES].sigma < 1.2
-    # 12 examples, rounded to whole numbers: five standard deviations are 6.
-    assert all(6 <= count <= 18 for count in found)
-    config = small("fedavg", *private("privacy.epsilon=2", "privacy.weights=counts"))
-    drawn = set()
-    for k in range(8):
-        host = host_of(config, tmp_path / f"wide-{k}" / "state")
-        drawn.add(host.train("0", 1, host.algorithm.initial)[1]["examples"])
-    assert len(drawn) > 1 and min(drawn) >= 1  # sigma is 16
 
 
 # -- a continued account -------------------------------------------------------------------------

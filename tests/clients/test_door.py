@@ -183,7 +183,7 @@ def test_diagnostics_are_sent_in_full_where_the_settings_say_so(host: Make) -> N
 
 
 def test_by_noised_counts_any_count_may_leave(host: Make, undeclared: list[str]) -> None:
-    node = host("fedavg", "privacy.weights=counts")
+    node = host("fedavg", "privacy.weights=counts", "privacy.delta=1e-3")
     for found, named in (
         (12, []),
         (-1, ["train.reports.0.examples"]),

@@ -88,6 +88,7 @@ def moved(model: PersonalModel, x: Tensor, y: Tensor, start: list[Tensor]) -> Te
         torch.optim.SGD(parameters, lr=1.0),
         lambda batch: F.cross_entropy(model(x[batch]).logits, y[batch], reduction="none"),
         examples=len(y),
+        expected=len(y),
         release=Release(0.0, 1.0, 1),
         max_grad_norm=0.3,
         after_noise=lambda: None,

@@ -73,7 +73,12 @@ def test_a_private_round_comes_out_of_its_sources_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With sources that are known all is; with secret ones nothing is, whatever the seeds are."""
-    settings = ["privacy.enabled=true", "privacy.weights=counts", "privacy.sampling_rate=0.5"]
+    settings = [
+        "privacy.enabled=true",
+        "privacy.weights=counts",
+        "privacy.delta=1e-3",
+        "privacy.sampling_rate=0.5",
+    ]
     config = small(method, *settings, f"training.fold={fold}")
 
     def uploads(folder: str, sources: Any) -> list[Any]:

@@ -17,7 +17,7 @@ CASES = {
     "ditto": [],
     "pfedsim": ["strategy.name=pfedsim", "strategy.params.rho=0.4"],
     "private": [
-        *(*PRIVATE, "privacy.lr=0.5", "privacy.weights=counts"),
+        *(*PRIVATE, "privacy.lr=0.5", "privacy.weights=counts", "privacy.delta=1e-3"),
         *("strategy.name=perada", "strategy.params.distill=false"),
     ],
 }

@@ -205,7 +205,8 @@ def test_weights_by_counts_are_the_noised_ones(
         return found
 
     monkeypatch.setattr(FedAvg, "mixing", listening)
-    settings = ("strategy.name=fedavg", "privacy.weights=counts", "data.partition.name=dirichlet")
+    settings = ("strategy.name=fedavg", "privacy.weights=counts", "privacy.delta=1e-4")
+    settings += ("data.partition.name=dirichlet",)
     ran = go(*settings, "rounds=2", "evaluation.diagnostics=false")
     assert ran.code == 0
     rounds: list[dict[str, float]] = [{}, {}]
