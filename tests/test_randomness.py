@@ -57,6 +57,7 @@ NOT_RELEASED = {
     "clients/trainer.py Trainer._drawing": "a forward pass of what is not released",
     "clients/trainer.py Trainer.batches": "the order of batches of what is not released",
     "clients/fedala.py FedALA.learn_weights": "the order of batches for weights that stay",
+    "fedpers/privacy/ledger.py Ledger.charge": "the ledger's name, which stays with it",
     "clients/feddpa.py FedDPA.recall": "which own examples a prediction is likened to",
     "clients/scoring.py Scoring.others": "whose test examples a simulation borrows",
     "clients/groups.py disagreement": "a trial of the model on made-up weights",
