@@ -36,10 +36,11 @@ class Source:
         key: 32 bytes that are used for nothing else.
     """
 
+    _ahead = torch.empty(0, dtype=torch.float64)  # normals that nobody has asked for yet
+
     def __init__(self, key: bytes) -> None:
         # One key, one stream: the counter may start anywhere, so it starts at 0.
         self._stream: CipherContext = Cipher(AES(key), CTR(bytes(16))).encryptor()
-        self._ahead = torch.empty(0, dtype=torch.float64)
 
     def bits(self, count: int) -> bytes:
         """``count`` bytes, uniform."""
