@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup text demo devices test test-slow check clean
+.PHONY: setup text demo devices test test-slow mutants check clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile=new
+
+# Sabotages of the privacy code, one by one in a copy of the tree, each with the tests that see it.
+mutants: setup
+	$(BIN)/python tests/mutants/run.py
 
 check: setup
 	$(BIN)/ruff check .

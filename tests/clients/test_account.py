@@ -205,6 +205,7 @@ def test_a_host_charges_before_it_trains_and_in_every_process(
         hosts[1].train("0", 4, broadcast)
 
     def fails(*_: object) -> None:
+        assert len([*(tmp_path / "state" / "ledgers").glob("*.json")]) == 2  # charged already
         raise ClientError("no")
 
     monkeypatch.setattr(type(hosts[0].algorithm), "train", fails)

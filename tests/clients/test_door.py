@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.answers import ANSWERS
+from clients.answers import ANSWERS, answer
 from clients.door import FIELDS, as_declared, coarse, leave
 from clients.host import ClientHost
 from fedpers.config import Config
@@ -164,6 +164,26 @@ def test_parts_leave_in_answers_to_training_alone(host: Make, undeclared: list[s
         rows, _ = leave(kind, node, BODY, ([node.algorithm.initial], {}))
         assert rows == [] and undeclared == [f"{kind}: parts"]
         undeclared.clear()
+
+
+def test_every_answer_goes_through_the_door(host: Make, undeclared: list[str]) -> None:
+    node = host("fedavg")
+    train_all, start = node.train_all, node.algorithm.initial.only(node.algorithm.sends)
+
+    def chatty(*asked: Any) -> Any:
+        trained = train_all(*asked)
+        return {c: (upload, report | {"labels": SECRET}) for c, (upload, report) in trained.items()}
+
+    node.train_all = chatty  # type: ignore[method-assign]
+    _, sent = answer("train", node, [start], BODY | {"rows": {"0": 0, "2": 0}})
+    assert set(sent["reports"]) == {"0", "2"} and SECRET not in json.dumps(sent)
+    assert undeclared == ["train.reports.0.labels", "train.reports.2.labels"]
+    undeclared.clear()
+
+
+def test_times_leave_coarsely(host: Make) -> None:
+    _, sent = leave("train", host("fedavg"), BODY, ([], {"encrypt": 5.375, "decrypt": 0.125}))
+    assert sent == {"encrypt": 4.0, "decrypt": 0.0}
 
 
 @given(st.floats(min_value=0, max_value=1e9))

@@ -39,9 +39,10 @@ def test_a_charge_is_on_disk_when_it_returns(path: Path) -> None:
 
 def test_equal_entries_are_one(path: Path) -> None:
     for _ in range(4):
-        Ledger(path).charge([ONE, ONE, Release(1.0, 1.0, 2)])
-    assert Ledger(path).releases == [Release(2.0, 0.1, 24), Release(1.0, 1.0, 8)]
-    assert len(json.loads(path.read_text())["releases"]) == 2
+        Ledger(path).charge([ONE, ONE, Release(1.0, 1.0, 2), Release(2.0, 0.5, 1)])
+    merged = [Release(2.0, 0.1, 24), Release(1.0, 1.0, 8), Release(2.0, 0.5, 4)]
+    assert Ledger(path).releases == merged
+    assert len(json.loads(path.read_text())["releases"]) == 3
     assert Ledger(path).epsilon(DELTA) == epsilon_of(Ledger(path).releases, DELTA)
 
 
@@ -213,6 +214,16 @@ def test_the_budget_counts_what_others_charged_meanwhile(path: Path) -> None:
     for budget in (mine, theirs):
         with pytest.raises(BudgetSpent):
             budget.charge([ONE])
+
+
+def test_the_budget_counts_releases_of_all_kinds(path: Path) -> None:
+    kinds = [Release(2.0, 0.1, 9), Release(9.0, 1.0, 4), Release(5.0, 1.0, 1)]
+    budget = Budget(Ledger(path), 1.000001 * epsilon_of(kinds, DELTA), DELTA)
+    for kind in kinds:
+        budget.charge([kind])
+    for kind in kinds:
+        with pytest.raises(BudgetSpent):
+            budget.charge([kind._replace(steps=1)])
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.1])

@@ -1,0 +1,180 @@
+"""Sabotages of what is released: clipped, summed and noised."""
+
+from __future__ import annotations
+
+from mutant import Mutant, of
+
+HOOKS = "clients/noised_optimizer.py"
+FOLDED = "clients/folded_privately.py"
+NOISE = "fedpers/privacy/noise.py"
+BOUNDED = of(
+    "clients/test_private_steps.py",
+    "test_one_example_changes_a_released_sum_by_at_most_the_clipping_norm",
+)
+SPREAD = of("clients/test_private_steps.py", "test_the_noise_has_the_declared_spread")
+LOOP = of("clients/test_folding.py", "test_clipping_is_that_of_a_loop_over_examples")
+SHARES = of(
+    "strategies/test_sealing.py", "test_shares_of_honest_clients_add_up_to_all_of_the_noise"
+)
+ALIKE = of(
+    "clients/test_folding.py",
+    "test_private_groups_draw_clip_and_account_as_each_client_alone",
+)
+
+CLIPPING = [
+    Mutant(
+        "clip off, with hooks",
+        HOOKS,
+        "factors = clip_factors(norms, self.max_grad_norm)",
+        "factors = torch.ones_like(norms)",
+        BOUNDED,
+    ),
+    Mutant(
+        "clip norm doubled, with hooks",
+        HOOKS,
+        "factors = clip_factors(norms, self.max_grad_norm)",
+        "factors = clip_factors(norms, 2 * self.max_grad_norm)",
+        BOUNDED,
+    ),
+    Mutant(
+        "each tensor clipped for itself",
+        HOOKS,
+        'torch.einsum("i,i...", factors, row)',
+        'torch.einsum("i,i...", (self.max_grad_norm / row.flatten(1).norm(dim=1)).clamp(max=1), '
+        "row)",
+        BOUNDED,
+    ),
+    Mutant(
+        "clip off, in groups",
+        FOLDED,
+        "factors = clip_factors(squares.float().sqrt(), max_grad_norm)",
+        "factors = torch.ones(shape, device=index.device)",
+        LOOP,
+    ),
+    Mutant(
+        "clip norm doubled, in groups",
+        FOLDED,
+        "factors = clip_factors(squares.float().sqrt(), max_grad_norm)",
+        "factors = clip_factors(squares.float().sqrt(), 2 * max_grad_norm)",
+        LOOP,
+    ),
+    Mutant(
+        "biases left out of the norm, in groups",
+        FOLDED,
+        "squares += torch.linalg.vector_norm(g.sum(2), dim=2).double().square()",
+        "squares += 0",
+        LOOP,
+    ),
+    Mutant(
+        "gradients that are not finite kept",
+        "clients/clipping.py",
+        ".clamp(max=1.0).nan_to_num(0.0)",
+        ".clamp(max=1.0)",
+        of("clients/test_finite.py", "test_factors_by_hand"),
+    ),
+    Mutant(
+        "clip of a whole update off",
+        "strategies/client_level.py",
+        "scales[client] = min(1.0, norm / length)",
+        "scales[client] = 1.0",
+        of("strategies/test_client_level.py", "test_the_mean_of_clipped_changes_by_hand"),
+    ),
+    Mutant(
+        "counts not clipped per example",
+        "clients/trainer.py",
+        "factors = (1 / contributions.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)",
+        "factors = torch.ones(len(contributions))",
+        of("clients/test_confined.py", "test_an_example_adds_no_more_than_one_to_counts"),
+    ),
+]
+
+ADDED_NOISE = [
+    Mutant(
+        "noise halved, with hooks",
+        HOOKS,
+        "self.source.noised(sums, self.noise_multiplier * self.max_grad_norm)",
+        "self.source.noised(sums, self.noise_multiplier * self.max_grad_norm / 2)",
+        SPREAD,
+    ),
+    Mutant(
+        "noise halved, in groups",
+        FOLDED,
+        "source.noised(torch.cat(sums), release.sigma * privacy.max_grad_norm)",
+        "source.noised(torch.cat(sums), release.sigma * privacy.max_grad_norm / 2)",
+        ALIKE,
+    ),
+    Mutant(
+        "noise off",
+        NOISE,
+        "        if deviation <= 0:\n",
+        "        if deviation >= 0:\n",
+        of("fedpers/privacy/test_noise.py", "test_noise_has_the_declared_spread_and_mean"),
+    ),
+    Mutant(
+        "noise used again",
+        NOISE,
+        "return self._stream.update(bytes(count))",
+        'self._kept = getattr(self, "_kept", b"") or self._stream.update(bytes(1 << 20))\n'
+        "        return (self._kept * (count // len(self._kept) + 1))[:count]",
+        of("fedpers/privacy/test_noise.py", "test_no_two_draws_of_a_source_are_the_same"),
+    ),
+    Mutant(
+        "normals that were drawn ahead used again",
+        NOISE,
+        "found, self._ahead = self._ahead[:count], self._ahead[count:]",
+        "found = self._ahead[:count].clone()",
+        of("fedpers/privacy/test_noise.py", "test_no_two_draws_of_a_source_are_the_same"),
+    ),
+    Mutant(
+        "grid rounding dropped",
+        NOISE,
+        ".add_(piece, alpha=1 / grid).round_()",
+        ".add_(piece, alpha=1 / grid)",
+        of("fedpers/privacy/test_noise.py", "test_a_noised_sum_lies_on_the_grid"),
+    ),
+    Mutant(
+        "counts without noise",
+        "clients/account.py",
+        "return source.noised(counts, self.once[what].sigma).clamp_min(0)",
+        "return counts",
+        of("clients/test_account.py", "test_counts_are_paid_for_once_and_noised"),
+    ),
+    Mutant(
+        "noise of counts halved",
+        "clients/account.py",
+        "return source.noised(counts, self.once[what].sigma).clamp_min(0)",
+        "return source.noised(counts, self.once[what].sigma / 2).clamp_min(0)",
+        of("clients/test_account.py", "test_counts_are_paid_for_once_and_noised"),
+    ),
+    Mutant(
+        "noise of a population halved",
+        "strategies/client_level.py",
+        "total = source.noised(total, self.sigma * norm)",
+        "total = source.noised(total, self.sigma * norm / 2)",
+        of("strategies/test_client_level.py", "test_the_noise_has_the_declared_spread"),
+    ),
+    Mutant(
+        "a cohort of which all fail releases nothing",
+        "strategies/method.py",
+        "return 1 if self.client_level.shares else 0",
+        "return 1",
+        of(
+            "strategies/test_client_level_rounds.py",
+            "test_a_round_in_which_all_fail_is_noise_alone",
+        ),
+    ),
+    Mutant(
+        "a share of the noise too little",
+        "clients/sealing.py",
+        'int(noise["honest"]) ** 0.5',
+        '(int(noise["honest"]) + 1) ** 0.5',
+        SHARES,
+    ),
+    Mutant(
+        "one share missing",
+        "strategies/client_level.py",
+        "return len(came) >= self.honest(",
+        "return len(came) + 1 >= self.honest(",
+        of("strategies/test_sealing.py", "test_a_round_with_too_few_shares_mixes_nothing"),
+    ),
+]

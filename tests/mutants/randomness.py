@@ -1,0 +1,149 @@
+"""Sabotages of where randomness comes from."""
+
+from __future__ import annotations
+
+from mutant import Mutant, of
+
+FOLDED = "clients/folded_privately.py"
+NOISE = "fedpers/privacy/noise.py"
+DRAWN = of("test_randomness.py", "test_what_is_released_draws_from_a_source_alone")
+ALIKE = of(
+    "clients/test_folding.py",
+    "test_private_groups_draw_clip_and_account_as_each_client_alone",
+)
+
+RANDOMNESS = [
+    Mutant(
+        "key of 16 bits",
+        NOISE,
+        "return Source(os.urandom(32))",
+        "return Source(os.urandom(2) * 16)",
+        of("fedpers/privacy/test_noise.py", "test_keys_are_drawn_from_more_than_seeds_of_32_bits"),
+    ),
+    Mutant(
+        "key of 32 bits",
+        NOISE,
+        "return Source(os.urandom(32))",
+        "return Source(hashlib.sha256(os.urandom(4)).digest())",
+        of("fedpers/privacy/test_noise.py", "test_keys_are_drawn_from_more_than_seeds_of_32_bits"),
+    ),
+    Mutant(
+        "keys from the run's seed",
+        NOISE,
+        "return known(seed) if deterministic else secret",
+        "return known(seed)",
+        of("fedpers/privacy/test_noise.py", "test_who_is_not_a_test_gets_secret_sources"),
+    ),
+    Mutant(
+        "a node's keys from the run's seed",
+        "clients/keeper.py",
+        "self.sources = sources or noise.sources(known, config.seed)",
+        "self.sources = sources or noise.known(config.seed)",
+        of("clients/test_private_draws.py", "test_a_private_round_comes_out_of_its_sources_alone"),
+    ),
+    Mutant(
+        "a device's noise from the run's seed",
+        "clients/keeper.py",
+        "if known and config.privacy.enabled and device is not None:",
+        "if False:",
+        of("clients/test_device.py", "test_a_device_draws_no_noise_that_the_server_knows"),
+    ),
+    Mutant(
+        "all rounds have one key",
+        "clients/trainer.py",
+        "return self.account.sources(self.server_round, self.client, purpose)",
+        "return self.account.sources(self.client, purpose)",
+        of("clients/test_sources.py", "test_each_round_client_and_purpose_has_a_source_of_its_own"),
+    ),
+    Mutant(
+        "all clients of a group have one key",
+        FOLDED,
+        "account.sources(trainer.server_round, trainer.client, phase.name)",
+        'account.sources(trainer.server_round, "0", phase.name)',
+        ALIKE,
+    ),
+    Mutant(
+        "shares of the noise from the run's seed",
+        "clients/sealing.py",
+        'source = self.sources("share", server_round, client)',
+        'source = known(self.config.seed)("share", server_round, client)',
+        of("clients/test_private_draws.py", "test_shares_and_rounding_are_nobodys_to_know"),
+    ),
+    Mutant(
+        "cohorts from the run's seed",
+        "strategies/client_level.py",
+        'drawn = self.sources("cohort", server_round).sample(len(clients), self.rate)',
+        "from fedpers.privacy.noise import known\n\n"
+        '        drawn = known(self.config.seed)("cohort", server_round).sample(\n'
+        "            len(clients), self.rate\n"
+        "        )",
+        of(
+            "strategies/test_client_level.py", "test_who_took_part_cannot_be_computed_from_the_seed"
+        ),
+    ),
+    Mutant(
+        "a population's noise from the run's seed",
+        "strategies/client_level.py",
+        "self.sources = sources(config.privacy.deterministic_for_tests, config.seed)",
+        "self.sources = sources(True, config.seed)",
+        of(
+            "strategies/test_client_level.py",
+            "test_the_noise_is_nobodys_to_know_unless_tests_ask_for_it",
+        ),
+    ),
+    Mutant(
+        "torch's float32 normals",
+        NOISE,
+        "noise = self.normal(len(piece)).to(",
+        "noise = torch.randn(len(piece)).double().to(",
+        DRAWN,
+    ),
+    Mutant(
+        "uniforms of 24 bits",
+        NOISE,
+        "words = np.frombuffer(self.bits(8 * count), np.uint64) >> np.uint64(11)",
+        "words = np.frombuffer(self.bits(8 * count), np.uint64) >> np.uint64(40) << np.uint64(29)",
+        of("fedpers/privacy/test_noise.py", "test_uniforms_have_53_bits"),
+    ),
+    Mutant(
+        "samples by torch's generator",
+        NOISE,
+        "return (self.uniform(examples) <= rate).nonzero().view(-1)",
+        "return (torch.rand(examples) <= rate).nonzero().view(-1)",
+        DRAWN,
+    ),
+    Mutant(
+        "samples of a fixed size",
+        NOISE,
+        "return (self.uniform(examples) <= rate).nonzero().view(-1)",
+        "return self.uniform(examples).argsort()[: round(rate * examples)].sort().values",
+        of("fedpers/privacy/test_noise.py", "test_each_example_is_drawn_by_itself"),
+    ),
+    Mutant(
+        "twice the sampling rate",
+        NOISE,
+        "return (self.uniform(examples) <= rate).nonzero().view(-1)",
+        "return (self.uniform(examples) <= 2 * rate).nonzero().view(-1)",
+        of("fedpers/privacy/test_noise.py", "test_each_example_is_drawn_by_itself"),
+    ),
+    Mutant(
+        "the gate's noise by torch's generator",
+        "clients/trainer.py",
+        "self.model.source = self.account.sources(*path)",
+        "self.model.source = None",
+        of(
+            "clients/test_private_draws.py",
+            "test_what_is_random_in_a_private_forward_pass_is_nobodys_to_know",
+        ),
+    ),
+    Mutant(
+        "torch's generator in a private forward pass let through",
+        "clients/trainer.py",
+        "if drawn_from(self.device) != before:",
+        "if False:",
+        of(
+            "clients/test_private_draws.py",
+            "test_a_private_forward_pass_that_draws_from_torchs_generator_is_refused",
+        ),
+    ),
+]
