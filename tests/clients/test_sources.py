@@ -13,7 +13,7 @@ from fedpers.privacy import Ledger
 from fedpers.privacy.noise import Source, known
 
 PRIVATE = ("privacy.enabled=true", "privacy.epsilon=3", "rounds=3", "privacy.steps=2")
-PRIVATE += ("privacy.weights=counts",)
+PRIVATE += ("privacy.weights=counts", "privacy.delta=1e-3")
 
 
 class Handed:
