@@ -129,8 +129,8 @@ def _privacy(run: RunRecord) -> list[str]:
     beyond = beyond if isinstance(beyond, list) else []
     return [
         f"What left the clients is differentially private for {whose}: {spent}.",
-        *([f"Neighbouring data: {near}."] if isinstance(near, str) else []),
         *([f"That says nothing of {'; nor of '.join(map(str, beyond))}."] if beyond else []),
+        *([f"What may differ between neighbours: {near}."] if isinstance(near, str) else []),
     ]
 
 

@@ -58,6 +58,19 @@ def test_the_noise_is_calibrated_for_the_whole_run(
         account.charge()
 
 
+def test_clients_of_like_size_share_one_calibration(toys: Any, tmp_path: Path) -> None:
+    settings = ["rounds=7", "privacy.sampling_rate=0.3", "privacy.epsilon=2.5"]
+
+    def sigma(n: int) -> float:
+        bound, store = toys.bind("prior", *private(*settings)), ClientStore(tmp_path / str(n), "a")
+        opening = (bound.config, bound.algorithm, "a", data_of(n, seed=n), tmp_path, store)
+        return Account(*opening, secret).sigma
+
+    first, before = sigma(10), noise_multiplier.cache_info().misses
+    assert {sigma(n) for n in range(11, 111)} == {first}
+    assert noise_multiplier.cache_info().misses == before
+
+
 def test_a_client_that_is_chosen_more_often_than_expected_runs_out(
     toys: Any, tmp_path: Path
 ) -> None:

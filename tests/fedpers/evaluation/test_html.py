@@ -158,12 +158,15 @@ def test_one_client_with_one_model(make: Callable[..., Path], mode: str) -> None
 
 
 def test_results_held_back(make: Callable[..., Path]) -> None:
-    privacy = {"enabled": True, "epsilon_max": 3.25, "delta": 1e-5, "unit": "example"}
-    privacy["per_client"] = {"a": 3.25, "b": 1.5}
+    privacy = {"enabled": True, "epsilon_max": 3.241, "delta": 1e-5, "unit": "example"}
+    privacy |= {"mu": 0.901, "neighbours": "one example", "per_client": {"a": 3.241, "b": 1.5}}
     privacy["not_covered"] = ["the public examples", "personal models"]
     page = read(make([], "evaluation.diagnostics=false", privacy=privacy))
     assert "keep their results to themselves" in page.text
-    assert "epsilon 3.25 at delta 1e-05" in page.text and "1.50" in page.text
+    # Rounded up.
+    assert "epsilon 3.25 at delta 1e-05, mu 0.91 of Gaussian DP" in page.text
+    assert "epsilon max 3.242" in page.text and "1.50" in page.text
+    assert "What may differ between neighbours: one example." in page.text
     assert "That says nothing of the public examples; nor of personal models." in page.text
     assert "Each client" not in page.text and "3 clients" in page.text
 
