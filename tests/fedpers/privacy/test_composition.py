@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 
-from fedpers.privacy.accounting import Release, epsilon_of, mu_of
+from fedpers.privacy.accounting import Release, epsilon_of, mu_of, noise_multiplier
 from fedpers.privacy.gaussian import epsilon_at, log_delta
 from fedpers.privacy.sampled import KINDS, coarsened, delta_of_step
 
@@ -96,6 +96,17 @@ def test_epsilon_is_what_an_independent_implementation_finds(
     assert max(directions) <= found + 1e-9  # from above
     assert found <= max(directions) + 1e-3
     assert found <= max(directions) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("steps", [20, 200, 2000])
+def test_sigma_is_a_thousandth_above_exact_at_most(epsilon: float, steps: int) -> None:
+    sigma = noise_multiplier(epsilon, 1e-4, 0.1, steps)
+
+    def spent(sigma: float) -> float:  # an example that is removed costs more, see below
+        return epsilon_by_cosines([(sigma, 0.1, steps)], 1e-4, removed=True)
+
+    assert spent(sigma) <= epsilon < spent(sigma / 1.001)
 
 
 def test_the_direction_that_costs_more_counts() -> None:
