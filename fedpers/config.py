@@ -190,9 +190,9 @@ class Privacy:
 
     ``epsilon`` and ``delta`` (default: a power of ten below 1 / 2n) hold for the whole run, and
     for all runs on the same data whose ``state`` persists. ``deterministic_for_tests`` draws the
-    noise from the run's seed, which protects nobody. ``input_range``: inputs beyond
-    -input_range..input_range are set to its ends, and NaN to 0, lest an odd value turn an answer
-    into an error.
+    noise from the run's seed, which protects nobody. ``input_range``: inputs, and targets
+    that are numbers, beyond -input_range..input_range are set to its ends, and NaN to 0, lest an
+    odd value turn an answer into an error.
 
     ``unit: example`` protects each example of a client, from the server too. A released phase takes
     ``steps`` steps of DP-SGD a round, each on a Poisson sample at ``sampling_rate``, per-sample
