@@ -177,7 +177,7 @@ def _as_whole(mu_squared: float, sampled: tuple[Release, ...]) -> float:
     return math.sqrt(mu_squared + sum(r.steps / r.sigma**2 for r in sampled))
 
 
-def _together(mu_squared: float, sampled: tuple[Release, ...]) -> PrivacyLossDistribution:
+def _composed(mu_squared: float, sampled: tuple[Release, ...]) -> PrivacyLossDistribution:
     # A history grows in its last kind, or in whole batches: what is before them is composed once.
     return composed((*sampled[:-1], *_gaussian(mu_squared), sampled[-1]))
 
@@ -187,7 +187,7 @@ def _epsilon(mu_squared: float, sampled: tuple[Release, ...], delta: float) -> f
     at_most = epsilon_at(_as_whole(mu_squared, sampled), delta)
     if not sampled or delta < LEAST_DELTA or at_most == math.inf:
         return at_most
-    return min(at_most, float(_together(mu_squared, sampled).get_epsilon_for_delta(delta)))
+    return min(at_most, float(_composed(mu_squared, sampled).get_epsilon_for_delta(delta)))
 
 
 @lru_cache(maxsize=2**14)
@@ -197,7 +197,7 @@ def _mu(mu_squared: float, sampled: tuple[Release, ...], delta: float) -> float:
     if not sampled or delta < LEAST_DELTA or epsilon > HIGHEST:
         return high
     epsilons = np.linspace(0, epsilon, CURVE)
-    deltas = np.asarray(_together(mu_squared, sampled).get_delta_for_epsilon(epsilons))
+    deltas = np.asarray(_composed(mu_squared, sampled).get_delta_for_epsilon(epsilons))
     # Between two places delta is at most that of the first, and a Gaussian's least at the second.
     needed = np.log(np.maximum(deltas[:-1], 1e-300))
     while high - low > PRECISION * high:
