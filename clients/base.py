@@ -272,7 +272,8 @@ def check_private(name: str, algorithm: LocalAlgorithm) -> None:
         takes = "float32 with privacy: what is clipped to a bound must be computed as finely"
         raise ConfigError("training.precision", precision, takes)
     algorithm.freeze()
-    check_plan(name, algorithm, algorithm.initial.only(algorithm.sends))
+    sent = algorithm.initial.only(algorithm.sends)
+    check_plan(name, algorithm, sent, algorithm.config.rounds)
 
 
 def two_branches(

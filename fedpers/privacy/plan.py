@@ -3,17 +3,19 @@
 Sample-level DP-SGD covers a release only if whatever influenced it was trained under DP itself, or
 does not depend on the client's data. A head trained without noise, through which the gradients of
 a released body flow, breaks the guarantee in silence. So before a run the plan follows the parts
-through a round, again and again until nothing changes: a part trained without DP is tainted, and a
-released phase that reads a tainted part, or an upload that is made of one, is refused.
+through its rounds: a part trained without DP is tainted, and a released phase that reads a tainted
+part, or an upload that is made of one, is refused.
 
-To see what is made of a tainted part while a method receives, keeps or uploads, the round is
-followed with four fillings of the tainted parts: NaN, which arithmetic keeps, and three others. A
-part is tainted if it holds NaN or is not the same with all others, as when signs are compared.
+To see what is made of a tainted part while a method receives, keeps or uploads, the rounds are
+followed with several fillings of the tainted parts: NaN, which arithmetic keeps, and numbers of
+either sign from 1e-8 to 1e8, so that thresholds, signs and orders show. A part is tainted if it
+holds NaN or is not the same with all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -48,7 +50,7 @@ class Method(Protocol):
         """What stays."""
 
 
-def check_plan(name: str, method: Method, broadcast: Parts) -> None:
+def check_plan(name: str, method: Method, broadcast: Parts, rounds: int) -> None:
     """Refuse a method whose releases DP-SGD of its released phases would not cover.
 
     Args:
@@ -56,23 +58,28 @@ def check_plan(name: str, method: Method, broadcast: Parts) -> None:
         method: its client side.
         broadcast: parts as the server would send them. Their values are replaced: from zeros, which
             a model may start at, a method could make nothing visible.
+        rounds: of the run; all are followed, unless one begins as an earlier one did.
 
     Raises:
         ConfigError: naming the phase, the part and the cure.
     """
-    broadcast = Parts({name: part.like(_large(part.vector)) for name, part in broadcast.items()})
+    broadcast = Parts({n: p.like(1 + _spread(p.vector, 0)) for n, p in broadcast.items()})
     tainted: set[str] = set()
     kept: Worlds = [Parts() for _ in FILLINGS]
-    seen: set[tuple[frozenset[str], frozenset[str]]] = set()
-    while (state := (frozenset(kept[0]), frozenset(tainted))) not in seen:
+    seen: set[tuple[str, ...]] = set()
+    for _ in range(rounds):
+        state = (*(world.digest() for world in kept), *sorted(tainted))
+        if state in seen:
+            return
         seen.add(state)
         working = [method.receive(broadcast, personal) for personal in kept]
         for phase in method.phases():
-            raw = _tainted(working)
+            raw, trained = _tainted(working), {phase.model[slot] for slot in phase.trains}
             if phase.released:
                 _check_released(name, phase, raw, working[1], method.task)
+                working = [_retrained(world, trained) for world in working]
             else:
-                working = _fill(working, raw | {phase.model[slot] for slot in phase.trains})
+                working = _fill(working, raw | trained)
         for part in sorted(_tainted([method.upload(world) for world in working])):
             raise _refusal(
                 name,
@@ -134,16 +141,36 @@ def _reads(phase: Phase) -> list[str]:
     return reads
 
 
-def _large(vector: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(vector.numel())
-    return 1 + torch.rand(vector.shape, generator=generator)
+def _spread(vector: Tensor, seed: int) -> Tensor:
+    """Numbers in 0..1 of a vector's shape, known ones."""
+    generator = torch.Generator().manual_seed(1000 * vector.numel() + seed)
+    return torch.rand(vector.shape, generator=generator)
+
+
+def _retrained(world: Parts, names: Iterable[str]) -> Parts:
+    """With parts as DP training may leave them, the same in every world."""
+    return world | {n: world[n].like(0.5 + _spread(world[n].vector, 1)) for n in names}
+
+
+def _filling(magnitude: float, signs: str, seed: int) -> Callable[[Tensor], Tensor]:
+    def filling(vector: Tensor) -> Tensor:
+        drawn = magnitude * (1 + _spread(vector, seed))
+        if signs == "mixed":
+            return drawn * (2 * (_spread(vector, seed + 1) < 0.5) - 1)
+        return drawn if signs == "plus" else -drawn
+
+    return filling
 
 
 FILLINGS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda vector: torch.full_like(vector, float("nan")),
-    lambda vector: 100 * _large(vector),
-    lambda vector: -100 * _large(vector),
-    lambda vector: 0.001 * _large(vector),
+    # Each in an order of its own, lest an order or the largest values be the same in all.
+    *(
+        _filling(magnitude, signs, 10 * k)
+        for k, (magnitude, signs) in enumerate(
+            product((1.0, 1e-8, 1e-3, 1e3, 1e8), ("plus", "minus", "mixed")), start=1
+        )
+    ),
 )
 
 

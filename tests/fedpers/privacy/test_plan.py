@@ -15,7 +15,7 @@ from fedpers.config import Config, load_config
 from fedpers.data import FederatedData, load_data
 from fedpers.errors import ConfigError
 from fedpers.models import Outputs, build_model
-from fedpers.parts import Parts
+from fedpers.parts import Part, Parts
 from fedpers.phases import Phase, Prox
 from fedpers.tasks import cross_entropy
 
@@ -189,6 +189,11 @@ LAUNDERED = {
     "a comparison": lambda clean, own: clean + (own > 0).float(),
     "whether it is large": lambda clean, own: clean * (2.0 if float(own.abs().max()) > 1 else 1.0),
     "without NaN": lambda clean, own: clean + torch.nan_to_num(own),
+    "whether it is huge": lambda clean, own: clean + float(own.nan_to_num().abs().max() > 1e6),
+    "whether it is tiny": lambda clean, own: clean + float(own.nan_to_num().abs().max() < 1e-6),
+    "which is the largest": lambda clean, own: clean + own.nan_to_num().argmax() / 7,
+    "its order": lambda clean, own: clean + own.nan_to_num().argsort().argsort().float()[0],
+    "how many are positive": lambda clean, own: clean + (own > 0).sum(),
 }
 
 
@@ -214,7 +219,7 @@ def test_a_raw_part_mixed_into_the_working_body_on_receipt(digits: FederatedData
         def receive(self, broadcast: Parts, personal: Parts) -> Parts:
             working = super().receive(broadcast, personal)
             body = working["body"].vector
-            own = raw(working).mean() * torch.ones_like(body)
+            own = raw(working).repeat(1 + len(body) // len(raw(working)))[: len(body)]
             return working | {"body": working["body"].like(LAUNDERED[how](body, own))}
 
     assert "phase 'shared body' is released and reads 'body'" in refused(Mixes, digits)
@@ -254,6 +259,26 @@ def test_a_part_that_the_client_keeps_only_after_training(digits: FederatedData)
             return working | {"initial.head": extra}
 
     assert "reads 'initial.head'" in refused(Appears, digits)
+
+
+def test_a_part_that_is_mixed_in_after_so_many_rounds(digits: FederatedData) -> None:
+    class Waits(Two):
+        """It counts its rounds in a part, and sends what is personal in the seventh."""
+
+        def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+            working = super().receive(broadcast, personal)
+            zero = Part.of({"rounds": torch.zeros(1)})
+            before = personal.get("personal.rounds", zero)
+            return working | {"personal.rounds": before.like(before.vector + 1)}
+
+        def upload(self, working: Parts) -> Parts:
+            body = working["body"]
+            if float(working["personal.rounds"].vector) < 7:
+                return working.only(["body"])
+            return Parts({"body": body.like(body.vector + raw(working).mean())})
+
+    assert "the upload 'body' is made of parts trained without privacy" in refused(Waits, digits)
+    check_private("waits", built(Waits, digits, "rounds=6"))
 
 
 def test_its_own_train_has_to_say_that_it_is_accounted(digits: FederatedData) -> None:
