@@ -22,18 +22,20 @@ from clients.failures import withheld
 from clients.features import FeatureCache
 from clients.groups import Groups, sizes_on, train_group
 from clients.keeper import Keeper, stores_of
+from clients.loading import data_and_model
 from clients.local import Local
 from clients.scoring import Scoring
 from clients.store import ClientStore
 from clients.trainer import ModelView, Trainer, fill
+from clients.verdict import check_leaks
 from fedpers.compute import device_for
 from fedpers.config import Config, config_from_json
-from fedpers.data import FederatedData, Schema, device_data, load_data
+from fedpers.data import FederatedData, Schema
 from fedpers.errors import ClientError, DataError
 from fedpers.evaluation import ClientResult
 from fedpers.failures import DATA
 from fedpers.memory import keep_memory
-from fedpers.models import build_model, save_adapter
+from fedpers.models import PersonalModel, save_adapter
 from fedpers.parts import Parts
 from fedpers.privacy.noise import Sources
 
@@ -105,18 +107,10 @@ class ClientHost(Keeper):
         torch.set_num_threads(config.simulation.cpus_per_node)
         keep_memory()
         found, params = find_algorithm(algorithm, config, server_params)
-        self.run = stores.parent.name
-        if device is None:
-            self.ledgers = (Path(config.state) if config.state else stores) / "ledgers"
-            with withheld(DATA):
-                self.data: FederatedData = load_data(config)
-            self.model = build_model(config, self.data)
-        else:
-            device.claim()
-            self.ledgers = device.state / "ledgers"
-            with withheld(DATA):
-                self.data = device_data(config, device.client, device.data, schema)
-            self.model = build_model(config, self.data, device.base(base) if base else None)
+        self.run, self.method = stores.parent.name, (algorithm, tuple(server_params))
+        kept = Path(config.state) if config.state else stores
+        self.ledgers = (kept if device is None else device.state) / "ledgers"
+        self.data, self.model = self._load(config, device, base, schema)
         # What convolutions compute fastest in; other layers are as they were.
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.local = Local(config, self.model, Local.Params())
@@ -135,19 +129,29 @@ class ClientHost(Keeper):
         self.view, self.scoring = ModelView(self.model, self.algorithm), Scoring(self)
         self._accounts: dict[str, Account] = {}
         if config.privacy.enabled and config.privacy.unit == "example":
-            check_private(algorithm, self.algorithm)
+            self._admit(algorithm)
+
+    def _load(self, config: Config, *given: Any) -> tuple[FederatedData, PersonalModel]:
+        """The clients' data, and the model."""
+        return data_and_model(config, *given)
+
+    def _admit(self, name: str) -> None:
+        """Refuse a method whose releases the plan does not find covered."""
+        check_private(name, self.algorithm)
 
     def check(self) -> None:
-        """Refuse settings that protect nothing at one of the clients, before anything is trained;
-        each is checked again when its account is opened.
+        """Refuse settings that protect nothing at one of the clients, and a method that the leak
+        test refuses, before anything is trained; each client is checked again when its account is
+        opened.
 
         Raises:
-            ConfigError: as in ``check_client``.
+            ConfigError: as in ``check_client`` and ``check_leaks``.
         """
         if self.config.privacy.enabled and self.config.privacy.unit == "example":
             protected = self.config.privacy.protects_counts
             for client in self.data.clients:
                 check_client(self.config, client, None if protected else self.data.size(client))
+            check_leaks(self.config, *self.method, self.data, self.run)
 
     @property
     def holds_back(self) -> bool:
@@ -300,14 +304,9 @@ class ClientHost(Keeper):
             return {}
         return account.spending()
 
-    def train_baseline(self, client: str) -> None:
-        """Train the local-only model: as many epochs as the run, on its data alone."""
-        for error in self.train_baselines([client]).values():
-            raise error
-
     def train_baselines(self, clients: Sequence[str]) -> dict[str, Exception]:
-        """``train_baseline`` for several clients, in groups where those were found to be faster;
-        what those that failed raised."""
+        """Train local-only models: as many epochs as the run, on each client's data alone; in
+        groups where those were found to be faster. What those that failed raised."""
         local, failures = self.local, {}
         order = sorted(clients, key=self.data.size, reverse=True)
         size = self.groups.known
