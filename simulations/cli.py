@@ -193,7 +193,10 @@ def attack(
 def audit(
     config: Annotated[Path, typer.Argument(help="A YAML file, or the folder of a run.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    canaries: Annotated[int, typer.Option(min=10, help="Examples inserted to be found.")] = 200,
+    canaries: Annotated[
+        int | None,
+        typer.Option(min=10, help="Examples inserted to be found; if not given 4000, or what fits."),
+    ] = None,
     shadows: Annotated[int, typer.Option(min=2, help="Shadow models of LiRA.")] = 4,
     out: Annotated[
         Path | None,

@@ -15,7 +15,7 @@ from clients.trainer import fill
 from fedpers.config import Config
 from fedpers.data import Examples
 from fedpers.parts import Parts
-from fedpers.privacy.audit import total_variation
+from fedpers.privacy.audit.inversion import total_variation
 from fedpers.seeding import torch_generator
 from simulations.audited import Replaced, audited, start_over
 

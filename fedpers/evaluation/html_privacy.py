@@ -13,6 +13,9 @@ from fedpers.privacy.accounting import rounded_up
 
 SPENT = ("epsilon_max", "epsilon_mean", "mu")
 
+# Of a membership attack; TPR at a rate of false alarms.
+FIGURES = {"auc": "AUC", "tpr_at_1_fpr": "TPR at 1 %", "tpr_at_0.1_fpr": "TPR at 0.1 %"}
+
 
 def privacy_section(run: RunRecord) -> str:
     """What each client spent; nothing without privacy."""
@@ -79,8 +82,12 @@ def audit_section(run: RunRecord) -> str:
     pieces = []
     claimed, least = number(found, "epsilon", "claimed"), number(found, "epsilon", "at_least")
     if claimed is not None and least is not None:
-        text = f"Claimed: epsilon {claimed:.2f}. "
-        text += f"Shown by attack, at 95 % confidence: at least {least:.2f}. "
+        text = f"Claimed: epsilon {claimed:.3g}. "
+        text += f"Shown by attack, at 95 % confidence: at least {least:.3g}. "
+        whatever = number(found, "epsilon", "at_least_any")
+        if whatever is not None:
+            text += f"Without taking it for a noised sum: at least {whatever:.3g}. "
+            least = max(least, whatever)
         if least > claimed:
             pieces.append(f'<p class="warn">{esc(text)}The claim is refuted.</p>')
         else:
@@ -94,14 +101,17 @@ def _membership(found: Any) -> str:
     rows = []
     for view in ("global", "upload", "personal"):
         for attack in ("loss", "lira"):
-            values = [number(found, build, view, attack, "auc") for build in builds]
+            values = [number(found, build, view, attack, n) for build in builds for n in FIGURES]
             if any(value is not None for value in values):
                 rows.append([f"{view}, {attack}", *(figure(value, 3) for value in values)])
     if not rows:
         return ""
-    head = ["AUC", *(f"privacy {build}" for build in builds)]
-    note = "Telling a client’s training examples from others: 0.5 is guessing, 1 is certainty."
-    return table(head, rows) + f'<p class="soft">{note}</p>'
+    head = [f"{title}, privacy {build}" for build in builds for title in FIGURES.values()]
+    note = (
+        "Telling a client’s training examples from others. AUC: 0.5 is guessing, 1 is certainty. "
+        "TPR: the share of training examples found where 1 % or 0.1 % of others are taken for such."
+    )
+    return table(["model, attack", *head], rows) + f'<p class="soft">{note}</p>'
 
 
 def _inversion(run: RunRecord, found: Any) -> str:
