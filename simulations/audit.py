@@ -102,10 +102,11 @@ def audit_lines(found: Mapping[str, Any]) -> list[str]:
     lines, epsilon = [], found["epsilon"]
     if epsilon:
         verdict = "BROKEN" if refuted(found) else "not refuted"
+        right = f"{epsilon['correct']} of {epsilon['guesses']} guesses"
         lines.append(
             f"epsilon: claimed {epsilon['claimed']:.3g}, at least {epsilon['at_least']:.3g}: "
             f"{verdict} ({epsilon['canaries']} canaries; whatever the mechanism, at least "
-            f"{epsilon['at_least_any']:.3g} by {epsilon['correct']} of {epsilon['guesses']} guesses)"
+            f"{epsilon['at_least_any']:.3g} by {right})"
         )
     for build, models in found["membership"].items():
         for model in ("global", "upload", "personal"):

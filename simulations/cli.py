@@ -195,7 +195,7 @@ def audit(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     canaries: Annotated[
         int | None,
-        typer.Option(min=10, help="Examples inserted to be found; if not given 4000, or what fits."),
+        typer.Option(min=10, help="Examples inserted to be found; else 4000, or what fits."),
     ] = None,
     shadows: Annotated[int, typer.Option(min=2, help="Shadow models of LiRA.")] = 4,
     out: Annotated[

@@ -1,4 +1,4 @@
-"""Membership inference: who was trained on what, guessed from the models that clients really make."""
+"""Membership inference: who was trained on what, guessed from models that clients really make."""
 
 from __future__ import annotations
 

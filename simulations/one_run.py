@@ -20,12 +20,12 @@ from fedpers.parts import Parts
 from fedpers.privacy import BudgetSpent, Release
 from fedpers.privacy.audit.membership import auc
 from fedpers.privacy.audit.one_run import (
-    epsilon_of_mu,
     guess,
     inclusion_scores,
     mu_by_guesses,
     mu_by_projection,
 )
+from fedpers.privacy.gaussian import epsilon_at
 from fedpers.privacy.noise import Source
 from fedpers.seeding import torch_generator
 from fedpers.tasks.base import Task
@@ -33,7 +33,9 @@ from simulations.audited import Replaced, audited, start_over
 
 CANARIES = 4000
 MEMORY = 2**27  # scalars of all canaries' influences, held at once: 512 MiB
-BESIDE = 32  # of its own examples that the client trains on beside a canary whose influence is taken
+BESIDE = (
+    32  # of its own examples that the client trains on beside a canary whose influence is taken
+)
 
 
 def lower_bound(config: Config, *, canaries: int | None = None) -> dict[str, Any]:
@@ -73,7 +75,8 @@ def lower_bound(config: Config, *, canaries: int | None = None) -> dict[str, Any
         noiseless = Noiseless(host, client, own, extra, broadcast)
         influences = noiseless.influences()
         with_them, without = noiseless.halves(included)
-        expected = sum(noiseless.halves(_coins(config, "half", canaries))) / 2
+        half, other = noiseless.halves(_coins(config, "half", canaries))
+        expected = (half + other) / 2
 
         train = joined(own, extra.take(included.nonzero().view(-1)))
         start_over(host, Replaced(host.data, {client: train}))
@@ -96,8 +99,8 @@ def lower_bound(config: Config, *, canaries: int | None = None) -> dict[str, Any
     mu = mu_by_projection(observed - without - shift, shift, influences, included)
     return {
         "claimed": report["epsilon"],
-        "at_least": epsilon_of_mu(mu, delta),
-        "at_least_any": epsilon_of_mu(mu_by_guesses(canaries, guesses, correct), delta),
+        "at_least": epsilon_at(mu, delta),
+        "at_least_any": epsilon_at(mu_by_guesses(canaries, guesses, correct), delta),
         "delta": delta,
         "sigma": report["sigma"],
         "rounds": rounds,

@@ -20,19 +20,14 @@ from fedpers.config import Config, load_config
 from fedpers.data import Examples
 from fedpers.errors import ConfigError
 from fedpers.privacy import Release
-from fedpers.privacy.audit import psnr
+from fedpers.privacy.audit.inversion import psnr
 from fedpers.tasks import Classification
-from simulations.audit import (
-    _influences,
-    audit,
-    lower_bound,
-    membership,
-    random_examples,
-    results_folder,
-)
+from simulations.audit import audit, results_folder
 from simulations.audited import audited
 from simulations.cli import app
 from simulations.inversion import invert
+from simulations.membership import membership
+from simulations.one_run import Noiseless, lower_bound, random_examples
 
 PRIVATE = ("privacy.enabled=true", "privacy.delta=1e-5", "privacy.deterministic_for_tests=true")
 DIGITS = ("data.clients=5", "data.partition.name=iid", "model.name=mlp", "training.lr=0.3")
@@ -102,7 +97,10 @@ def test_the_influence_of_a_canary_is_its_clipped_gradient(images: Callable[...,
         own = host.data.client("0").train
         canaries = random_examples(own, Classification.numbered(3), 6, seed=0)
         broadcast = host.algorithm.initial.only(host.algorithm.sends)
-        expected, influences = _influences(host, "0", own, canaries, broadcast, sampled=2)
+        noiseless = Noiseless(host, "0", own, canaries, broadcast)
+        influences = noiseless.influences()
+        inside = torch.tensor([True, False, False, True, True, False])
+        with_them, without = noiseless.halves(inside)
         parameters = [p.requires_grad_() for p in host.model.trainable(["body", "head"])]
         for slot in ("body", "head"):
             host.model.write(slot, broadcast[slot])
@@ -115,9 +113,10 @@ def test_the_influence_of_a_canary_is_its_clipped_gradient(images: Callable[...,
 
         steps = torch.stack([step(canaries, k) for k in range(6)])
         others = torch.stack([step(own, k) for k in range(len(own))])
-        known = torch.cat([steps, others[:2]])
-        torch.testing.assert_close(influences, known, atol=2e-5, rtol=0)
-        torch.testing.assert_close(expected, others.sum(0) + steps.sum(0) / 2, atol=2e-4, rtol=0)
+        torch.testing.assert_close(influences, steps.float(), atol=2e-5, rtol=0)
+        for found, chosen in ((with_them, inside), (without, ~inside)):
+            known = others.sum(0) + steps[chosen].sum(0)
+            torch.testing.assert_close(found, known, atol=2e-4, rtol=0)
 
 
 def test_forgotten_noise_is_found(images: Callable[..., Config], silent: None) -> None:
@@ -133,10 +132,9 @@ def test_noise_hides_the_canaries(images: Callable[..., Config]) -> None:
 
 
 def test_what_cannot_be_audited_is_one_line(images: Callable[..., Config], unsound: str) -> None:
-    with pytest.raises(ConfigError, match=r"canaries: got 100000, takes an integer < "):
-        lower_bound(images(*PRIVATE), canaries=100_000)
-    with pytest.raises(ConfigError, match=r"that a client sends less its \d+ examples$"):
-        lower_bound(images(*PRIVATE, "privacy.sampling_rate=0.5"), canaries=100_000)
+    line = r"^canaries: got 10000000, takes an integer <= \d+, for a client sends \d+ scalars$"
+    with pytest.raises(ConfigError, match=line):
+        lower_bound(images(*PRIVATE), canaries=10_000_000)
     with pytest.raises(ConfigError, match=r"reads 'personal.head', which was trained without"):
         lower_bound(images(*PRIVATE, f"strategy.name={unsound}"), canaries=20)
 

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from clients.base import algorithms
 from fedpers.config import load_config
 from fedpers.data import load_data
-from simulations.audit import lower_bound, membership
 from simulations.checks import absolute_paths, check
 from simulations.cli import app
 from simulations.inversion import invert
+from simulations.membership import membership
+from simulations.one_run import lower_bound
 from simulations.predict import FinishedRun, table
 from simulations.serial import run_serial
 from simulations.watch import read_state

@@ -17,16 +17,22 @@ from clients.private_steps import private_steps
 from fedpers.models import PersonalModel
 from fedpers.privacy import Release
 from fedpers.privacy.audit.one_run import (
-    epsilon_of_mu,
     guess,
     inclusion_scores,
     mu_by_guesses,
     mu_by_projection,
 )
+from fedpers.privacy.gaussian import epsilon_at
 from fedpers.privacy.noise import Source, known
 
 DELTA, STEPS, OWN = 1e-5, 2, 20
 by_guesses = lru_cache(mu_by_guesses)
+
+
+class Line(nn.Linear):
+    """One output, of which the gradient is the input."""
+
+    device = torch.device("cpu")
 
 
 def released(examples: Tensor, sigma: float, source: Source) -> Tensor:
@@ -34,7 +40,7 @@ def released(examples: Tensor, sigma: float, source: Source) -> Tensor:
 
     A linear loss: the gradient of each example is the example itself, of any norm >= 1.
     """
-    model = nn.Linear(examples.shape[1], 1, bias=False)
+    model = Line(examples.shape[1], 1, bias=False)
     nn.init.zeros_(model.weight)
     private_steps(
         cast(PersonalModel, model),
@@ -42,6 +48,7 @@ def released(examples: Tensor, sigma: float, source: Source) -> Tensor:
         torch.optim.SGD(model.parameters(), lr=1.0),
         lambda batch: model(examples[batch])[:, 0],
         examples=len(examples),
+        expected=float(len(examples)),
         release=Release(sigma, 1.0, STEPS),
         max_grad_norm=1.0,
         after_noise=lambda: None,
@@ -53,7 +60,7 @@ def released(examples: Tensor, sigma: float, source: Source) -> Tensor:
 def bounds(claim: float, canaries: int, runs: int, wrong: float = 1.0) -> tuple[Tensor, Tensor]:
     """Lower bounds on epsilon [runs], of noised sums and of any mechanism; ``wrong`` times the
     noise that the claim takes."""
-    mu = brentq(lambda mu: epsilon_of_mu(mu, DELTA) - claim, 0.01, 10)
+    mu = brentq(lambda mu: epsilon_at(mu, DELTA) - claim, 0.01, 10)
     sigma = wrong * sqrt(STEPS) / mu
     d = canaries + 100
     directions, own = torch.eye(canaries, d), torch.eye(OWN, d)  # some of them lie on canaries
@@ -67,7 +74,7 @@ def bounds(claim: float, canaries: int, runs: int, wrong: float = 1.0) -> tuple[
         projected = mu_by_projection(observed, shift, directions, included)
         guesses, correct = guess(inclusion_scores(observed, directions), included)
         both = projected, by_guesses(canaries, guesses, correct)
-        found.append([epsilon_of_mu(least, DELTA) for least in both])
+        found.append([epsilon_at(least, DELTA) for least in both])
     of_sums, of_any = torch.tensor(found).T
     return of_sums, of_any
 
@@ -91,8 +98,10 @@ def test_a_thousand_sound_runs(claim: float, canaries: int, least: float) -> Non
     """At most one in twenty is accused, by either bound."""
     of_sums, of_any = bounds(claim, canaries, 1000)
     over = int((torch.maximum(of_sums, of_any) > claim).sum())
-    print(f"claim {claim}, {canaries} canaries: mean {of_sums.mean():.2f}, median "
-          f"{of_sums.median():.2f}, of any {of_any.mean():.2f}, above the claim {over} of 1000")
+    print(
+        f"claim {claim}, {canaries} canaries: mean {of_sums.mean():.2f}, median "
+        f"{of_sums.median():.2f}, of any {of_any.mean():.2f}, above the claim {over} of 1000"
+    )
     assert of_sums.mean() >= least and of_sums.median() >= least
     assert over <= 50
     assert np.quantile(of_sums, 0.05) > 0

@@ -14,29 +14,15 @@ much about all canaries at once in a few.
 
 from __future__ import annotations
 
-from math import exp, floor, sqrt
+from math import floor, sqrt
 
 import torch
-from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtr, ndtri
+from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 CONFIDENCE = 0.95
 CONFIDENCE_OF_SUMS = 0.96  # the hundredth is left to what is approximate in it
 SHARE = 0.25  # of the canaries are guessed at, half of them "in": fixed before anything is seen
-
-
-def epsilon_of_mu(mu: float, delta: float) -> float:
-    """The epsilon at ``delta`` of the Gaussian mechanism that is mu-GDP (Balle and Wang 2018,
-    1805.06530, theorem 8); 0 where delta alone covers it."""
-
-    def beyond(epsilon: float) -> float:
-        tail = exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
-        return float(ndtr(mu / 2 - epsilon / mu)) - tail - delta
-
-    if mu <= 0 or beyond(0.0) <= 0:
-        return 0.0
-    return float(brentq(beyond, 0.0, mu**2 / 2 - mu * ndtri(delta)))
 
 
 # -- of any mechanism ------------------------------------------------------------------------
@@ -192,4 +178,4 @@ def mu_by_projection(
     noise = max(float(rest.square().sum()) / (d - 1), float(seen.square().sum()) / squares) ** 0.5
     ratio = along / max(noise, 1e-9 * abs(along))
     least = ratio - float(ndtri(confidence)) * sqrt(1 + ratio**2 / (2 * (d - 1)))
-    return max(0.0, least * sqrt(squares / len(influences)) / moved)
+    return max(0.0, float(least) * sqrt(squares / len(influences)) / moved)
