@@ -22,7 +22,7 @@ from fedpers.errors import ConfigError
 from fedpers.privacy import Release
 from fedpers.privacy.audit.inversion import psnr
 from fedpers.tasks import Classification
-from simulations.audit import audit, results_folder
+from simulations.audit import audit, refuted, results_folder
 from simulations.audited import audited
 from simulations.cli import app
 from simulations.inversion import invert
@@ -243,9 +243,9 @@ def test_sampling_does_not_hide_that_noise_is_missing(silent: None) -> None:
     given = ["strategy.name=fedavg", "privacy.epsilon=1", "rounds=5", "privacy.sampling_rate=0.5"]
     found = lower_bound(load_config(None, [*DIGITS, *PRIVATE, *given]), canaries=300)
     assert found["claimed"] <= 1
-    assert found["at_least"] > 1.5
-    # A canary in 32 was never drawn; all others show.
-    assert found["auc"] > 0.95
+    # Who was drawn is noise to a bound for noised sums; guesses take it as it is.
+    assert found["at_least_any"] > 3 and refuted(found)
+    assert found["auc"] > 0.85
 
 
 @pytest.mark.slow
