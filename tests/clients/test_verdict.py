@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import clients.verdict
+from clients.host import ClientHost
 from clients.verdict import check_leaks, digest, may_fork, packages_of, settings
 from fedpers.config import Config, load_config
 from fedpers.data import FederatedData, load_data
@@ -102,6 +103,15 @@ def test_code_from_outside_is_tried_in_a_process_of_its_own_and_once_a_run(
             (tmp_path / f"{name.partition(':')[0]}.py").write_text(LEAKS + "\n")
         with pytest.raises(AssertionError):
             check(name, **changed)
+
+
+def test_a_host_refuses_a_method_that_leaks(
+    small: Any, cache: Path, plugin: Any, tmp_path: Path
+) -> None:
+    name = f"{plugin('leaky', LEAKS)}:Leaks"
+    config = small(name, *PRIVATE)
+    with pytest.raises(ConfigError, match="part 'head' moves by"):
+        ClientHost(config, name, (), tmp_path / "run" / "state").check()
 
 
 def question(config: Config, *packages: str, run: str = "run") -> str:

@@ -4,13 +4,97 @@ from __future__ import annotations
 
 from mutant import Mutant, of
 
+PLAN, VERDICT = "fedpers/privacy/plan.py", "clients/verdict.py"
+LEAKTEST = "fedpers/privacy/leaktest.py"
+
+
+def leaking(method: str) -> tuple[str, ...]:
+    """The test that the leak test refuses a method."""
+    return of("leaks/test_families.py", f"test_a_method_that_leaks_is_refused[{method}]")
+
+
 CONFINED = [
     Mutant(
         "the plan not run",
         "clients/base.py",
-        "    check_plan(name, algorithm, algorithm.initial.only(algorithm.sends))\n",
+        "    check_plan(name, algorithm, sent, algorithm.config.rounds)\n",
         "",
         of("fedpers/privacy/test_plan.py", "test_a_private_head_read_by_a_released_phase"),
+    ),
+    Mutant(
+        "the plan of one round alone",
+        PLAN,
+        "for _ in range(rounds):",
+        "for _ in range(1):",
+        of(
+            "fedpers/privacy/test_plan.py",
+            "test_a_raw_part_that_comes_back_under_another_name_two_rounds_later",
+        ),
+    ),
+    Mutant(
+        "the plan with numbers of one size and sign",
+        PLAN,
+        'product((1.0, 1e-8, 1e-3, 1e3, 1e8), ("plus", "minus", "mixed"))',
+        'product((1.0,), ("plus",))',
+        of("fedpers/privacy/test_plan.py", "test_an_upload_made_of_a_raw_part"),
+    ),
+    Mutant(
+        "the leak test not run",
+        "clients/host.py",
+        "check_leaks(self.config, *self.method, self.data, self.run)",
+        "pass",
+        of("clients/test_verdict.py", "test_a_host_refuses_a_method_that_leaks"),
+    ),
+    Mutant(
+        "one verdict for all settings",
+        VERDICT,
+        "found = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())",
+        "found = hashlib.sha256()",
+        of(
+            "clients/test_verdict.py",
+            "test_our_own_code_is_tried_anew_where_a_setting_matters",
+        ),
+    ),
+    Mutant(
+        "a verdict that outlives its code",
+        VERDICT,
+        "            found.update(hashlib.sha256(path.read_bytes()).digest())\n",
+        "",
+        of(
+            "clients/test_verdict.py",
+            "test_code_from_outside_is_tried_in_a_process_of_its_own_and_once_a_run",
+        ),
+    ),
+    Mutant(
+        "others' gradients not compared",
+        LEAKTEST,
+        "if len(shares) and not float(shares.max()) <= OTHERS:",
+        "if False:",
+        leaking("across_the_batch:Weakly"),
+    ),
+    Mutant(
+        "the last bits of an answer not compared",
+        LEAKTEST,
+        "difference(other, said, FOLDED if self.folded else 0.0)",
+        "difference(other, said, 1e-6)",
+        leaking("own_training:LastBits"),
+    ),
+    Mutant(
+        "what code remembers not compared",
+        LEAKTEST,
+        "if not self.folded and (name := moved(self.before.state, state)) is not None:",
+        "if False:",
+        of(
+            "fedpers/privacy/test_leaktest.py",
+            "test_a_transcript_is_read_as_it_was_written",
+        ),
+    ),
+    Mutant(
+        "releases not held against the ledger",
+        "clients/rehearsal.py",
+        "unpaid(transcript, charged, own.privacy.max_grad_norm)",
+        "pass",
+        leaking("own_releases:WithNoiseUnpaid"),
     ),
     Mutant(
         "methods not frozen",

@@ -32,7 +32,9 @@ class Mutant:
             return f"{self.file} holds the code that it changes {found} times, takes once"
         for test in self.tests:
             file, _, function = test.partition("::")
-            if f"def {function}(" not in (tree / file).read_text(encoding="utf-8"):
+            if f"def {function.partition('[')[0]}(" not in (tree / file).read_text(
+                encoding="utf-8"
+            ):
                 return f"there is no test {test}"
         return None
 
