@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from fedpers.failures import LOG as NOTES
 from fedpers.models import PersonalModel, build_model
 from fedpers.models.cache import cache_folder
 from fedpers.parts import Part, Parts, combine
-from fedpers.privacy.hidden import Untouched, moved, state_of, watch_files
+from fedpers.privacy.hidden import Untouched, moved, state_of, watch
 from fedpers.privacy.leaktest import HIDDEN, Finding, Said, Transcript, unpaid
 from fedpers.privacy.neighbours import EDITS, TRAIN, VAL, Made, another, made_up
 
@@ -122,6 +123,15 @@ class Rehearsed(ClientHost):
         self.algorithm.freeze()  # the run's own host has asked the plan
 
 
+def libraries() -> Untouched:
+    """The libraries as they are, all of them imported."""
+    for module in SLOW:
+        importlib.import_module(module)
+    for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        kind([torch.zeros(1)])  # the first of a kind wraps its class's step
+    return Untouched()
+
+
 @dataclass
 class Rehearsal:
     """A method, and what it is tried with.
@@ -132,9 +142,11 @@ class Rehearsal:
         signature: what the model reads.
         targets: made up by the task, [TARGETS, ...].
         clients: ids of clients of the run; others are made up.
+        untouched: of ``libraries``, before code from outside was imported.
+        brief: without the many labels, places and sizes that one round is tried with: for our own
+            code, which the project's tests try with all of them.
         packages: those that code from outside is in.
         model: before any method extended it.
-        untouched: the libraries before code from outside was imported.
     """
 
     config: Config
@@ -143,26 +155,23 @@ class Rehearsal:
     signature: Signature
     targets: Tensor
     clients: Sequence[str]
+    untouched: Untouched
+    brief: bool = False
     packages: list[str] = field(init=False)
     model: PersonalModel = field(init=False)
-    untouched: Untouched = field(init=False)
 
     def refusal(self) -> Finding | None:
         """What leaves unpaid; None if nothing was found."""
-        for module in SLOW:
-            importlib.import_module(module)
-        for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
-            kind([torch.zeros(1)])  # the first of a kind wraps its class's step
         torch.set_num_threads(1)
-        self.untouched = Untouched()
         names = [*self.clients[: CLIENTS - 1], *(f"client-{k}" for k in range(CLIENTS))][:CLIENTS]
         self.packages = packages_of(self.config, self.algorithm)
         some = made_up(self.signature, self.targets, names)
         own = rehearsed(self.config)
         self.model = build_model(own, some.federated(own))
-        if (name := self.untouched.replaced()) is not None:
-            return Finding("when it is imported", f"{name} is replaced", UNPATCHED)
-        for first, *others in worlds(self.config, self.signature, self.targets, names):
+        if (name := self.untouched.changed()) is not None:
+            return Finding("when it is imported", f"{name} is another", UNPATCHED)
+        groups = worlds(self.config, self.signature, self.targets, names)
+        for first, *others in islice(groups, 1 if self.brief else None):
             with scratch() as folder:
                 if (found := self.run(first, None, folder)) is not None:
                     return found
@@ -202,20 +211,22 @@ class Rehearsal:
         given = world.made.federated(own), self.model
         stores = folder / "run" / "state"
         host = Rehearsed(own, self.algorithm, self.server_params, stores, given, transcript)
-        done = watch_files(str(folder), str(cache_folder()))
+        accounts = {c: set(vars(found)) for c in host.hosted if (found := host._account(c))}
+        done = watch(str(folder), str(cache_folder()))
         states: list[dict[str, str]] = [{}]
         for _ in drive(host, world, transcript):
             if world.full:
                 states.append(self._state(host))
             if transcript.before is None:
-                accounts = host._accounts.items()
-                charged = {name: account.budget.ledger.releases for name, account in accounts}
+                charged = {c: host._accounts[c].budget.ledger.releases for c in accounts}
                 unpaid(transcript, charged, own.privacy.max_grad_norm)
         transcript.finish(states[-1])
         if done:
             transcript.find("while it trains", done[0], HIDDEN)
-        if world.full and (name := self.untouched.replaced()) is not None:
-            transcript.find("while it trains", f"{name} is replaced", UNPATCHED)
+        if new := [n for c in accounts for n in set(vars(host._accounts[c])) - accounts[c]]:
+            transcript.find("while it trains", f"Account.{new[0]} is new", HIDDEN)
+        if world.full and (name := self.untouched.changed()) is not None:
+            transcript.find("while it trains", f"{name} is another", UNPATCHED)
         if len(states) > 4 and (name := moved(states[-2], states[-1])) is not None:
             transcript.find("from round to round", f"{name} goes on changing", HIDDEN)
         if host.algorithm.sends and not any(said.parts for said in transcript.said):

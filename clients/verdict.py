@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -36,7 +37,8 @@ BATCH = 3
 EPSILON = 1e4  # so large that training is to be seen through the noise
 DELTA = 1e-5
 OURS = ("fedpers", "clients", "strategies", "simulations")
-HARMLESS = ("jemalloc_bg_thd",)  # pyarrow's, which puts its locks in order when it is forked
+# Threads of pyarrow, which puts its locks in order at a fork, and of tqdm, which only looks on.
+IDLE = ("jemalloc_bg_thd", "tqdm_monitor")
 LIMIT = 600.0  # seconds
 LIBRARIES = ("torch", "opacus", "peft", "numpy")
 log = logging.getLogger("fedpers")
@@ -76,7 +78,9 @@ def check_leaks(
         "server_params": list(server_params),
         "signature": [signature.kind, list(signature.shape)],
         "targets": [str(targets.dtype).removeprefix("torch."), targets.tolist()],
-        "clients": data.clients[:3] if packages else [],
+        # What a node with a single client is tried with is the same on all of them.
+        "clients": data.clients[:3] if packages and len(data.clients) > 1 else [],
+        "brief": not packages,
     }
     key = digest(asked, packages, run)
     folder = cache_folder() / "leaktest"
@@ -199,15 +203,16 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def tried(asked: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict, had in this process; its worlds are forked from it."""
-    from clients.rehearsal import Rehearsal  # which needs the host, which needs this file
+    from clients.rehearsal import Rehearsal, libraries  # which need the host, and it this file
 
+    untouched = libraries()
     (kind, shape), (dtype, values) = asked["signature"], asked["targets"]
     made = Signature(kind, tuple(shape)), torch.tensor(values, dtype=getattr(torch, dtype))
     config = config_from_json(json.dumps(asked["config"]))
     threads = torch.get_num_threads()
     try:
-        known = (asked["algorithm"], asked["server_params"], *made, asked["clients"])
-        return {"finding": Rehearsal(config, *known).refusal()}
+        known = (asked["algorithm"], asked["server_params"], *made, asked["clients"], untouched)
+        return {"finding": Rehearsal(config, *known, brief=asked["brief"]).refusal()}
     finally:
         torch.set_num_threads(threads)
 
@@ -219,12 +224,15 @@ def main() -> None:
 
 
 def may_fork() -> bool:
-    """Whether this process has one thread: others' locks would stay locked in a fork of it."""
+    """Whether nothing else is at work in this process: others' locks would stay locked in a fork of
+    it."""
     try:
         names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     except OSError:
         return False
-    return len([name for name in names if name not in HARMLESS]) == 1
+    idle = sum(name in IDLE for name in names)
+    idle += sum(thread.name in IDLE for thread in threading.enumerate())
+    return len(names) - idle == 1
 
 
 def _tried_apart(asked: dict[str, Any]) -> dict[str, Any]:

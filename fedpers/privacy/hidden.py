@@ -25,7 +25,8 @@ MOST = 100_000  # objects looked at
 PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
 FOREIGN = ("logging", "threading", "_thread", "weakref", "concurrent", "multiprocessing")
 GRADIENTS = ("grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample")
-LIBRARIES = ("fedpers", "clients", "strategies", "opacus")
+OURS = ("fedpers", "clients", "strategies")
+LIBRARIES = (*OURS, "opacus")
 TORCH = ("torch", "torch.nn.functional", "torch.nn.init", "torch.autograd", "torch.optim", "numpy")
 
 
@@ -144,14 +145,14 @@ def _digest(thing: object) -> str:
     return hashlib.sha256(head.encode() + data).hexdigest()
 
 
-def watch_files(*allowed: str) -> list[str]:
+def watch(*allowed: str) -> list[str]:
     """From now on to the end of this process: what was done to the world outside.
 
     Args:
         allowed: where files may be written.
 
     Returns:
-        A list that grows: a line a file opened for writing, connection or process started.
+        A list that grows: a line a file opened for writing, a connection, a process.
     """
     seen: list[str] = []
 
@@ -183,8 +184,8 @@ class Untouched:
     def __init__(self) -> None:
         self._before = {where: dict(space) for where, space in _spaces()}
 
-    def replaced(self) -> str | None:
-        """The name of one that is another now; None if all are as they were."""
+    def changed(self) -> str | None:
+        """The name of one that is another now, or was not there; None if all are as they were."""
         for where, space in _spaces():
             before = self._before.get(where)
             if before is None:
@@ -192,10 +193,15 @@ class Untouched:
             for name, value in before.items():
                 if _code(value) and space.get(name, value) is not value:
                     return f"{where}.{name}"
-            if isinstance(space, MappingProxyType):  # a class: what it inherits can be hidden
-                for name in set(space) - set(before):
-                    if _code(space[name]):
-                        return f"{where}.{name}"
+            # A class can hide what it inherits; a module of ours can be a place to keep things.
+            new = set(space) - set(before) - {"__warningregistry__"}
+            if isinstance(space, MappingProxyType):
+                new = {name for name in new if _code(space[name])}
+            elif where.partition(".")[0] not in OURS:
+                new = set()
+            for name in new:
+                if not isinstance(space[name], ModuleType):
+                    return f"{where}.{name}"
         return None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clients.rehearsal import Rehearsal
+from clients.rehearsal import Rehearsal, libraries
 from fedpers.config import load_config
 from fedpers.data import Signature
 from fedpers.privacy.leaktest import Finding
@@ -35,7 +35,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Try:
         kind, params = task_named(config.task)
         some = torch.zeros(1, dtype=torch.int64 if "names" in config.task.params else torch.float32)
         targets = kind.of(some, params).made_up(TARGETS, torch.Generator().manual_seed(0))
-        names = ["ann", "bob", "eve"]
-        return Rehearsal(config, algorithm, ["distill"], signature, targets, names).refusal()
+        given = (signature, targets, ["ann", "bob", "eve"], libraries())
+        return Rehearsal(config, algorithm, ["distill"], *given).refusal()
 
     return find

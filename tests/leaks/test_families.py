@@ -56,6 +56,8 @@ FAMILIES: dict[str, dict[str, str]] = {
         "InTheEnvironment": STATE,
         "InAFile": "a file is written, .*fedpers-leak",
         "ForLater": r"hidden_state.SEEN.* goes on changing",
+        "InTheAccount": "Account.kept is new|" + STATE,
+        "InOurModule": r"clients\.fedavg\.KEPT is another|" + STATE,
         "CountsCalls": r"CountsCalls.calls.* goes on changing",
     },
     "seen_elsewhere": {
@@ -105,7 +107,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         "Examples": r"reports\.\w+\.sigma changes from [\d.]+ to [\d.]+",
     },
     "patches": dict.fromkeys(
-        ("Noise", "Training", "Steps", "Torch", "Clipping"), r"[\w.]+ is replaced"
+        ("Noise", "Training", "Steps", "Torch", "Clipping"), r"[\w.]+ is another"
     ),
     "own_releases": {
         "WithLittleNoise": "it is not shown what each example adds",

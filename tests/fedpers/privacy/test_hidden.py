@@ -111,7 +111,7 @@ def test_what_is_replaced_in_a_library_is_named(monkeypatch: pytest.MonkeyPatch)
     import fedpers.parts
 
     untouched = Untouched()
-    assert untouched.replaced() is None
+    assert untouched.changed() is None
     for where, name, full in (
         (fedpers.parts, "combine", "fedpers.parts.combine"),
         (fedpers.parts.Parts, "only", "fedpers.parts.Parts.only"),
@@ -120,8 +120,8 @@ def test_what_is_replaced_in_a_library_is_named(monkeypatch: pytest.MonkeyPatch)
     ):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, lambda *_: None)
-            assert untouched.replaced() == full
-        assert untouched.replaced() is None
+            assert untouched.changed() == full
+        assert untouched.changed() is None
 
 
 def test_files_and_processes_are_noticed(tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_files_and_processes_are_noticed(tmp_path: Path) -> None:
     def work() -> list[str]:
         import subprocess
 
-        from fedpers.privacy.hidden import watch_files
+        from fedpers.privacy.hidden import watch
 
-        seen = watch_files(str(inside))
+        seen = watch(str(inside))
         (inside / "a").write_text("a")
         Path("/dev/null").write_text("a")
         assert seen == []

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import clients.fedavg
 from clients.fedavg import FedAvg
 from fedpers.models.backbones import Mlp
 
@@ -183,6 +184,27 @@ class InAFile(Remembers):
 
     def recalled(self):
         return float(Path("/tmp/fedpers-leak").read_text())
+
+
+class InTheAccount(FedAvg):
+    """It would be sent in a round that no rehearsal reaches."""
+
+    accounted = True
+
+    def prepare(self, working, trainer):
+        if trainer.account is not None:
+            trainer.account.kept = 1.0
+        return working
+
+
+class InOurModule(FedAvg):
+    """As well."""
+
+    accounted = True
+
+    def prepare(self, working, trainer):
+        clients.fedavg.KEPT = 1.0
+        return working
 
 
 class ForLater(InAModule):
