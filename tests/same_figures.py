@@ -89,14 +89,13 @@ def digests(made: Path, *, about: bool) -> dict[str, Any]:
             continue
         tensors = load_file(path)
         if about:
-            norms = {n: f"{float(t.double().norm()):.{ABOUT}g}" for n, t in tensors.items()}
-            parts[name] = json.dumps(norms, sort_keys=True)
+            parts[name] = str({n: f"{t.double().norm():.{ABOUT}g}" for n, t in tensors.items()})
         else:
             content = b"".join(
                 n.encode() + tensors[n].contiguous().view(-1).numpy().tobytes()
                 for n in sorted(tensors)
             )
-            parts[name] = hashlib.sha256(content).hexdigest()[:16]
+            parts[name] = hashlib.sha256(content).hexdigest()
     ledgers = {
         path.stem[:12]: json.loads(path.read_text())
         for path in sorted(made.rglob("ledgers/*.json"))
@@ -105,13 +104,28 @@ def digests(made: Path, *, about: bool) -> dict[str, Any]:
     report = {name: value for name, value in report.items() if name not in VOLATILE}
     if about:
         report = {name: report[name] for name in ("strategy", "rounds", "clients")}
-    text = json.dumps(report, sort_keys=True)
     return {
-        "parts": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16],
-        "ledgers": hashlib.sha256(json.dumps(ledgers, sort_keys=True).encode()).hexdigest()[:16],
-        "report": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "parts": digest(parts),
+        "ledgers": digest(ledgers),
+        "report": {name: digest(value) for name, value in report.items()},
         "personal": (report.get("accuracy") or {}).get("personal", {}).get("mean"),
     }
+
+
+def digest(value: Any) -> str:
+    """Of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(found: Any, known: Any) -> list[str]:
+    """What is another than it was; a field that is new beside those known is none."""
+    if isinstance(found, str) and isinstance(known, str):  # refused, whatever the words
+        return []
+    if not isinstance(found, dict) or not isinstance(known, dict):
+        return [f"got {found}, had {known}"]
+    names = [name for name in ("parts", "ledgers", "personal") if found[name] != known[name]]
+    now, before = found["report"], known["report"]
+    return names + [f"report.{name}" for name in before if now.get(name) != before[name]]
 
 
 def main() -> int:
@@ -133,9 +147,9 @@ def main() -> int:
             print(name, found, flush=True)
         elif isinstance(found, str) and not isinstance(known.get(name), str):
             print(f"{name}: left out: {found}", flush=True)
-        elif found != known.get(name):
+        elif others := differences(found, known.get(name)):
             different += 1
-            print(f"{name}: got {found}, had {known.get(name)}", flush=True)
+            print(f"{name}: {', '.join(others)}", flush=True)
     if given.record:
         RECORD.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     elif not different:
