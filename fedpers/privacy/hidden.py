@@ -97,8 +97,9 @@ def _within(name: str, thing: object, packages: Sequence[str]) -> Iterator[tuple
         if thing.__name__.partition(".")[0] in packages:
             yield from ((f"{name}.{key}", value) for key, value in vars(thing).items())
     elif isinstance(thing, type):
-        if ours:
-            yield from ((f"{name}.{key}", value) for key, value in vars(thing).items())
+        if ours:  # an abstract class's own caches grow whenever anything is held against it
+            own = {key: value for key, value in vars(thing).items() if key != "_abc_impl"}
+            yield from ((f"{name}.{key}", value) for key, value in own.items())
             yield from ((base.__name__, base) for base in thing.__bases__)
     elif isinstance(thing, MethodType):
         yield name, thing.__func__

@@ -82,6 +82,14 @@ def model() -> nn.Module:
     return made
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the modules of other tests, which hold what they hold."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] == HERE and name != __name__:
+            monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.mark.parametrize("where", ACTS)
 def test_state_is_found_wherever_it_is(where: str) -> None:
     method, layers = Method(), model()
