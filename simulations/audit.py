@@ -102,11 +102,11 @@ def audit_lines(found: Mapping[str, Any]) -> list[str]:
     lines, epsilon = [], found["epsilon"]
     if epsilon:
         verdict = "BROKEN" if refuted(found) else "not refuted"
-        right = f"{epsilon['correct']} of {epsilon['guesses']} guesses"
+        guessed = f"{epsilon['correct']} of {epsilon['guesses']} guesses"
         lines.append(
-            f"epsilon: claimed {epsilon['claimed']:.2f}, at least {epsilon['at_least']:.2f}: "
-            f"{verdict} ({epsilon['canaries']} canaries; whatever the mechanism, at least "
-            f"{epsilon['at_least_any']:.2f} by {right})"
+            f"epsilon: claimed {epsilon['claimed']:.3g}, at least {epsilon['at_least']:.3g}, "
+            f"or {epsilon['at_least_any']:.3g} whatever the mechanism is "
+            f"({epsilon['canaries']} canaries; {guessed}): {verdict}"
         )
     for build, models in found["membership"].items():
         for model in ("global", "upload", "personal"):

@@ -33,9 +33,7 @@ from simulations.audited import Replaced, audited, start_over
 
 CANARIES = 4000
 MEMORY = 2**27  # scalars of all canaries' influences, held at once: 512 MiB
-BESIDE = (
-    32  # of its own examples that the client trains on beside a canary whose influence is taken
-)
+BESIDE = 32  # own examples that the client trains on beside the one whose influence is measured
 
 
 def lower_bound(config: Config, *, canaries: int | None = None) -> dict[str, Any]:
@@ -48,6 +46,9 @@ def lower_bound(config: Config, *, canaries: int | None = None) -> dict[str, Any
     noise. With a sound method and one step a round that is the canary's clipped gradient; an
     unsound one may leak in other ways, and they count as well. The size of the data set is public:
     an upload is scaled by it.
+
+    Below a sampling rate of 1 the server does not know which of the client's own examples were
+    drawn: it looks only where none of them adds anything, if that leaves half of all directions.
 
     Args:
         config: the run's settings, with ``privacy.enabled``.
@@ -73,30 +74,25 @@ def lower_bound(config: Config, *, canaries: int | None = None) -> dict[str, Any
         extra = random_examples(own, host.data.task, canaries, config.seed)
         included = _coins(config, "coins", canaries)
         noiseless = Noiseless(host, client, own, extra, broadcast)
-        influences = noiseless.influences()
+        influences = noiseless.influences(torch.arange(canaries))
         with_them, without = noiseless.halves(included)
         half, other = noiseless.halves(_coins(config, "half", canaries))
-        expected = (half + other) / 2
-
+        hidden = torch.zeros(scalars, 0)
+        if config.privacy.sampling_rate < 1 and len(own) <= min(scalars // 2, most):
+            hidden = torch.linalg.qr(noiseless.influences(noiseless.own).T).Q
         train = joined(own, extra.take(included.nonzero().view(-1)))
-        start_over(host, Replaced(host.data, {client: train}))
-        total, rounds, report = torch.zeros_like(expected), 0, dict[str, Any]()
-        for server_round in range(1, config.rounds + 1):
-            try:
-                upload, report = host.train(client, server_round, broadcast)
-            except BudgetSpent:
-                break
-            # By which the client divides.
-            counted = host.config.privacy.protects_counts
-            divisor = report["examples"] if counted else len(train)
-            change = divisor * (_flat(upload) - _flat(broadcast) - noiseless.still)
-            total += change / decayed(1.0, config, server_round)
-            rounds += 1
-    observed, delta = total / rounds, report["delta"]
-    scores = inclusion_scores(observed - expected, influences)
+        observed, rounds, report = _observed(host, client, train, noiseless)
+
+    delta = report["delta"]
+    for rows in torch.split(influences, 256):
+        rows.copy_(_apart(rows, hidden))
+    # Guesses are made without the coins, on which the second expectation hangs.
+    guessed_from = _apart(observed - (half + other) / 2, hidden)
+    scores = inclusion_scores(guessed_from, influences)
     guesses, correct = guess(scores, included)
-    shift = (with_them - without) / 2
-    mu = mu_by_projection(observed - without - shift, shift, influences, included)
+    observed = _apart(observed - (with_them + without) / 2, hidden)
+    shift = _apart((with_them - without) / 2, hidden)
+    mu = mu_by_projection(observed, shift, influences, included, hidden=hidden.shape[1])
     return {
         "claimed": report["epsilon"],
         "at_least": epsilon_at(mu, delta),
@@ -109,6 +105,26 @@ def lower_bound(config: Config, *, canaries: int | None = None) -> dict[str, Any
         "correct": correct,
         "auc": auc(scores[included].numpy(), scores[~included].numpy()),
     }
+
+
+def _observed(
+    host: ClientHost, client: str, train: Examples, noiseless: Noiseless
+) -> tuple[Tensor, int, dict[str, Any]]:
+    """By how much uploads, trained on ``train``, move from what was received, [d], times what the
+    client divides by, at the learning rate of round 1; the mean over all rounds, their number, and
+    the last report."""
+    start_over(host, Replaced(host.data, {client: train}))
+    config, total, rounds, report = host.config, torch.zeros(()), 0, dict[str, Any]()
+    for server_round in range(1, config.rounds + 1):
+        try:
+            upload, report = host.train(client, server_round, noiseless.broadcast)
+        except BudgetSpent:
+            break
+        divisor = report["examples"] if config.privacy.protects_counts else len(train)
+        change = divisor * (_flat(upload) - _flat(noiseless.broadcast) - noiseless.still)
+        total = total + change / decayed(1.0, config, server_round)
+        rounds += 1
+    return total / rounds, rounds, report
 
 
 class _Free(Account):
@@ -140,7 +156,7 @@ class Noiseless:
     ) -> None:
         start_over(host, Replaced(host.data, {client: joined(extra, own)}))
         self.host, self.client, self.broadcast = host, client, broadcast
-        self.canaries, self.own = len(extra), torch.arange(len(own)) + len(extra)
+        self.own = torch.arange(len(own)) + len(extra)
         self.examples = host.examples.client(client).train
         store, data = ClientStore(host.stores, client), host.data.client(client)
         known = (client, data, host.ledgers, store, host.sources)
@@ -167,13 +183,13 @@ class Noiseless:
         upload = host.algorithm.upload(host.algorithm.train(working, trainer))
         return len(rows) * (_flat(upload) - _flat(self.broadcast) - self.still)
 
-    def influences(self) -> Tensor:
-        """What each canary adds beside some of the client's own examples, float32 [m, d]."""
+    def influences(self, rows: Tensor) -> Tensor:
+        """What each of some examples adds beside a few of the client's own, float32 [rows, d]."""
         beside = self.own[:BESIDE]
         base = self.change(beside)
-        found = torch.empty(self.canaries, len(base))
-        for k in range(self.canaries):
-            found[k] = self.change(torch.cat([torch.tensor([k]), beside])) - base
+        found = torch.empty(len(rows), len(base))
+        for k, row in enumerate(rows):
+            found[k] = self.change(torch.cat([row[None], beside])) - base
         return found
 
     def halves(self, inside: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,6 +201,12 @@ class Noiseless:
 
 def _coins(config: Config, purpose: str, count: int) -> Tensor:
     return torch.rand(count, generator=torch_generator(config.seed, "audit", purpose)) < 0.5
+
+
+def _apart(x: Tensor, basis: Tensor) -> Tensor:
+    """What of x, [d] or [n, d], is at right angles to an orthonormal basis [d, k]."""
+    basis = basis.to(x)
+    return x - (x @ basis) @ basis.T
 
 
 def _flat(parts: Parts) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line in processes of their own, and a proxy that keeps what passes."""
+"""The command line in its own processes, a proxy that keeps what passes, small pictures."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fedpers.config import Config, load_config
 from simulations.certificates import Certificates
 
 ROOT = Path(__file__).parents[2]
@@ -115,3 +117,19 @@ class Proxy:
 @pytest.fixture(scope="session")
 def proxy() -> type[Proxy]:
     return Proxy
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Callable[..., Config]:
+    """Settings of two clients with small pictures of three classes."""
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 3
+    x = rng.uniform(-1, 1, (3, 1, 5, 5))[y] + 0.3 * rng.standard_normal((80, 1, 5, 5))
+    np.savez(tmp_path / "x.npz", x=x.clip(-1, 1).astype(np.float32), y=y)
+    own = [
+        *("data.name=npz", f"data.path={tmp_path / 'x.npz'}", "data.clients=2"),
+        *("data.partition.name=iid", "data.public_fraction=0", "model.name=mlp"),
+        *("model.lora=null", "strategy.name=fedavg", "rounds=1"),
+    ]
+    (tmp_path / "x.yaml").write_text("")
+    return lambda *overrides: load_config(tmp_path / "x.yaml", [*own, *overrides])

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import sqrt
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from clients.private_steps import private_steps
@@ -22,17 +20,11 @@ from fedpers.privacy.audit.one_run import (
     mu_by_guesses,
     mu_by_projection,
 )
-from fedpers.privacy.gaussian import epsilon_at
+from fedpers.privacy.gaussian import epsilon_at, mu_at
 from fedpers.privacy.noise import Source, known
 
 DELTA, STEPS, OWN = 1e-5, 2, 20
 by_guesses = lru_cache(mu_by_guesses)
-
-
-class Line(nn.Linear):
-    """One output, of which the gradient is the input."""
-
-    device = torch.device("cpu")
 
 
 def released(examples: Tensor, sigma: float, source: Source) -> Tensor:
@@ -40,28 +32,28 @@ def released(examples: Tensor, sigma: float, source: Source) -> Tensor:
 
     A linear loss: the gradient of each example is the example itself, of any norm >= 1.
     """
-    model = Line(examples.shape[1], 1, bias=False)
-    nn.init.zeros_(model.weight)
+    head = nn.Linear(examples.shape[1], 1, bias=False)
+    nn.init.zeros_(head.weight)
+    model = PersonalModel(nn.Identity(), head)
     private_steps(
-        cast(PersonalModel, model),
-        [model.weight],
-        torch.optim.SGD(model.parameters(), lr=1.0),
-        lambda batch: model(examples[batch])[:, 0],
+        model,
+        [head.weight],
+        torch.optim.SGD([head.weight], lr=1.0),
+        lambda batch: model(examples[batch]).scores[:, 0],
         examples=len(examples),
-        expected=float(len(examples)),
+        expected=len(examples),
         release=Release(sigma, 1.0, STEPS),
         max_grad_norm=1.0,
         after_noise=lambda: None,
         source=source,
     )
-    return -model.weight.detach()[0] * len(examples) / STEPS
+    return -head.weight.detach()[0] * len(examples) / STEPS
 
 
 def bounds(claim: float, canaries: int, runs: int, wrong: float = 1.0) -> tuple[Tensor, Tensor]:
     """Lower bounds on epsilon [runs], of noised sums and of any mechanism; ``wrong`` times the
     noise that the claim takes."""
-    mu = brentq(lambda mu: epsilon_at(mu, DELTA) - claim, 0.01, 10)
-    sigma = wrong * sqrt(STEPS) / mu
+    sigma = wrong * sqrt(STEPS) / mu_at(claim, DELTA)
     d = canaries + 100
     directions, own = torch.eye(canaries, d), torch.eye(OWN, d)  # some of them lie on canaries
     coins, sources = torch.Generator().manual_seed(0), known(0)

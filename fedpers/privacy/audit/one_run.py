@@ -141,7 +141,9 @@ def mu_by_projection(
     shift: Tensor,
     influences: Tensor,
     included: Tensor,
+    *,
     confidence: float = CONFIDENCE_OF_SUMS,
+    hidden: int = 0,
 ) -> float:
     """A lower bound on mu of a noised sum, from all canaries' scores together, without guesses.
 
@@ -161,12 +163,13 @@ def mu_by_projection(
         shift: [d], by how much more is expected with the coins known.
         influences: [m, d]: what each canary adds to what is observed.
         included: [m] bool, the coins.
+        hidden: of the d dimensions so many hold nothing; they were projected out of all of this.
 
     Returns:
         0 where nothing is shown.
     """
     observed, shift = observed.double(), shift.double()
-    d, length = len(observed), float(shift.norm())
+    d, length = len(observed) - hidden, float(shift.norm())
     coins = included.to(influences) - 0.5
     moved = float((coins @ influences).double().norm())
     squares = float(influences.square().sum(dtype=torch.float64))
@@ -176,6 +179,6 @@ def mu_by_projection(
     rest = observed - along / length * shift
     seen = (influences @ rest.to(influences)).double()
     noise = max(float(rest.square().sum()) / (d - 1), float(seen.square().sum()) / squares) ** 0.5
-    ratio = along / max(noise, 1e-9 * abs(along))
+    ratio = along / max(noise, 1e-9 * abs(along), 1e-300)
     least = ratio - float(ndtri(confidence)) * sqrt(1 + ratio**2 / (2 * (d - 1)))
     return max(0.0, float(least) * sqrt(squares / len(influences)) / moved)

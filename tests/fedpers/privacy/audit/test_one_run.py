@@ -8,6 +8,7 @@ from math import exp, sqrt
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
@@ -170,16 +171,22 @@ def test_the_projection_by_hand() -> None:
     influences, included = 2 * torch.eye(2, 10), torch.tensor([True, False])
     shift = torch.tensor([1.0, -1.0] + [0.0] * 8)
     rest = torch.tensor([1.0, 1.0] + [0.0] * 8)
-    found = mu_by_projection(5 * shift + rest, shift, influences, included, 0.9)
+    found = mu_by_projection(5 * shift + rest, shift, influences, included, confidence=0.9)
     # Along: 5 sqrt 2. Beside: the squares 2 over 9 dimensions; but where the canaries are,
     # (2^2 + 2^2) / (2^2 + 2^2) = 1: the larger. One canary has length 2, the shift sqrt 2.
     ratio = 5 * sqrt(2)
     least = ratio - norm.ppf(0.9) * sqrt(1 + ratio**2 / 18)
     assert found == pytest.approx(least * 2 / sqrt(2), rel=1e-6)
     # In other units, and with an influence known up to a factor, it is the same.
-    scaled = mu_by_projection(3 * (5 * shift + rest), shift, 7 * influences, included, 0.9)
+    scaled = mu_by_projection(
+        3 * (5 * shift + rest), shift, 7 * influences, included, confidence=0.9
+    )
     assert scaled == pytest.approx(found, rel=1e-6)
     assert mu_by_projection(-shift + rest, shift, influences, included) == 0
+    # Dimensions that hold nothing are none.
+    wide = (F.pad(x, (0, 5)) for x in (5 * shift + rest, shift, influences))
+    again = mu_by_projection(*wide, included=included, confidence=0.9, hidden=5)
+    assert again == pytest.approx(found, rel=1e-6)
 
 
 def alike(canaries: int, dimensions: int, generator: torch.Generator) -> Tensor:
@@ -188,7 +195,7 @@ def alike(canaries: int, dimensions: int, generator: torch.Generator) -> Tensor:
     shared = torch.randn(5, dimensions, generator=generator)
     own = own / own.norm(dim=1, keepdim=True)
     group = shared[torch.arange(canaries) % 5] / dimensions**0.5
-    return torch.nn.functional.normalize(own + 0.7 * group)
+    return F.normalize(own + 0.7 * group)
 
 
 @pytest.mark.parametrize("kind", ["apart", "alike", "two deviations", "wrongly expected"])
