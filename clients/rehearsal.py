@@ -14,8 +14,8 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clients.answers import answer
+from clients.asking import drive
 from clients.host import ClientHost
 from clients.verdict import packages_of, rehearsed
 from fedpers.config import Config
@@ -32,12 +32,14 @@ from fedpers.data import FederatedData, Signature
 from fedpers.failures import LOG as NOTES
 from fedpers.models import PersonalModel, build_model
 from fedpers.models.cache import cache_folder
-from fedpers.parts import Part, Parts, combine
 from fedpers.privacy.hidden import Untouched, moved, state_of, watch
-from fedpers.privacy.leaktest import HIDDEN, Finding, Said, Transcript, unpaid
+from fedpers.privacy.leaktest import HIDDEN, Finding, Transcript, unpaid
+from fedpers.privacy.listener import listening
 from fedpers.privacy.neighbours import EDITS, TRAIN, VAL, Made, another, made_up
 
 CLIENTS = 4  # of them one is a newcomer
+MANY = 80  # training examples of each client in one group of worlds
+WALK = 24  # rounds that are walked through one by one
 LONG = ("another one", "a far outlier", "a far negative outlier", "an input that is there")
 # What is imported late as it takes seconds; once, and before code from outside is looked at.
 SLOW = ("torch._dynamo", "clients.noised_optimizer", "peft")
@@ -84,6 +86,16 @@ def worlds(
     if config.training.fold != "off":
         group.append(World("", made, rounds, True, folded=True))
     yield group
+    few = [clients[0], *clients[-2:]]
+    for made, numbers in (
+        (made_up(signature, targets, few, train=MANY, seed=9), rounds[:1]),
+        (made_up(signature, targets, few, seed=8), walk(last)),
+    ):
+        group = [World("", made, numbers, False)]
+        for place, edit in enumerate(LONG[:2]):
+            replaced = made.with_one_replaced(EDITS[edit], place)
+            group.append(World(f"replaced by {edit}", replaced, numbers, False))
+        yield group
     edits, reach = [*EDITS], 2 * CLIENTS - 1  # classes that one group of worlds shows
     firsts = dict.fromkeys((0, reach, 2 * reach, max(0, len(made.targets) - reach)))
     for k, (first, scale) in enumerate(zip(firsts, (1e3, 1e-3, 1.0, 30.0), strict=False)):
@@ -91,9 +103,18 @@ def worlds(
         group = [World("", made, rounds[:1], False)]
         for place in range(3):
             edit = edits[(3 * k + place) % len(edits)]
-            changed = made.with_one_replaced(EDITS[edit], (k + place) % (TRAIN - 1))
-            group.append(World(f"replaced by {edit}", changed, rounds[:1], False))
+            replaced = made.with_one_replaced(EDITS[edit], (k + place) % (TRAIN - 1))
+            group.append(World(f"replaced by {edit}", replaced, rounds[:1], False))
         yield group
+
+
+def walk(last: int) -> list[int]:
+    """All rounds up to the last; of many the first ones, the last ones and some in between."""
+    half = WALK // 2
+    if last <= WALK:
+        return list(range(1, last + 1))
+    between = [half + k * (last - WALK) // half for k in range(1, half + 1)]
+    return [*range(1, half + 1), *between[:-2], last - 1, last]
 
 
 class Rehearsed(ClientHost):
@@ -114,7 +135,7 @@ class Rehearsed(ClientHost):
         transcript: Transcript,
     ) -> None:
         self._given = given
-        super().__init__(config, algorithm, server_params, stores, sources=transcript.sources)
+        super().__init__(config, algorithm, server_params, stores, sources=listening(transcript))
 
     def _load(self, config: Config, *given: Any) -> tuple[FederatedData, PersonalModel]:
         return self._given
@@ -214,7 +235,7 @@ class Rehearsal:
         accounts = {c: set(vars(found)) for c in host.hosted if (found := host._account(c))}
         done = watch(str(folder), str(cache_folder()))
         states: list[dict[str, str]] = [{}]
-        for _ in drive(host, world, transcript):
+        for _ in drive(host, world.rounds, transcript, full=world.full):
             if world.full:
                 states.append(self._state(host))
             if transcript.before is None:
@@ -229,6 +250,9 @@ class Rehearsal:
             transcript.find("while it trains", f"{name} is another", UNPATCHED)
         if len(states) > 4 and (name := moved(states[-2], states[-1])) is not None:
             transcript.find("from round to round", f"{name} goes on changing", HIDDEN)
+        failed = [said for said in transcript.said if said.words.get("failures")]
+        if failed and not self.packages:
+            raise RuntimeError(last_failure(stores))  # our own code has no reason to
         if host.algorithm.sends and not any(said.parts for said in transcript.said):
             what = f"no client could train: {last_failure(stores)}"
             transcript.find("on made-up data", what, "mend it, or it cannot be tested")
@@ -236,98 +260,6 @@ class Rehearsal:
     def _state(self, host: ClientHost) -> dict[str, str]:
         slots = [tensor for tensors in host.model.slots.values() for tensor in tensors.values()]
         return state_of(host.algorithm, host.model, slots, self.packages)
-
-
-def drive(host: ClientHost, world: World, transcript: Transcript) -> Iterator[None]:
-    """Ask a host what a server asks, and note what it answers; pauses after each round."""
-    clients = host.data.clients
-    first = opening(host.algorithm.initial.only(host.algorithm.sends))
-    sent = dict.fromkeys(clients, first)
-    newcomer = host.data.held_out[0]
-    for k, server_round in enumerate(world.rounds):
-        asked = clients[:-1] if k == 1 else clients  # in the second round one sits out
-        uploads = train(host, server_round, asked, sent, transcript)
-        if k == 0 and world.full and uploads:  # the message comes twice
-            train(host, server_round, [*uploads], sent, transcript)
-        sent = mixed(sent, uploads)
-        if world.full:
-            evaluate(host, server_round, sent, transcript)
-            for batches in (0, 2):
-                with suppress(Exception):
-                    host.newcomer(newcomer, server_round, sent[clients[0]], batches)
-        yield
-
-
-def train(
-    host: ClientHost,
-    server_round: int,
-    clients: Sequence[str],
-    sent: Mapping[str, Parts],
-    transcript: Transcript,
-) -> dict[str, Parts]:
-    """One round's message; what the clients upload, with what is derived of it."""
-    body = message(server_round, clients)
-    try:
-        rows, answered = answer("train", host, [sent[client] for client in clients], body)
-    except Exception:
-        rows, answered = [], {"reports": {}, "failures": {"": "no answer"}}
-    uploads = dict(zip([*answered["reports"]], rows, strict=True))
-    transcript.say(Said("train", server_round, "", Parts(), answered))
-    for client in clients:
-        upload = uploads.get(client, Parts())
-        transcript.say(Said("train", server_round, client, upload, {}))
-        if upload and host.algorithm.derives:
-            made = upload
-            with suppress(Exception):
-                made = host.with_derived(upload, host.algorithm.derives)
-            transcript.say(Said("derived", server_round, client, made, {}))
-    return uploads
-
-
-def evaluate(
-    host: ClientHost, server_round: int, sent: Mapping[str, Parts], transcript: Transcript
-) -> None:
-    """One evaluation of all clients that train."""
-    clients = [*sent]
-    body = message(server_round, clients)
-    _, answered = answer("evaluate", host, [sent[client] for client in clients], body)
-    transcript.say(Said("evaluate", server_round, "", Parts(), answered))
-
-
-def message(server_round: int, clients: Sequence[str]) -> dict[str, Any]:
-    """The body of a message that has a row for each client."""
-    rows = {client: k for k, client in enumerate(clients)}
-    return {"clients": list(clients), "rows": rows, "round": server_round}
-
-
-def opening(initial: Parts) -> Parts:
-    """Parts as a server would send them after some rounds: from the zeros that adapters and heads
-    start at, nothing of the layers below would be seen."""
-    moved: dict[str, Part] = {}
-    for name, part in initial.items():
-        drawn = torch.randn(part.layout.size, generator=torch.Generator().manual_seed(len(moved)))
-        zero = part.vector == 0
-        moved[name] = part.like(torch.where(zero, 0.1 * drawn, part.vector * (0.1 * drawn).exp()))
-    return Parts(moved)
-
-
-def mixed(sent: Mapping[str, Parts], uploads: Mapping[str, Parts]) -> dict[str, Parts]:
-    """What is sent next: the mean of what came, for every other client half of it and half its own;
-    what was sent before where nothing came that can be used."""
-    layouts = next(iter(sent.values())).layouts
-    usable = {
-        client: upload
-        for client, upload in uploads.items()
-        if upload.layouts == layouts and upload.first_not_finite() is None
-    }
-    if not usable:
-        return dict(sent)
-    (mean,) = combine(torch.full((1, len(usable)), 1 / len(usable)), [*usable.values()])
-    half = torch.tensor([[0.5, 0.5]])
-    return {
-        client: combine(half, [mean, usable[client]])[0] if k % 2 and client in usable else mean
-        for k, client in enumerate(sent)
-    }
 
 
 @contextmanager

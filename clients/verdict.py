@@ -93,7 +93,11 @@ def check_leaks(
                 log.info("%s is tried on made-up data for what may leak", algorithm)
                 # What code from outside has kept in this process would hide what it keeps.
                 here = not packages and may_fork()
-                verdict = tried(asked) if here else _tried_apart(asked)
+                try:
+                    verdict = tried(asked) if here else _tried_apart(asked)
+                except RuntimeError as error:
+                    can = "a method that can be tried on made-up data before a private run"
+                    raise ConfigError("strategy.name", algorithm, f"{can} ({error})") from error
                 temporary = path.with_suffix(f".{os.getpid()}.tmp")
                 temporary.write_text(json.dumps(verdict), encoding="utf-8")
                 os.replace(temporary, path)
@@ -202,7 +206,11 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def tried(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict, had in this process; its worlds are forked from it."""
+    """The verdict, had in this process; its worlds are forked from it.
+
+    Raises:
+        RuntimeError: one of them broke down.
+    """
     from clients.rehearsal import Rehearsal, libraries  # which need the host, and it this file
 
     untouched = libraries()
@@ -236,7 +244,11 @@ def may_fork() -> bool:
 
 
 def _tried_apart(asked: dict[str, Any]) -> dict[str, Any]:
-    """The verdict, had in a fresh process with this one's path."""
+    """The verdict, had in a fresh process with this one's path.
+
+    Raises:
+        RuntimeError: there is none; its last word.
+    """
     paths = [entry or os.getcwd() for entry in sys.path]
     environment = {
         **os.environ,
@@ -262,5 +274,4 @@ def _tried_apart(asked: dict[str, Any]) -> dict[str, Any]:
             said = f"it took longer than {LIMIT:g} s"
         if (found := _read(into)) is not None:
             return found
-    takes = f"a method that can be tried on made-up data before a private run ({said})"
-    raise ConfigError("strategy.name", asked["algorithm"], takes)
+    raise RuntimeError(said)

@@ -191,17 +191,17 @@ class Untouched:
             before = self._before.get(where)
             if before is None:
                 continue
+            # Our own names may not change at all: they could be a place to keep things.
+            ours = where.partition(".")[0] in OURS
             for name, value in before.items():
-                if _code(value) and space.get(name, value) is not value:
+                if (ours or _code(value)) and space.get(name, value) is not value:
                     return f"{where}.{name}"
-            # A class can hide what it inherits; a module of ours can be a place to keep things.
-            new = set(space) - set(before) - {"__warningregistry__"}
-            if isinstance(space, MappingProxyType):
-                new = {name for name in new if _code(space[name])}
-            elif where.partition(".")[0] not in OURS:
-                new = set()
-            for name in new:
-                if not isinstance(space[name], ModuleType):
+            for name in set(space) - set(before):
+                if name.startswith("__"):  # Python's own, __warningregistry__ and __slotnames__
+                    continue
+                # A class can hide what it inherits.
+                hides = isinstance(space, MappingProxyType) and _code(space[name])
+                if hides or (ours and not isinstance(space[name], ModuleType)):
                     return f"{where}.{name}"
         return None
 

@@ -15,20 +15,20 @@ from fedpers.data.federated import FederatedData
 from fedpers.data.splits import Split
 
 TRAIN, VAL, TEST, PUBLIC = 6, 2, 2, 6
-OWN = TRAIN + VAL + TEST
 WORDS = 16  # ids of tokens: every vocabulary has so many
 SPREAD = 0.5  # of a class's examples around its typical one
 TARGETS = 256  # made up by the task, of which the distinct ones are taken
 
 
 class MadeUp(FederatedData):
-    """Made-up examples as a node has them; their targets are scaled already."""
+    """Made-up examples as a node has them; what our tasks make up is scaled already."""
 
     def __init__(
         self, table: Table, public: np.ndarray, splits: Mapping[str, Split], config: Config
     ) -> None:
         super().__init__(table, public, splits, config)
-        self._examples = table.examples
+        if type(self.task).__module__.startswith("fedpers."):
+            self._examples = table.examples
         *training, newcomer = splits
         self.clients, self.held_out = training, [newcomer]
 
@@ -44,6 +44,7 @@ class Made:
         x: [n, ...].
         classes: [n].
         y: [n, ...], of the classes, but where an edit made another.
+        train: training examples of each client.
         seed: of what is drawn.
         changed: by client the training example that was replaced; None where it is another split's.
         removed: whether the last training example of those that train is away instead.
@@ -55,41 +56,47 @@ class Made:
     x: Tensor
     classes: Tensor
     y: Tensor
+    train: int
     seed: int
     changed: Mapping[str, int | None]
     removed: bool = False
 
+    @property
+    def own(self) -> int:
+        """Examples of each client."""
+        return self.train + VAL + TEST
+
     def federated(self, config: Config) -> FederatedData:
         """As a node has them."""
-        rows, count = np.arange(len(self.x)), len(self.clients)
+        rows, own, cuts = np.arange(len(self.x)), self.own, [self.train, self.train + VAL]
         splits = {
-            client: Split(*np.split(rows[k * OWN : (k + 1) * OWN], [TRAIN, TRAIN + VAL]))
+            client: Split(*np.split(rows[k * own : (k + 1) * own], cuts))
             for k, client in enumerate(self.clients)
         }
         if self.removed:
             for client in self.clients[:-1]:
                 splits[client] = replace(splits[client], train=splits[client].train[:-1])
         table = Table(self.signature.kind, Examples(self.x, self.y))
-        return MadeUp(table, rows[count * OWN :], splits, config)
+        return MadeUp(table, rows[len(splits) * own :], splits, config)
 
     def with_one_replaced(self, edit: Edit, place: int, *, newcomer: bool = False) -> Made:
-        """Each client's example at ``place`` (0..OWN-1) replaced, for those that train or for the
+        """Each client's example at ``place`` (0..own-1) replaced, for those that train or for the
         newcomer."""
         x, y, classes = self.x.clone(), self.y.clone(), self.classes.clone()
         changed, numbers = dict(self.changed), range(len(self.clients))
         for k in numbers[-1:] if newcomer else numbers[:-1]:
-            row = k * OWN + place
+            row = k * self.own + place
             x[row], classes[row] = edit(self, row)
             y[row] = self.targets[classes[row]]
             if edit is far_target and y.is_floating_point():
                 y[row] = FAR
-            changed[self.clients[k]] = place if place < TRAIN and not newcomer else None
+            changed[self.clients[k]] = place if place < self.train and not newcomer else None
         return replace(self, x=x, y=y, classes=classes, changed=changed)
 
     def with_one_removed(self) -> Made:
         """Without the last training example of each client that trains: the draws that choose
         samples are then the others' as before."""
-        changed = dict.fromkeys(self.clients[:-1], TRAIN - 1)
+        changed = dict.fromkeys(self.clients[:-1], self.train - 1)
         return replace(self, removed=True, changed=changed)
 
     def draw(self, kind: int, purpose: int) -> Tensor:
@@ -113,6 +120,7 @@ def made_up(
     *,
     first: int = 0,
     scale: float = 1.0,
+    train: int = TRAIN,
     seed: int = 0,
 ) -> Made:
     """Examples of which each client has two of a class, and the last that trains has one class.
@@ -121,16 +129,18 @@ def made_up(
         targets: made up by the task, [TARGETS, ...].
         first: the first client's first class; others follow.
         scale: by which inputs are multiplied.
+        train: training examples of each client.
     """
+    count = train + VAL + TEST
     distinct, classes = torch.unique(targets, dim=0), []
     for k in range(len(clients)):
         start = first + 2 * k
-        own = [start + place // 2 % 3 for place in range(OWN)]
-        classes += [start] * OWN if k == len(clients) - 2 else own
+        own = [start + place // 2 % 3 for place in range(count)]
+        classes += [start] * count if k == len(clients) - 2 else own
     classes += [first + k for k in range(PUBLIC)]
     kinds = torch.tensor(classes) % len(distinct)
     x = inputs(signature, kinds.tolist(), seed, scale)
-    return Made(signature, distinct, tuple(clients), x, kinds, distinct[kinds], seed, {})
+    return Made(signature, distinct, tuple(clients), x, kinds, distinct[kinds], train, seed, {})
 
 
 def inputs(signature: Signature, classes: Sequence[int], seed: int, scale: float) -> Tensor:
@@ -178,8 +188,8 @@ def repeated(made: Made, row: int) -> tuple[Tensor, int]:
 
 def absent(made: Made, row: int) -> tuple[Tensor, int]:
     """An example of a class that the client has no other of."""
-    start = row - row % OWN
-    own = set(made.classes[start : start + OWN].tolist())
+    start = row - row % made.own
+    own = set(made.classes[start : start + made.own].tolist())
     kind = max(set(range(len(made.targets))) - own, default=int(made.classes[row]))
     return made.draw(kind, 3 + row), kind
 

@@ -114,6 +114,22 @@ def test_a_host_refuses_a_method_that_leaks(
         ClientHost(config, name, (), tmp_path / "run" / "state").check()
 
 
+def test_what_cannot_be_tried_is_refused(
+    check: Check, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried(asked: Any) -> Any:
+        raise RuntimeError("its process died")
+
+    for name in ("tried", "_tried_apart"):
+        monkeypatch.setattr(clients.verdict, name, tried)
+    line = (
+        r"^strategy\.name: got 'fedavg', takes a method that can be tried .* \(its process died\)$"
+    )
+    with pytest.raises(ConfigError, match=line):
+        check("fedavg")
+    assert [*cache.glob("*.json")] == []
+
+
 def question(config: Config, *packages: str, run: str = "run") -> str:
     return digest({"config": settings(config, own=not packages)}, packages, run)
 

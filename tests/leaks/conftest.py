@@ -30,7 +30,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Try:
     ) -> Finding | None:
         settings = ["model.name=mlp", "privacy.enabled=true", "privacy.steps=2", "rounds=20"]
         config = load_config(None, [*settings, f"strategy.name={algorithm}", *overrides])
-        if config.task.name != "regression":
+        if "sd" not in config.task.params:
             config.task.params["names"] = [str(k) for k in range(classes)]
         kind, params = task_named(config.task)
         some = torch.zeros(1, dtype=torch.int64 if "names" in config.task.params else torch.float32)

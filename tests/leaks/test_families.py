@@ -27,6 +27,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         "ByTheLargest": GRADIENTS,
         "Outranked": GRADIENTS,
         "LargeOnesOnly": GRADIENTS,
+        "InLargeBatches": GRADIENTS,
     },
     "coupled_losses": {
         "ForOneLabel": GRADIENTS,
@@ -57,6 +58,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         "InAFile": "a file is written, .*fedpers-leak",
         "ForLater": r"hidden_state.SEEN.* goes on changing",
         "InTheAccount": "Account.kept is new|" + STATE,
+        "InTheRoster": r"LocalAlgorithm.scored is another|" + STATE,
         "InOurModule": r"clients\.fedavg\.KEPT is another|" + STATE,
         "CountsCalls": r"CountsCalls.calls.* goes on changing",
     },
@@ -84,6 +86,8 @@ FAMILIES: dict[str, dict[str, str]] = {
     "changing_phases": {
         "ByRound": f"{SENT}|goes on changing",
         "InTheLastRound": f"{SENT}|goes on changing",
+        "InOneRound": SENT,
+        "AfterSoManyRounds": SENT,
         "Rate": f"{SENT}|{REPORT}|{GRADIENTS}",
         "Penalty": SENT,
         "Trained": MORE,
@@ -161,7 +165,16 @@ def test_a_backbone_that_leaks_is_refused(tried: Try, backbone: str, says: str) 
 
 
 def test_a_task_that_leaks_is_refused(tried: Try) -> None:
-    found = tried("fedavg", "task.name=coupled_losses:CoupledTask")
+    scale = ["task.params.mean=0", "task.params.sd=1"]
+    for name, more in (("CoupledTask", []), ("CentredTargets", scale)):
+        found = tried("fedavg", f"task.name=coupled_losses:{name}", *more)
+        assert found is not None
+        assert re.search(GRADIENTS, found.what), found
+
+
+def test_a_layer_that_takes_places_for_examples_is_refused(tried: Try) -> None:
+    """Under a method that trains nothing else; else Opacus says that the layers do not agree."""
+    found = tried("fedbabu", "model.name=across_the_batch:Flattened")
     assert found is not None
     assert re.search(GRADIENTS, found.what), found
 
@@ -171,4 +184,8 @@ def test_a_method_that_tells_how_many_examples_there_are_is_refused(tried: Try) 
     found = tried(told, "privacy.weights=counts", "privacy.delta=1e-5")
     assert found is not None
     assert re.search(SENT, found.what) and "with one example removed, " in found.what
-    assert tried(told) is None  # it is public
+
+
+@pytest.mark.slow
+def test_else_their_number_is_public(tried: Try) -> None:
+    assert tried("own_training:TellsHowMany") is None

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedpers.parts import Part, Parts
-from fedpers.privacy.leaktest import Said, Transcript, covers, difference, sketch, unpaid
+from fedpers.privacy.leaktest import Said, Transcript, covers, difference, unpaid
+from fedpers.privacy.listener import listening, sketch
 from fedpers.privacy.sampled import Release
 
 PATH = (1, "ann", "local training")
@@ -28,7 +29,7 @@ def step(
     path: tuple[int | str, ...] = PATH,
 ) -> Tensor:
     """A step on gradients [n, d], each clipped to ``bound``; what is released."""
-    source, gradients = transcript.sources(*path), torch.tensor(rows)
+    source, gradients = listening(transcript)(*path), torch.tensor(rows)
     factors = (bound / gradients.norm(dim=1)).clamp_max(1)
     source.witness([gradients], factors)
     return source.noised(factors @ gradients + beside, sigma * bound)
@@ -90,7 +91,7 @@ def test_a_sum_holds_its_rows_and_nothing_else() -> None:
     step(before, ROWS, beside=0.25)
     assert before.findings[0].what == "a noised sum holds 0.25 beside what each example adds"
     bare = Transcript()
-    bare.sources(*PATH).noised(torch.ones(2), 1.0)
+    listening(bare)(*PATH).noised(torch.ones(2), 1.0)
     assert "it is not shown what each example adds" in bare.findings[0].what
 
 
@@ -114,7 +115,7 @@ def test_number_shape_and_noise_of_releases_must_agree() -> None:
 def test_pieces_of_a_step_and_samples_are_followed() -> None:
     before = Transcript()
     for transcript in (before, Transcript(before, {"ann": 3})):
-        source = transcript.sources(*PATH)
+        source = listening(transcript)(*PATH)
         drawn = source.sample(5, 1.0)
         rows = torch.arange(10.0).view(5, 2)
         rows[3] += 0.0 if transcript is before else 9.0
@@ -125,18 +126,27 @@ def test_pieces_of_a_step_and_samples_are_followed() -> None:
         assert transcript.findings == []
         assert torch.equal(released, before.noised[PATH][0].released)
     again = Transcript(before, {"ann": 2})
-    source = again.sources(*PATH)
+    source = listening(again)(*PATH)
     source.sample(5, 1.0)
     source.witness([rows, rows[:, :1]], torch.ones(5))
     source.noised(total, 1.0)
     assert len(again.findings) == 1  # it is example 3 that moved
 
 
+def test_an_empty_sample_is_a_release_of_noise_alone() -> None:
+    transcript = Transcript()
+    source = listening(transcript)(*PATH)
+    source.witness([torch.zeros(0, 40), torch.zeros(0, 2)], torch.ones(0))
+    source.noised(torch.zeros(42), 1.0)
+    (found,) = transcript.noised[PATH]
+    assert transcript.findings == [] and found.rows.shape == (0, 16) and found.norm == 0
+
+
 def test_the_same_draws_in_both_worlds() -> None:
-    one, other = Transcript().sources(*PATH), Transcript().sources(*PATH)
+    one, other = listening(Transcript())(*PATH), listening(Transcript())(*PATH)
     assert torch.equal(one.sample(100, 0.5), other.sample(100, 0.5))
     assert torch.equal(one.normal(9), other.normal(9))
-    assert not torch.equal(one.normal(9), Transcript().sources(2, *PATH[1:]).normal(9))
+    assert not torch.equal(one.normal(9), listening(Transcript())(2, *PATH[1:]).normal(9))
 
 
 def test_a_group_has_the_sums_of_single_clients() -> None:
@@ -145,7 +155,7 @@ def test_a_group_has_the_sums_of_single_clients() -> None:
     total = torch.tensor([0.6 + 0.3, 0.8 + 0.4 + 0.5])
     for shift, found in ((1e-6, 0), (0.1, 1)):
         folded = Transcript(before, folded=True)
-        folded.sources(*PATH).noised(total + shift, 0.5)
+        listening(folded)(*PATH).noised(total + shift, 0.5)
         assert len(folded.findings) == found
 
 

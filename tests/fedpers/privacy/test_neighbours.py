@@ -9,10 +9,21 @@ from torch import Tensor
 
 from fedpers.config import load_config
 from fedpers.data import Signature
-from fedpers.privacy.neighbours import EDITS, OWN, PUBLIC, TARGETS, TRAIN, Made, another, made_up
+from fedpers.privacy.neighbours import (
+    EDITS,
+    PUBLIC,
+    TARGETS,
+    TEST,
+    TRAIN,
+    VAL,
+    Made,
+    another,
+    made_up,
+)
 from fedpers.privacy.noise import known
 from fedpers.tasks import Classification
 
+OWN = TRAIN + VAL + TEST
 CLIENTS = ["ann", "bob", "eve", "new"]
 IMAGE, TEXT = Signature("image", (1, 4, 4)), Signature("text", (2, 7))
 
@@ -88,6 +99,13 @@ def test_one_may_be_removed_where_its_number_is_protected() -> None:
         kept, all_ = (d.client(client).train for d in (fewer, made.federated(config)))
         assert torch.equal(kept.x, all_.x[: TRAIN - 1]) and torch.equal(kept.y, all_.y[: TRAIN - 1])
     assert fewer.size("new") == TRAIN
+
+
+def test_clients_may_have_many_examples() -> None:
+    made = made_up(IMAGE, targets(), CLIENTS, train=80)
+    data = made.with_one_replaced(another, 79).federated(load_config(None, []))
+    assert [data.size(client) for client in CLIENTS] == [80] * 4
+    assert len(data.client("ann").test) == TEST
 
 
 def test_two_classes_are_enough() -> None:

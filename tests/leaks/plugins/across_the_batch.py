@@ -53,6 +53,25 @@ class LargeOnesOnly(Forward):
         return features + large.any() * 0.1
 
 
+class InLargeBatches(Forward):
+    def across(self, features):
+        return features - features.mean(dim=0) if len(features) > 32 else features
+
+
+class Flattened(Mlp):
+    """Places of all examples go through a trained layer as if each were an example: so each of
+    them is clipped, not each example."""
+
+    def stages(self):
+        first, second = super().stages()
+
+        def run(x):
+            places = torch.stack([x, 0.5 * x], dim=1)
+            return second.run(places.flatten(0, 1)).unflatten(0, (-1, 2)).mean(dim=1)
+
+        return first, second._replace(run=run)
+
+
 class CentredInputs(Mlp):
     def stages(self):
         first, second = super().stages()

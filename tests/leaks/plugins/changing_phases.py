@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import torch
+
 from clients.ditto import Ditto
 from clients.fedavg import FedAvg
+from fedpers.parts import Part
 from fedpers.phases import Prox
 
 ROUND = [0]
@@ -95,3 +98,30 @@ class NotReleased(ByItsData):
 
     def chosen(self, phase, trainer):
         return replace(phase, released=False)
+
+
+class InOneRound(Ditto):
+    """In the seventh round, and in no other."""
+
+    accounted = True
+
+    def conclude(self, working, trainer):
+        if trainer.server_round != 7:
+            return working
+        head, own = working["head"], working["personal.head"]
+        return working | {"head": head.like(head.vector + 1e-3 * own.vector)}
+
+
+class AfterSoManyRounds(InOneRound):
+    """It counts its rounds in a part that it keeps."""
+
+    def receive(self, broadcast, personal):
+        before = personal.get("personal.rounds", Part.of({"rounds": torch.zeros(1)}))
+        counted = {"personal.rounds": before.like(before.vector + 1)}
+        return super().receive(broadcast, personal) | counted
+
+    def conclude(self, working, trainer):
+        if float(working["personal.rounds"].vector) < 9:
+            return working
+        head, own = working["head"], working["personal.head"]
+        return working | {"head": head.like(head.vector + 1e-3 * own.vector)}

@@ -6,7 +6,7 @@ import torch
 
 from clients.fedavg import FedAvg
 from fedpers.phases import Phase
-from fedpers.tasks import Classification, cross_entropy
+from fedpers.tasks import Classification, Regression, cross_entropy
 
 
 class Coupled(FedAvg):
@@ -83,3 +83,13 @@ class CoupledTask(Classification):
 
     def settings(self):
         return replace(super().settings(), name="coupled_losses:CoupledTask")
+
+
+class CentredTargets(Regression):
+    """A task that scales by what clients hold."""
+
+    def scaled(self, targets):
+        return super().scaled(targets) - super().scaled(targets).mean()
+
+    def settings(self):
+        return replace(super().settings(), name="coupled_losses:CentredTargets")
