@@ -19,10 +19,10 @@ from fedpers.registry import Registry
 from fedpers.tasks.base import TASKS, task_named
 
 if TYPE_CHECKING:
-    from clients.trainer import ModelView, Trainer
+    from clients.training.trainer import ModelView, Trainer
 
 algorithms: Registry[type[LocalAlgorithm]] = Registry(
-    "algorithm", key="strategy.name", package="clients", group="fedpers.algorithms"
+    "algorithm", key="strategy.name", package="clients.methods", group="fedpers.algorithms"
 )
 
 

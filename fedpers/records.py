@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedpers.encryption.sealed_parts import SealedParts
+from fedpers.channels.sealed.sealed_parts import SealedParts
 from fedpers.errors import ClientError
 from fedpers.parts import Layout, Part, Parts
 

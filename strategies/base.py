@@ -50,7 +50,7 @@ FEWEST = 64  # clients a message at least, where a node has as many
 HOOKS = ("mixing", "combine", "_mix", "refine", "aggregate_train")
 
 strategies: Registry[type[PersonalizedStrategy]] = Registry(
-    "strategy", key="strategy.name", package="strategies", group="fedpers.strategies"
+    "strategy", key="strategy.name", package="strategies.methods", group="fedpers.strategies"
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fedpers.encryption.sealed_parts import SealedParts
+from fedpers.channels.sealed.sealed_parts import SealedParts
 from fedpers.errors import ClientError, ConfigError
 from fedpers.files import flush, written
 from fedpers.parts import Part, Parts

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fedpers.channels.sealed.sealed_parts import Group, SealedParts
 from fedpers.config import Config, NoParams, params_of
 from fedpers.data import FederatedData
-from fedpers.encryption.sealed_parts import Group, SealedParts
 from fedpers.evaluation import ClientResult
 from fedpers.models import PersonalModel
 from fedpers.models.base_state import made_from_public_data, read_base

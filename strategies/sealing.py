@@ -12,8 +12,8 @@ import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedpers.encryption.keys import SERVER_FILE
-from fedpers.encryption.sealed_parts import Group, SealedParts
+from fedpers.channels.sealed.keys import SERVER_FILE
+from fedpers.channels.sealed.sealed_parts import Group, SealedParts
 from fedpers.errors import ClientError, ConfigError, FedpersError, RunError
 from fedpers.parts import Layout, Parts
 from fedpers.records import Row, in_the_clear, pack
@@ -21,7 +21,7 @@ from strategies.exchange import collect, read_reply, send_and_receive
 from strategies.mixing import Mixing
 
 if TYPE_CHECKING:
-    from fedpers.encryption import ServerCipher
+    from fedpers.channels.sealed import ServerCipher
     from strategies.client_level import ClientLevel
     from strategies.method import Method
 
@@ -99,7 +99,7 @@ class Sealing:
             FedpersError: nodes with several keys, or not the key of our context.
             ConfigError: parameters without room for so many clients.
         """
-        from fedpers.encryption import load_server, server_from
+        from fedpers.channels.sealed import load_server, server_from
 
         self.grid = grid
         if self.config.encryption.keys is not None:
@@ -130,7 +130,7 @@ class Sealing:
         )
 
     def _rotation(self, folder: Path) -> ServerCipher:
-        from fedpers.encryption import load_server
+        from fedpers.channels.sealed import load_server
 
         turn = self.config.encryption.rotate_at
         if self.config.encryption.keys is None:

@@ -29,7 +29,7 @@ settings.load_profile("same")
 def undeclared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What was in an answer of a private client and may not leave it: nothing, in any test."""
     found: list[str] = []
-    monkeypatch.setattr("clients.door.undeclared", found.append)
+    monkeypatch.setattr("clients.node.door.undeclared", found.append)
     yield found
     assert found == []
 

@@ -23,7 +23,13 @@ def test_the_plug_in_is_under_30_lines() -> None:
 
 def test_the_plug_in_runs_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "fair.py").write_text(plug_in(), encoding="utf-8")
-    command = [sys.executable, "-m", "simulations.cli", "run", str(ROOT / "configs/digits.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "simulations.commands.cli",
+        "run",
+        str(ROOT / "configs/digits.yaml"),
+    ]
     command += ["--backend", "serial", "strategy.name=fair:Fair", "rounds=2", "data.clients=4"]
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clients.account import Account
 from clients.base import LocalAlgorithm, find_algorithm
-from clients.store import ClientStore
-from clients.trainer import Trainer
+from clients.node.store import ClientStore
+from clients.training.account import Account
+from clients.training.trainer import Trainer
 from fedpers.config import Config, load_config
 from fedpers.data import ClientData, Examples
 from fedpers.models import PersonalModel

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.account import LABELS, Account
 from clients.base import LocalAlgorithm, check_private
-from clients.host import ClientHost
-from clients.store import ClientStore
-from clients.trainer import ModelView, Trainer
+from clients.node.host import ClientHost
+from clients.node.store import ClientStore
+from clients.training.account import LABELS, Account
+from clients.training.trainer import ModelView, Trainer
 from fedpers.data import ClientData
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
@@ -122,7 +122,7 @@ def test_predictions_and_derived_parts_come_from_the_model_alone(
     name = plugin(
         "looks",
         """
-from clients.perada import PerAda
+from clients.methods.perada import PerAda
 
 seen = []
 

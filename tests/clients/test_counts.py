@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from clients.account import EXAMPLES, LABELS, Account
-from clients.answers import answer
-from clients.host import ClientHost
-from clients.store import ClientStore
+from clients.node.answers import answer
+from clients.node.host import ClientHost
+from clients.node.store import ClientStore
+from clients.training.account import EXAMPLES, LABELS, Account
 from fedpers.config import Config, load_config
 from fedpers.data import ClientData, Examples
 from fedpers.errors import ClientError, ConfigError

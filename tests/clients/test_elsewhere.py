@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from clients import host as hosts
-from clients.host import ClientHost
-from clients.trainer import Trainer
+from clients.node import host as hosts
+from clients.node.host import ClientHost
+from clients.training.trainer import Trainer
 from fedpers.config import Config
 from fedpers.parts import Parts
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clients.groups import only_phases
-from clients.host import PERSONAL, ClientHost
+from clients.node.host import PERSONAL, ClientHost
+from clients.training.groups import only_phases
 from fedpers.config import load_config
 from fedpers.parts import Parts
 from strategies.base import strategies

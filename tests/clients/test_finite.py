@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.clipping import clip_factors, without
-from clients.folded_privately import per_sample
-from clients.host import PERSONAL, ClientHost
-from clients.private_steps import private_steps
+from clients.node.host import PERSONAL, ClientHost
+from clients.training.clipping import clip_factors, without
+from clients.training.folded_privately import per_sample
+from clients.training.private_steps import private_steps
 from fedpers.config import Config, load_config
 from fedpers.data import load_data
 from fedpers.data.arrays import bounded

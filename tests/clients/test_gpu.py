@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from clients.host import ClientHost
+from clients.node.host import ClientHost
 from fedpers.config import Config
 from fedpers.parts import Parts
 from fedpers.privacy.noise import known

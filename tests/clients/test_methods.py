@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from clients.base import algorithms, find_algorithm
-from clients.trainer import Trainer
+from clients.training.trainer import Trainer
 from fedpers.config import load_config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.trainer import Trainer
+from clients.training.trainer import Trainer
 from fedpers.data import Examples
 from fedpers.parts import Part, Parts
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from clients.client_app import app
-from clients.device import Device
-from clients.host import ClientHost
-from clients.keeper import keeper_of
+from clients.node.client_app import app
+from clients.node.device import Device
+from clients.node.host import ClientHost
+from clients.node.keeper import keeper_of
 from fedpers.config import Config
 from fedpers.data import Schema, Signature
 from fedpers.errors import ClientError
@@ -26,7 +26,7 @@ from fedpers.parts import Parts
 from fedpers.privacy import Ledger
 from fedpers.records import pack, unpack
 from fedpers.tasks import Classification
-from simulations.serial import SerialGrid, _identity
+from simulations.backends.serial import SerialGrid, _identity
 
 PRIVATE = ["privacy.enabled=true", "privacy.lr=0.5", "privacy.epsilon=4", "privacy.delta=1e-3"]
 SCHEMA = Schema(Signature("tabular", (6,)), Classification.numbered(3).settings())

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from clients.folding import Group
-from clients.host import ClientHost
+from clients.node.host import ClientHost
+from clients.training.folding import Group
 from fedpers.config import Config
 from fedpers.errors import ConfigError
 from fedpers.parts import Parts

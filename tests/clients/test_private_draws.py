@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.fedavg import FedAvg
-from clients.host import ClientHost
-from clients.sealing import Sealer
+from clients.methods.fedavg import FedAvg
+from clients.node.host import ClientHost
+from clients.node.sealing import Sealer
+from fedpers.channels.sealed import bfv_for, ckks_for, client_from, generate
 from fedpers.config import Config, load_config
 from fedpers.data import ClientData
-from fedpers.encryption import bfv_for, ckks_for, client_from, generate
 from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
@@ -85,7 +85,10 @@ def test_a_private_round_comes_out_of_its_sources_alone(
         stores = tmp_path / folder / "state"
         host = ClientHost(config, method, ["gate_width"], stores, sources=sources)
         with monkeypatch.context() as patch:
-            for name in ("clients.trainer.seeded", "clients.trainer.torch_generator"):
+            for name in (
+                "clients.training.trainer.seeded",
+                "clients.training.trainer.torch_generator",
+            ):
                 patch.setattr(name, lambda *_, **__: pytest.fail("a seeded draw"))
             torch.manual_seed(0)
             start = host.algorithm.initial.only(host.algorithm.sends)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clients.host import ClientHost
+from clients.node.host import ClientHost
 from fedpers.config import Config
 from fedpers.privacy import Ledger
 from fedpers.privacy.noise import Source, known

@@ -56,7 +56,7 @@ def test_what_is_found_after_ours_hides_nothing(
 def test_a_command_says_so_in_one_line(tmp_path: Path) -> None:
     shadow = put(tmp_path, "clients", "package")
     done = subprocess.run(
-        [sys.executable, "-m", "simulations.cli", "run", "x.yaml"],
+        [sys.executable, "-m", "simulations.commands.cli", "run", "x.yaml"],
         cwd=tmp_path,  # which -m puts first
         env={**os.environ, "PYTHONPATH": str(HOME)},
         text=True,

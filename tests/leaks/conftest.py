@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clients.rehearsal import Rehearsal, libraries
+from clients.leaktest.rehearsal import Rehearsal, libraries
 from fedpers.config import load_config
 from fedpers.data import Signature
 from fedpers.privacy.leaktest import Finding

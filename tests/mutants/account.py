@@ -6,33 +6,33 @@ from mutant import Mutant, of
 
 LEDGER = "fedpers/privacy/ledger.py"
 ACCOUNTING, SAMPLED = "fedpers/privacy/accounting.py", "fedpers/privacy/sampled.py"
-PHASES = of("clients/test_account.py", "test_the_noise_is_calibrated_for_the_whole_run")
+PHASES = of("clients/training/test_account.py", "test_the_noise_is_calibrated_for_the_whole_run")
 
 ACCOUNT = [
     Mutant(
         "a charge skipped",
-        "clients/account.py",
+        "clients/training/account.py",
         "self.budget.charge([self.round, *(self.once[name] for name in once)])",
         "pass",
         PHASES,
     ),
     Mutant(
         "counts not charged",
-        "clients/account.py",
+        "clients/training/account.py",
         "self.budget.charge([self.round, *(self.once[name] for name in once)])",
         "self.budget.charge([self.round])",
-        of("clients/test_account.py", "test_counts_are_paid_for_once_and_noised"),
+        of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),
     Mutant(
         "charged once for two phases",
-        "clients/account.py",
+        "clients/training/account.py",
         "self.round = self.phase._replace(steps=privacy.steps * self.phases)",
         "self.round = self.phase._replace(steps=privacy.steps)",
         PHASES,
     ),
     Mutant(
         "charged when all is trained",
-        "clients/account.py",
+        "clients/training/account.py",
         "self.budget.charge([self.round, *(self.once[name] for name in once)])",
         "def late() -> dict[str, float]:\n"
         "            del self.spending  # type: ignore\n"
@@ -40,7 +40,7 @@ ACCOUNT = [
         "            return self.spending()\n\n"
         "        self.spending = late  # type: ignore",
         of(
-            "clients/test_account.py",
+            "clients/training/test_account.py",
             "test_a_host_charges_before_it_trains_and_in_every_process",
         ),
     ),
@@ -56,24 +56,24 @@ ACCOUNT = [
     ),
     Mutant(
         "any number of phases for one charge",
-        "clients/account.py",
+        "clients/training/account.py",
         "        self._phases_paid -= 1\n",
         "",
         of(
-            "clients/test_account.py",
+            "clients/training/test_account.py",
             "test_a_method_trains_no_more_released_phases_than_it_was_charged_for",
         ),
     ),
     Mutant(
         "counts as often as wanted for one charge",
-        "clients/account.py",
+        "clients/training/account.py",
         "        self._once_paid.remove(what)\n",
         "",
-        of("clients/test_account.py", "test_counts_are_paid_for_once_and_noised"),
+        of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),
     Mutant(
         "calibrated for one round less",
-        "clients/account.py",
+        "clients/training/account.py",
         "ceil(config.strategy.fraction * config.rounds)",
         "ceil(config.strategy.fraction * config.rounds) - 1",
         PHASES,
@@ -100,7 +100,7 @@ ACCOUNT = [
         "fedpers/files.py",
         "            os.fsync(file.fileno())\n",
         "",
-        of("clients/test_device.py", "test_what_a_device_keeps_is_on_its_disk_and_its_own"),
+        of("clients/node/test_device.py", "test_what_a_device_keeps_is_on_its_disk_and_its_own"),
     ),
     Mutant(
         "a ledger forgotten when it is opened",
@@ -141,7 +141,7 @@ ACCOUNT = [
     ),
     Mutant(
         "a state folder for any client",
-        "clients/device.py",
+        "clients/node/device.py",
         "if owners and self.client not in owners:",
         "if False:",
         of("clients/test_owner.py", "test_the_folder_is_its_first_clients"),
@@ -163,7 +163,7 @@ ACCOUNT = [
     ),
     Mutant(
         "an answer asked for twice is noised twice",
-        "clients/host.py",
+        "clients/node/host.py",
         "if asked and (answer := store.answer_to(asked)):",
         "if False and (answer := store.answer_to(asked)):",
         of("clients/test_sources.py", "test_a_question_that_comes_twice_gets_the_same_answer"),
@@ -224,7 +224,7 @@ FIGURES = [
         LEDGER,
         "return epsilon_of(self.releases, delta)",
         "return epsilon_of(self.releases, 10 * delta)",
-        of("clients/test_account.py", "test_a_delta_of_ones_own_is_taken"),
+        of("clients/training/test_account.py", "test_a_delta_of_ones_own_is_taken"),
     ),
     Mutant(
         "other releases left out of the budget",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mutant import Mutant, of
 
-PLAN, VERDICT = "fedpers/privacy/plan.py", "clients/verdict.py"
+PLAN, VERDICT = "fedpers/privacy/plan.py", "clients/leaktest/verdict.py"
 LEAKTEST = "fedpers/privacy/leaktest.py"
 
 
@@ -40,10 +40,10 @@ CONFINED = [
     ),
     Mutant(
         "the leak test not run",
-        "clients/host.py",
+        "clients/node/host.py",
         "check_leaks(self.config, *self.method, self.data, self.run)",
         "pass",
-        of("clients/test_verdict.py", "test_a_host_refuses_a_method_that_leaks"),
+        of("clients/leaktest/test_verdict.py", "test_a_host_refuses_a_method_that_leaks"),
     ),
     Mutant(
         "one verdict for all settings",
@@ -51,7 +51,7 @@ CONFINED = [
         "found = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())",
         "found = hashlib.sha256()",
         of(
-            "clients/test_verdict.py",
+            "clients/leaktest/test_verdict.py",
             "test_our_own_code_is_tried_anew_where_a_setting_matters",
         ),
     ),
@@ -61,7 +61,7 @@ CONFINED = [
         "            found.update(hashlib.sha256(path.read_bytes()).digest())\n",
         "",
         of(
-            "clients/test_verdict.py",
+            "clients/leaktest/test_verdict.py",
             "test_code_from_outside_is_tried_in_a_process_of_its_own_and_once_a_run",
         ),
     ),
@@ -91,7 +91,7 @@ CONFINED = [
     ),
     Mutant(
         "releases not held against the ledger",
-        "clients/rehearsal.py",
+        "clients/leaktest/rehearsal.py",
         "unpaid(transcript, charged, own.privacy.max_grad_norm)",
         "pass",
         leaking("own_releases:WithNoiseUnpaid"),
@@ -105,7 +105,7 @@ CONFINED = [
     ),
     Mutant(
         "predictions get what trains",
-        "clients/scoring.py",
+        "clients/training/scoring.py",
         'predict("personal", host.algorithm.predict("personal", working, x, host.view))',
         "trainer = host._trainer(client, 1)\n"
         '        predict("personal", host.algorithm.predict("personal", working, x, trainer))',
@@ -119,59 +119,59 @@ CONFINED = [
 DOOR = [
     Mutant(
         "an error's text sent",
-        "clients/failures.py",
+        "clients/node/failures.py",
         "closed = config.privacy.enabled or config.encryption.enabled or device is not None",
         "closed = False",
-        of("clients/test_failures.py", "test_reasons_leave_where_nothing_is_to_be_hidden"),
+        of("clients/node/test_failures.py", "test_reasons_leave_where_nothing_is_to_be_hidden"),
     ),
     Mutant(
         "any text is a word",
-        "clients/door.py",
+        "clients/node/door.py",
         "    if value not in (SPENT, FAILED):\n        raise Undeclared\n    return str(value)",
         "    return str(value)",
-        of("clients/test_door.py", "test_what_is_not_declared_is_not_sent"),
+        of("clients/node/test_door.py", "test_what_is_not_declared_is_not_sent"),
     ),
     Mutant(
         "losses sent without diagnostics",
-        "clients/door.py",
+        "clients/node/door.py",
         "    if not (asked.diagnostics or empty):\n        raise Undeclared\n",
         "",
-        of("clients/test_door.py", "test_what_is_not_declared_is_not_sent"),
+        of("clients/node/test_door.py", "test_what_is_not_declared_is_not_sent"),
     ),
     Mutant(
         "seconds sent exactly",
-        "clients/door.py",
+        "clients/node/door.py",
         "return exact if asked.diagnostics else coarse(exact)",
         "return exact",
-        of("clients/test_door.py", "test_times_leave_coarsely"),
+        of("clients/node/test_door.py", "test_times_leave_coarsely"),
     ),
     Mutant(
         "what is not declared is sent",
-        "clients/door.py",
+        "clients/node/door.py",
         "    return dict(_fields(field, value, asked, where))",
         "    return dict(value) | dict(_fields(field, value, asked, where))",
-        of("clients/test_door.py", "test_what_is_not_declared_is_not_sent"),
+        of("clients/node/test_door.py", "test_what_is_not_declared_is_not_sent"),
     ),
     Mutant(
         "no door",
-        "clients/answers.py",
+        "clients/node/answers.py",
         "return leave(kind, host, body, answered) if host.config.privacy.enabled else answered",
         "return answered",
-        of("clients/test_door.py", "test_every_answer_goes_through_the_door"),
+        of("clients/node/test_door.py", "test_every_answer_goes_through_the_door"),
     ),
     Mutant(
         "exact numbers of examples sent",
-        "clients/host.py",
+        "clients/node/host.py",
         'report = {"examples": account.weight,',
         'report = {"examples": len(trainer.examples),',
         of(
-            "clients/test_account.py",
+            "clients/training/test_account.py",
             "test_a_host_charges_before_it_trains_and_in_every_process",
         ),
     ),
     Mutant(
         "sums divided by a number of examples that is protected",
-        "clients/account.py",
+        "clients/training/account.py",
         "return max(1.0, rate * self._count)",
         "return rate * examples",
         of(

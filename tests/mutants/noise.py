@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from mutant import Mutant, of
 
-HOOKS = "clients/noised_optimizer.py"
-FOLDED = "clients/folded_privately.py"
+HOOKS = "clients/training/noised_optimizer.py"
+FOLDED = "clients/training/folded_privately.py"
 NOISE = "fedpers/privacy/noise.py"
 BOUNDED = of(
-    "clients/test_private_steps.py",
+    "clients/training/test_private_steps.py",
     "test_one_example_changes_a_released_sum_by_at_most_the_clipping_norm",
 )
-SPREAD = of("clients/test_private_steps.py", "test_the_noise_has_the_declared_spread")
-LOOP = of("clients/test_folding.py", "test_clipping_is_that_of_a_loop_over_examples")
+SPREAD = of("clients/training/test_private_steps.py", "test_the_noise_has_the_declared_spread")
+LOOP = of("clients/training/test_folding.py", "test_clipping_is_that_of_a_loop_over_examples")
 SHARES = of(
     "strategies/test_sealing.py", "test_shares_of_honest_clients_add_up_to_all_of_the_noise"
 )
 ALIKE = of(
-    "clients/test_folding.py",
+    "clients/training/test_folding.py",
     "test_private_groups_draw_clip_and_account_as_each_client_alone",
 )
 
@@ -67,7 +67,7 @@ CLIPPING = [
     ),
     Mutant(
         "gradients that are not finite kept",
-        "clients/clipping.py",
+        "clients/training/clipping.py",
         ".clamp(max=1.0).nan_to_num(0.0)",
         ".clamp(max=1.0)",
         of("clients/test_finite.py", "test_factors_by_hand"),
@@ -81,7 +81,7 @@ CLIPPING = [
     ),
     Mutant(
         "counts not clipped per example",
-        "clients/trainer.py",
+        "clients/training/trainer.py",
         "factors = (1 / contributions.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)",
         "factors = torch.ones(len(contributions))",
         of("clients/test_confined.py", "test_an_example_adds_no_more_than_one_to_counts"),
@@ -134,17 +134,17 @@ ADDED_NOISE = [
     ),
     Mutant(
         "counts without noise",
-        "clients/account.py",
+        "clients/training/account.py",
         "return source.noised(counts, self.once[what].sigma).clamp_min(0)",
         "return counts",
-        of("clients/test_account.py", "test_counts_are_paid_for_once_and_noised"),
+        of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),
     Mutant(
         "noise of counts halved",
-        "clients/account.py",
+        "clients/training/account.py",
         "return source.noised(counts, self.once[what].sigma).clamp_min(0)",
         "return source.noised(counts, self.once[what].sigma / 2).clamp_min(0)",
-        of("clients/test_account.py", "test_counts_are_paid_for_once_and_noised"),
+        of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),
     Mutant(
         "noise of a population halved",
@@ -165,7 +165,7 @@ ADDED_NOISE = [
     ),
     Mutant(
         "a share of the noise too little",
-        "clients/sealing.py",
+        "clients/node/sealing.py",
         'int(noise["honest"]) ** 0.5',
         '(int(noise["honest"]) + 1) ** 0.5',
         SHARES,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from mutant import Mutant, of
 
-FOLDED = "clients/folded_privately.py"
+FOLDED = "clients/training/folded_privately.py"
 NOISE = "fedpers/privacy/noise.py"
 DRAWN = of("test_randomness.py", "test_what_is_released_draws_from_a_source_alone")
 ALIKE = of(
-    "clients/test_folding.py",
+    "clients/training/test_folding.py",
     "test_private_groups_draw_clip_and_account_as_each_client_alone",
 )
 
@@ -36,21 +36,21 @@ RANDOMNESS = [
     ),
     Mutant(
         "a node's keys from the run's seed",
-        "clients/keeper.py",
+        "clients/node/keeper.py",
         "self.sources = sources or noise.sources(known, config.seed)",
         "self.sources = sources or noise.known(config.seed)",
         of("clients/test_private_draws.py", "test_a_private_round_comes_out_of_its_sources_alone"),
     ),
     Mutant(
         "a device's noise from the run's seed",
-        "clients/keeper.py",
+        "clients/node/keeper.py",
         "if known and config.privacy.enabled and device is not None:",
         "if False:",
-        of("clients/test_device.py", "test_a_device_draws_no_noise_that_the_server_knows"),
+        of("clients/node/test_device.py", "test_a_device_draws_no_noise_that_the_server_knows"),
     ),
     Mutant(
         "all rounds have one key",
-        "clients/trainer.py",
+        "clients/training/trainer.py",
         "return self.account.sources(self.server_round, self.client, purpose)",
         "return self.account.sources(self.client, purpose)",
         of("clients/test_sources.py", "test_each_round_client_and_purpose_has_a_source_of_its_own"),
@@ -64,7 +64,7 @@ RANDOMNESS = [
     ),
     Mutant(
         "shares of the noise from the run's seed",
-        "clients/sealing.py",
+        "clients/node/sealing.py",
         'source = self.sources("share", server_round, client)',
         'source = known(self.config.seed)("share", server_round, client)',
         of("clients/test_private_draws.py", "test_shares_and_rounding_are_nobodys_to_know"),
@@ -128,7 +128,7 @@ RANDOMNESS = [
     ),
     Mutant(
         "the gate's noise by torch's generator",
-        "clients/trainer.py",
+        "clients/training/trainer.py",
         "self.model.source = self.account.sources(*path)",
         "self.model.source = None",
         of(
@@ -138,7 +138,7 @@ RANDOMNESS = [
     ),
     Mutant(
         "torch's generator in a private forward pass let through",
-        "clients/trainer.py",
+        "clients/training/trainer.py",
         "if drawn_from(self.device) != before:",
         "if False:",
         of(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fedpers.config import Config, load_config
-from simulations.certificates import Certificates
+from simulations.devices.certificates import Certificates
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -36,7 +36,7 @@ def die(folder, server_round, state):
     save(folder, server_round, state)
 
 rounds.save_checkpoint = die
-from simulations.cli import main
+from simulations.commands.cli import main
 main()
 """
 
@@ -50,7 +50,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "tmp").mkdir()
 
     def start(output: str, *settings: str, killed: bool = False) -> subprocess.Popen[str]:
-        program = ["-c", KILLED] if killed else ["-m", "simulations.cli"]
+        program = ["-c", KILLED] if killed else ["-m", "simulations.commands.cli"]
         command = [sys.executable, *program, "run", "configs/digits.yaml"]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "FEDPERS_CACHE": str(tmp_path / "cache")}
         env["TMPDIR"] = str(tmp_path / "tmp")

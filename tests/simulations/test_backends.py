@@ -25,7 +25,7 @@ def run(folder: Path, *arguments: str) -> dict[str, Any]:
     """The report of a run in ``folder``."""
     folder.mkdir(exist_ok=True)
     (folder / "small.yaml").write_text(SMALL)
-    command = [sys.executable, "-m", "simulations.cli", "run", "small.yaml", *arguments]
+    command = [sys.executable, "-m", "simulations.commands.cli", "run", "small.yaml", *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from simulations import guard
+from simulations.backends import guard
 
 ROOT = Path(__file__).parents[2]
 ACTOR = "ray::ClientAppActor"  # as Ray titles the processes that compute for Flower's nodes
@@ -64,7 +64,7 @@ def start(folder: Path, backend: str, **env: str) -> subprocess.Popen[str]:
     np.savez(folder / "data" / "split.npz", **split)
     (folder / "work").mkdir()
     (folder / "work" / "empty.yaml").write_text("seed: 0\n")
-    command = [sys.executable, "-m", "simulations.cli", "run", "empty.yaml", *SETTINGS]
+    command = [sys.executable, "-m", "simulations.commands.cli", "run", "empty.yaml", *SETTINGS]
     inherited = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"}
     with (folder / "output").open("w") as output:
         return subprocess.Popen(

@@ -22,7 +22,7 @@ from fedpers.config import load_config
 from fedpers.errors import RunError
 from fedpers.evaluation.run_folder import RunFolder
 from fedpers.parts import Part, Parts
-from simulations.cli import app
+from simulations.commands.cli import app
 from strategies.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -229,7 +229,7 @@ def test_a_run_on_a_full_disk_ends_in_one_line(tmp_path: Path, most: int) -> Non
     program = (
         "import resource, sys\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))\n"
-        "from simulations.cli import main\n"
+        "from simulations.commands.cli import main\n"
         "main()\n"
     )
     settings = [*SMALL, f"output={tmp_path / 'runs'}", "evaluation.adapters=false"]

@@ -76,7 +76,7 @@ def test_a_key_that_is_gone_is_one_line(start: Start, tmp_path: Path) -> None:
     assert "under which the checkpoint is sealed; a key made for a run is thrown away" in last
     assert not list(tmp_path.glob("tmp/fedpers-keys-*/*"))
     # With keys of one's own it goes on.
-    from fedpers.encryption import new_keys
+    from fedpers.channels.sealed import new_keys
 
     new_keys(tmp_path / "keys", "auto", 5)
     own = [ENCRYPTED, "strategy.name=fedper", f"encryption.keys={tmp_path / 'keys'}"]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from faults import KINDS, Fault, FaultyGrid, disturbed, plan
 
-from clients.store import ClientStore
+from clients.node.store import ClientStore
 from fedpers.config import load_config
 from fedpers.data import load_data
 from fedpers.privacy import Ledger, data_digest
-from simulations.faults import KINDS, Fault, FaultyGrid, disturbed, plan
-from simulations.serial import run_serial
+from simulations.backends.serial import run_serial
 
 ROUNDS, CLIENTS, NODES, FAULTS, STEPS = 30, 50, 25, 300, 2
 SETTINGS = [

@@ -14,11 +14,11 @@ import psutil
 import pytest
 import torch
 
-from fedpers.encryption.guard import unframe
-from fedpers.encryption.keys import CLIENT_FILE, MAGIC, show
-from fedpers.encryption.lattice import Channel, Lattice
-from fedpers.encryption.parameters import Parameters
-from simulations import guard
+from fedpers.channels.sealed.guard import unframe
+from fedpers.channels.sealed.keys import CLIENT_FILE, MAGIC, show
+from fedpers.channels.sealed.lattice import Channel, Lattice
+from fedpers.channels.sealed.parameters import Parameters
+from simulations.backends import guard
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ import os
 import time
 from pathlib import Path
 
-from strategies.fedavg import FedAvg
+from strategies.methods.fedavg import FedAvg
 
 
 class Waits(FedAvg):
@@ -75,7 +75,7 @@ def start(tmp_path: Path) -> Iterator[object]:
         command = [
             sys.executable,
             "-m",
-            "simulations.cli",
+            "simulations.commands.cli",
             "run",
             str(ROOT / "configs/digits.yaml"),
         ]

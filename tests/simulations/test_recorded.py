@@ -22,14 +22,14 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedpers.config import load_config
 from fedpers.errors import FedpersError
-from simulations.serial import SerialGrid, run_serial
+from simulations.backends.serial import SerialGrid, run_serial
 
 SECRET = "Jane-Doe-HIV-positive"
 NUMBER = 0.7234567  # in the rows of all devices
 CLIENTS = ("well", "odd", "raises", "hands-out", "late")
 
 PLUGIN = f"""
-from clients.fedavg import FedAvg
+from clients.methods.fedavg import FedAvg
 from strategies.base import PersonalizedStrategy
 
 
@@ -269,7 +269,7 @@ def test_nothing_but_declared_fields_leaves_a_device(go: Go, undeclared: list[st
 
 
 def test_nor_under_encryption(go: Go, undeclared: list[str], tmp_path: Path) -> None:
-    from fedpers.encryption import new_keys
+    from fedpers.channels.sealed import new_keys
 
     new_keys(tmp_path / "keys", "bfv", 3)
     sealed = ("encryption.enabled=true", f"encryption.keys={tmp_path / 'keys'}", "rounds=1")

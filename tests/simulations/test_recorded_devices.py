@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedpers.config import load_config
-from simulations.devices import make_files, rehearsal
+from simulations.devices.rehearsal import make_files, rehearsal
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "devices.yaml"
 SECRET = "Jane-Doe-HIV-positive"
 MARK = np.array([0.71234567, 0.31415927, 0.57721566], dtype=np.float32)
 PLUGIN = f"""
-from clients.fedavg import FedAvg
+from clients.methods.fedavg import FedAvg
 from strategies.base import PersonalizedStrategy
 
 

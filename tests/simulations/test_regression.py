@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from clients.base import algorithms
 from fedpers.config import load_config
 from fedpers.data import load_data
-from simulations.checks import absolute_paths, check
-from simulations.cli import app
-from simulations.inversion import invert
-from simulations.membership import membership
-from simulations.one_run import lower_bound
-from simulations.predict import FinishedRun, table
-from simulations.serial import run_serial
-from simulations.watch import read_state
+from simulations.attacks.inversion import invert
+from simulations.attacks.membership import membership
+from simulations.attacks.one_run import lower_bound
+from simulations.backends.checks import absolute_paths, check
+from simulations.backends.serial import run_serial
+from simulations.commands.cli import app
+from simulations.experiments.predict import FinishedRun, table
+from simulations.experiments.watch import read_state
 
 SHORT = (
     *("rounds=2", "simulation.nodes=1", "evaluation.every=2", "data.clients=5"),

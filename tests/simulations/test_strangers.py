@@ -19,10 +19,10 @@ import pytest
 import ray.core.generated
 
 from fedpers.config import Config
-from simulations import guard
-from simulations.launcher import launch
+from simulations.backends import guard
+from simulations.backends.launcher import launch
 
-HERE = Path(__file__).parent
+TOYS = Path(__file__).parents[1] / "tools"
 TASK = """
 import os, sys, ray
 ray.init(sys.argv[1], log_to_driver=False)
@@ -88,7 +88,7 @@ def test_without_the_token_a_runs_ray_does_nothing(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("TOY", str(tmp_path / "go on"))
-    monkeypatch.chdir(HERE)
+    monkeypatch.chdir(TOYS)
     lines: list[str] = []
 
     def show(line: str) -> None:

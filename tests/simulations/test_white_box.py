@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clients.private_steps import private_steps
+from clients.training.private_steps import private_steps
 from fedpers.models import PersonalModel
 from fedpers.privacy import Release
 from fedpers.privacy.audit.one_run import (

@@ -22,7 +22,7 @@ from fedpers.models import PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.records import pack, unpack
 from fedpers.tasks import Counts
-from simulations.serial import SerialGrid, _identity, run_serial
+from simulations.backends.serial import SerialGrid, _identity, run_serial
 from strategies.base import PersonalizedStrategy, find_strategy
 from strategies.exchange import send_and_receive
 

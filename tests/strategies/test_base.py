@@ -14,7 +14,7 @@ from fedpers.config import load_config
 from fedpers.errors import ConfigError, RunError
 from fedpers.parts import Part, Parts
 from strategies.base import Mixing, PersonalizedStrategy, find_strategy, strategies
-from strategies.fedavg import FedAvg
+from strategies.methods.fedavg import FedAvg
 
 ALL = [["1", "2"], ["3"]]
 

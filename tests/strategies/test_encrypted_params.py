@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clients.base import algorithms
-from clients.sealing import Sealer
+from clients.node.sealing import Sealer
 from fedpers.parts import Parts
 from strategies.base import strategies
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from flwr.app import Message
 
-from clients.pfedsim import weights_of
-from clients.sealing import Sealer
-from fedpers.encryption import bfv_for
-from fedpers.encryption.guard import unframe
-from fedpers.encryption.keys import CLIENT_FILE, MAGIC, new_keys
-from fedpers.encryption.sealed_parts import SealedParts
+from clients.methods.pfedsim import weights_of
+from clients.node.sealing import Sealer
+from fedpers.channels.sealed import bfv_for
+from fedpers.channels.sealed.guard import unframe
+from fedpers.channels.sealed.keys import CLIENT_FILE, MAGIC, new_keys
+from fedpers.channels.sealed.sealed_parts import SealedParts
 from fedpers.errors import FedpersError, RunError
 from fedpers.parts import Parts, combine
-from simulations.serial import SerialGrid
+from simulations.backends.serial import SerialGrid
 from strategies.base import strategies
-from strategies.pfedsim import PFedSim
+from strategies.methods.pfedsim import PFedSim
 
 SHARING = [name for name in strategies.names() if name != "local"]
 QUICK = ("fedavg", "perada", "pfedsim")

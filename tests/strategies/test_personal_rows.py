@@ -10,7 +10,7 @@ import torch
 
 from fedpers.parts import Part, Parts
 from fedpers.records import same
-from simulations.predict import FinishedRun
+from simulations.experiments.predict import FinishedRun
 
 # Other people's methods: rows of the mixing, parts that a network makes for each client, two
 # clusters, and parts that are made anew for everybody but are the same.
@@ -19,7 +19,7 @@ import torch
 
 from clients.base import LocalAlgorithm
 from strategies.base import Mixing, PersonalizedStrategy
-from strategies.fedavg import FedAvg
+from strategies.methods.fedavg import FedAvg
 
 
 class OwnHead(LocalAlgorithm):

@@ -43,9 +43,9 @@ class Equal(PersonalizedStrategy):
 '''
 
 FRAGILE = '''"""Breaks down on the data of client 3."""
-from clients.ditto import Ditto as Algorithm
+from clients.methods.ditto import Ditto as Algorithm
 from fedpers.parts import Parts
-from strategies.ditto import Ditto as Strategy
+from strategies.methods.ditto import Ditto as Strategy
 
 
 class Raises(Algorithm):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedpers.encryption import new_keys, show
+from fedpers.channels.sealed import new_keys, show
 from fedpers.errors import FedpersError
 
 

@@ -166,7 +166,7 @@ def test_the_command_line_runs_a_file(
 ) -> None:
     from typer.testing import CliRunner
 
-    from simulations.cli import app
+    from simulations.commands.cli import app
 
     (tmp_path / "x.yaml").write_text("rounds: 1\nstrategy: {name: fedper}\n")
     monkeypatch.chdir(tmp_path)

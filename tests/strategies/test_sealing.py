@@ -15,9 +15,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.sealing import Sealer
-from fedpers.config import load_config
-from fedpers.encryption import (
+from clients.node.sealing import Sealer
+from fedpers.channels.sealed import (
     ClientCipher,
     KeyPair,
     client_from,
@@ -25,13 +24,14 @@ from fedpers.encryption import (
     parameters_for,
     server_from,
 )
-from fedpers.encryption.guard import frame, unframe
-from fedpers.encryption.sealed_parts import MAGIC, Group, SealedParts, open_parts, seal_parts
+from fedpers.channels.sealed.guard import frame, unframe
+from fedpers.channels.sealed.sealed_parts import MAGIC, Group, SealedParts, open_parts, seal_parts
+from fedpers.config import load_config
 from fedpers.errors import ConfigError, FedpersError, RunError
 from fedpers.parts import Layout, Part, Parts
 from fedpers.privacy.noise import known
 from fedpers.records import pack, unpack
-from simulations.serial import SerialGrid, _identity
+from simulations.backends.serial import SerialGrid, _identity
 from strategies.exchange import send_and_receive
 
 HOSTS = (("1", "2"), ("3",), ("4",))

@@ -10,7 +10,7 @@ import pytest
 import strategies.base as base
 from fedpers.parts import Parts
 from fedpers.streaming import BLOCK, StreamingMean
-from strategies.fedavg import FedAvg
+from strategies.methods.fedavg import FedAvg
 from strategies.mixing import Mixing
 
 MANY = [str(k) for k in range(1, 2 * BLOCK + 23)]

@@ -16,7 +16,7 @@ from fedpers.evaluation import ClientResult, RunFolder, build_report, gated, wri
 from fedpers.evaluation.grids import png
 from fedpers.evaluation.run_files import number
 from fedpers.tasks import Counts
-from simulations.cli import app
+from simulations.commands.cli import app
 
 VOID = {"meta", "img"}
 HOSTILE = '<script>alert("x")</script>'

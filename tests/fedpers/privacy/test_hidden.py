@@ -134,7 +134,7 @@ def test_what_is_replaced_in_a_library_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_files_and_processes_are_noticed(tmp_path: Path) -> None:
     """In a process of its own: what listens cannot be sent away again."""
-    from clients.rehearsal import apart
+    from clients.leaktest.rehearsal import apart
 
     inside, outside = tmp_path / "in", tmp_path / "out"
     inside.mkdir()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, check_private, find_algorithm
-from clients.trainer import Trainer
+from clients.training.trainer import Trainer
 from fedpers.config import Config, load_config
 from fedpers.data import FederatedData, load_data
 from fedpers.errors import ConfigError

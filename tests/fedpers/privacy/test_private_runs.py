@@ -18,9 +18,9 @@ from fedpers.config import load_config
 from fedpers.data import load_data
 from fedpers.privacy.accounting import rounded_up
 from fedpers.records import unpack
-from simulations.cli import app
-from simulations.serial import SerialGrid
-from strategies.fedavg import FedAvg
+from simulations.backends.serial import SerialGrid
+from simulations.commands.cli import app
+from strategies.methods.fedavg import FedAvg
 
 SETTINGS = (
     *("data.clients=5", "data.partition.name=iid", "model.name=mlp", "rounds=3"),

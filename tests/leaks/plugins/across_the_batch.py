@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from clients.fedavg import FedAvg
+from clients.methods.fedavg import FedAvg
 from fedpers.models import Outputs
 from fedpers.models.backbones import Mlp, Stage
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from clients.ditto import Ditto
-from clients.fedavg import FedAvg
+from clients.methods.ditto import Ditto
+from clients.methods.fedavg import FedAvg
 from fedpers.parts import Part
 from fedpers.phases import Prox
 

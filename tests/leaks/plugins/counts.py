@@ -2,7 +2,7 @@
 
 import torch
 
-from clients.prior import COUNTS, Prior, smoothed
+from clients.methods.prior import COUNTS, Prior, smoothed
 from fedpers.parts import Part
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from clients.fedavg import FedAvg
+from clients.methods.fedavg import FedAvg
 from fedpers.phases import Phase
 from fedpers.tasks import Classification, Regression, cross_entropy
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import clients.fedavg
+import clients.methods.fedavg
 from clients.base import LocalAlgorithm
-from clients.fedavg import FedAvg
+from clients.methods.fedavg import FedAvg
 from fedpers.models.backbones import Mlp
 
 SEEN = []
@@ -204,7 +204,7 @@ class InOurModule(FedAvg):
     accounted = True
 
     def prepare(self, working, trainer):
-        clients.fedavg.KEPT = 1.0
+        clients.methods.fedavg.KEPT = 1.0
         return working
 
 

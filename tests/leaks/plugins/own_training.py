@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from clients.fedavg import FedAvg
+from clients.methods.fedavg import FedAvg
 
 
 class Own(FedAvg):

@@ -2,9 +2,9 @@
 
 import torch
 
-import clients.private_steps
-from clients.fedavg import FedAvg
-from clients.trainer import Trainer
+import clients.training.private_steps
+from clients.methods.fedavg import FedAvg
+from clients.training.trainer import Trainer
 from fedpers.privacy.noise import Source
 
 
@@ -28,7 +28,7 @@ class Training(Patches):
 
 class Steps(Patches):
     def patch(self):
-        clients.private_steps.private_steps = lambda *args, **more: 0.0
+        clients.training.private_steps.private_steps = lambda *args, **more: 0.0
 
 
 class Torch(Patches):

@@ -2,7 +2,7 @@
 
 import torch
 
-from clients.fedavg import FedAvg
+from clients.methods.fedavg import FedAvg
 from fedpers.parts import Part
 
 

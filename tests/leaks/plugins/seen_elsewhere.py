@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from clients.fedavg import FedAvgFT
-from clients.perada import PerAda
+from clients.methods.fedavg import FedAvgFT
+from clients.methods.perada import PerAda
 from fedpers.parts import Part
 
 SEEN = [0.0]

@@ -2,7 +2,7 @@
 
 import torch
 
-from clients.ditto import Ditto
+from clients.methods.ditto import Ditto
 
 
 class Personal(Ditto):

@@ -1,0 +1,1 @@
+"""The leak test: a method is rehearsed on made-up clients before it may run privately."""

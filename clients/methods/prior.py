@@ -1,0 +1,99 @@
+"""The label-prior baseline: global logits corrected by what is frequent on this client.
+
+What a Dirichlet benchmark with matched test splits rewards. A method that does not beat it has
+shown nothing beyond prior matching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from clients.base import LocalAlgorithm, algorithms
+from clients.training.trainer import Trainer
+from fedpers.config import setting
+from fedpers.models import Outputs, PersonalModel
+from fedpers.models.slots import LabelPrior
+from fedpers.parts import Part, Parts
+from fedpers.phases import Phase
+
+COUNTS = "personal.counts"
+
+
+@dataclass
+class PriorParams:
+    """``tau``: the strength of the correction; 0 is the global model, 1 is Bayes' rule."""
+
+    tau: float = setting(1.0, above=0)
+
+
+@algorithms.register("prior")
+class Prior(LocalAlgorithm):
+    """argmax_k l_k(x) + tau log((n_ik + 1) / (n_i + C)) - tau log pi_k.
+
+    l are the logits of FedAvg's model and pi is the population's label distribution: the combined
+    mean of the clients' own, which they send as the part ``prior``. Trains nothing personal.
+    """
+
+    Params = PriorParams
+    tasks = ("classification",)
+    keeps = ("prior",)
+    sends = ("body", "head", "prior")
+    accounted = True  # the counts are noised and charged
+    releases_counts = True
+
+    def extend(self, model: PersonalModel) -> None:
+        """The two label distributions."""
+        model.add_slot("prior", LabelPrior(model.task.outputs))
+
+    def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
+        """The model's logits plus the correction; zero unless ``prior`` is the client's."""
+        outputs: Outputs = model(x)
+        prior = model.get_submodule("prior")()
+        return Outputs(outputs.features, outputs.logits + self.params.tau * prior)
+
+    def phases(self) -> Sequence[Phase]:
+        """FedAvg's local training."""
+        trains = tuple(slot for slot in self.slots if slot != "prior")
+        return [Phase(name="local training", model=self.branch(()), trains=trains, released=True)]
+
+    def train(self, working: Parts, trainer: Trainer) -> Parts:
+        """Train, then put the client's own label distribution into what is sent.
+
+        Under privacy the counts are noised once, and the same ones are sent in every round.
+        """
+        working = super().train(working, trainer)
+        if COUNTS not in working:
+            counts = trainer.release_counts(self.labels(trainer))
+            working = working | {COUNTS: Part.of({"counts": counts})}
+        own = smoothed(working[COUNTS]["counts"])
+        sent = Part.of({"prior.own": own, "prior.population": own})
+        return working | {"prior": sent}
+
+    def newcomer(self, steps: int) -> Sequence[Phase]:
+        """Nothing: a newcomer has the population's distribution until it counts its own."""
+        return []
+
+    def tune(self, working: Parts, trainer: Trainer) -> Parts:
+        """The client's own distribution beside the population's, for the prediction."""
+        population = working["received.prior"]["prior.population"]
+        own = smoothed(self.labels(trainer).sum(0))
+        pair = {"prior.own": own, "prior.population": population}
+        return working | {"personal.prior": Part.of(pair)}
+
+    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+        """As the base, with the counts once they were released; the prior is counted anew."""
+        own = personal.only(name for name in personal if name != "personal.prior")
+        return super().receive(broadcast, own) | own
+
+    def labels(self, trainer: Trainer) -> Tensor:
+        """The class of each training example, [n, C] of ones and zeros."""
+        return F.one_hot(trainer.examples.y.cpu(), trainer.task.outputs).float()
+
+
+def smoothed(counts: Tensor) -> Tensor:
+    """(n_k + 1) / (n + C), [C]."""
+    return (counts + 1) / (counts.sum() + len(counts))

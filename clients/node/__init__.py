@@ -1,0 +1,1 @@
+"""What runs on a node: the Flower app, its answers, its clients' stores, a device."""

@@ -1,0 +1,217 @@
+"""What a node answers to each kind of message, without Flower: parts and a body in, parts and a
+body out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+from clients.methods.pfedsim import weights_of
+from clients.node.dealing import deal
+from clients.node.door import Answered, Body, Rows, leave
+from clients.node.failures import withheld
+from clients.node.host import ClientHost
+from clients.node.keeper import Keeper
+from fedpers.channels.sealed.sealed_parts import SealedParts
+from fedpers.failures import KEY
+from fedpers.privacy import BudgetSpent
+
+Node = TypeVar("Node", bound=Keeper)
+
+
+def answer(kind: str, host: Keeper, rows: Rows, body: Body) -> Answered:
+    """What a node answers to a message: parts and a JSON-able body.
+
+    Args:
+        kind: one of ``ANSWERS``.
+        host: the node's clients; of ``seal``, ``open``, ``similarity`` and ``forget`` its keeper
+            will do.
+        rows: the parts that came, as they came.
+        body: what came with them.
+    """
+    answered = ANSWERS[kind](host, rows, body)
+    return leave(kind, host, body, answered) if host.config.privacy.enabled else answered
+
+
+def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
+    """Which clients a node hosts, after checking that it can run the method at all.
+
+    Of ``nodes`` nodes it is the one numbered ``node``, as its own config says.
+    """
+    host.check()
+    key = {}
+    if "sealing" in body:
+        with withheld(KEY) if host.device is not None else nullcontext():
+            key = {"key": host.sealer.serve(body["sealing"]).key()}
+    nodes, everyone = int(body["nodes"]), [*host.data.clients, *host.data.held_out]
+    if host.device is not None:
+        nodes, clients = 1, everyone
+    else:
+        protected = host.config.privacy.protects_counts
+        sizes = {client: 0 if protected else host.data.size(client) for client in everyone}
+        clients = deal(sizes, nodes)[int(body["node"])]
+    answer = {
+        "clients": clients,
+        "held_out": [client for client in clients if client in host.data.held_out],
+        "nodes": nodes,
+        "scored": type(host.algorithm).scored,
+        **key,
+    }
+    return [], answer
+
+
+def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
+    """Train the clients named; their uploads are one row each, in the order of ``clients``.
+
+    Under encryption the uploads are sealed, multiplied by ``weights``; or kept, where those are not
+    known yet.
+    """
+    opened = [host.sealer.opened(row) for row in rows]
+    uploads: Rows = []
+    reports: dict[str, dict[str, Any]] = {}
+    sealing, server_round = body.get("sealing"), body["round"]
+    broadcasts = {client: opened[body["rows"][client]] for client in body["clients"]}
+    trained = host.train_all(broadcasts, server_round)
+
+    def one(host: ClientHost, client: str) -> None:
+        answer = trained.pop(client)
+        if isinstance(answer, Exception):
+            raise answer
+        upload, report = answer
+        if sealing is None:
+            uploads.append(upload)
+        else:
+            broadcast = broadcasts[client]
+            also = [n for names, _ in sealing["groups"] for n in names if n not in broadcast]
+            upload = host.with_derived(upload, also)
+            if sealing["seal_at_once"]:
+                where = {"client": client, "server_round": server_round}
+                weight = float(body.get("weights", {}).get(client, 1.0))
+                uploads.append(host.sealer.sealed(upload, sealing, weight=weight, **where))
+            else:
+                host.hold(client, server_round, upload)
+        reports[client] = report
+
+    failed = _each(host, body, one)
+    spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
+    told = {"reports": reports, "failures": _reasons("train", host, failed), "spent": spent}
+    return uploads, {**told, **host.sealer.take_seconds()}
+
+
+def seal(keeper: Keeper, _: Rows, body: Body) -> Answered:
+    """Seal what the clients named kept, multiplied by their weights."""
+    uploads: Rows = []
+
+    def one(keeper: Keeper, client: str) -> None:
+        upload, weight = keeper.held(client, body["round"]), float(body["weights"][client])
+        where = {"client": client, "server_round": body["round"]}
+        uploads.append(keeper.sealer.sealed(upload, body["sealing"], weight=weight, **where))
+
+    failures = _reasons("seal", keeper, _each(keeper, body, one))
+    return uploads, {"failures": failures, **keeper.sealer.take_seconds()}
+
+
+def open_means(keeper: Keeper, rows: Rows, _: Body) -> Answered:
+    """Open means that the server needs in the clear, as the method's strategy says."""
+    return [keeper.sealer.opened(row) for row in rows], {}
+
+
+def similarity(keeper: Keeper, rows: Rows, body: Body) -> Answered:
+    """For each client named, the weights of all clients by the similarity of their heads, rounded:
+    products as they are would tell about the key, and more about heads than is needed."""
+    (row,) = rows
+    assert isinstance(row, SealedParts)
+    others, weights = body["of"] - 1, {}
+    products = keeper.sealer.cosines(row)
+    for k, (client, place) in enumerate(zip(body["clients"], body["places"], strict=True)):
+        cosines = products[k * others : (k + 1) * others]
+        cosines.insert(place, 1.0)
+        weights[client] = weights_of(cosines)
+    return [], {"rows": weights}
+
+
+def forget(keeper: Keeper, _: Rows, body: Body) -> Answered:
+    """Throw away the key that was made for the run."""
+    keeper.sealer.forget()
+    return [], {}
+
+
+def baseline(host: ClientHost, _: Rows, body: Body) -> Answered:
+    """Train the local-only baseline of the clients named. Nothing of it leaves them."""
+    failures = _reasons("baseline", host, host.train_baselines(body["clients"]))
+    return [], {"failures": {} if host.holds_back else failures}
+
+
+def evaluate(host: ClientHost, rows: Rows, body: Body) -> Answered:
+    """Evaluate the clients named: counts of right and wrong answers, no example."""
+    opened = [host.sealer.opened(row) for row in rows]
+    results: list[dict[str, Any]] = []
+
+    def one(host: ClientHost, client: str) -> None:
+        row, common = opened[body["rows"][client]], body.get("common", True)
+        result = host.evaluate(client, body["round"], row, common=common)
+        results.append(result.to_json())
+
+    failures = _reasons("evaluate", host, _each(host, body, one))
+    if host.holds_back:
+        return [], {"results": [], "held_back": True, "failures": {}}
+    return [], {"results": results, "held_back": False, "failures": failures}
+
+
+def newcomers(host: ClientHost, rows: Rows, body: Body) -> Answered:
+    """Evaluate clients that never trained, after so many local batches each."""
+    results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
+    if host.holds_back:
+        return [], {"results": results, "failures": {}}
+    opened = [host.sealer.opened(row) for row in rows]
+
+    def one(host: ClientHost, client: str) -> None:
+        for batches, found in results.items():
+            row = opened[body["rows"][client]]
+            found.append(host.newcomer(client, body["round"], row, batches).to_json())
+
+    failures = _reasons("newcomers", host, _each(host, body, one))
+    return [], {"results": results, "failures": failures}
+
+
+def export(host: ClientHost, _: Rows, body: Body) -> Answered:
+    """Save the clients' evaluated models as PEFT folders, on this machine."""
+
+    def one(host: ClientHost, client: str) -> None:
+        folder = host.stores.parent / "adapters"
+        host.export(client, body["round"], folder, body["manifests"][client])
+
+    failures = _reasons("export", host, _each(host, body, one))
+    return [], {"failures": {} if host.holds_back else failures}
+
+
+def _each(host: Node, body: Body, work: Callable[[Node, str], None]) -> dict[str, Exception]:
+    """Do ``work`` for every client named; what those that failed raised. One that fails costs
+    itself, not its host's others."""
+    failed: dict[str, Exception] = {}
+    for client in body["clients"]:
+        try:
+            work(host, client)
+        except Exception as error:  # whatever a client's data or a plug-in may raise
+            failed[client] = error
+    return failed
+
+
+def _reasons(kind: str, host: Keeper, failed: Mapping[str, Exception]) -> dict[str, str]:
+    """Why each client failed, as the server is told."""
+    return {c: host.reasons.of(f"{kind} of client {c}", error) for c, error in failed.items()}
+
+
+ANSWERS: dict[str, Callable[[Any, Rows, Body], Answered]] = {
+    "roster": roster,
+    "train": train,
+    "seal": seal,
+    "open": open_means,
+    "similarity": similarity,
+    "forget": forget,
+    "baseline": baseline,
+    "evaluate": evaluate,
+    "newcomers": newcomers,
+    "export": export,
+}

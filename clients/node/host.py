@@ -1,0 +1,395 @@
+"""The clients of one node, in one process: one resident model and data set, used in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property, lru_cache
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clients.base import LocalAlgorithm, check_private, find_algorithm
+from clients.leaktest.verdict import check_leaks
+from clients.methods.local import Local
+from clients.node.client_level import unchanged
+from clients.node.device import Device
+from clients.node.door import as_declared
+from clients.node.failures import withheld
+from clients.node.keeper import Keeper, stores_of
+from clients.node.loading import data_and_model
+from clients.node.store import ClientStore
+from clients.training.account import Account, check_client
+from clients.training.clipping import clipped
+from clients.training.features import FeatureCache
+from clients.training.groups import Groups, sizes_on, train_group
+from clients.training.scoring import Scoring
+from clients.training.trainer import ModelView, Trainer, fill
+from fedpers.compute import device_for
+from fedpers.config import Config, config_from_json
+from fedpers.data import FederatedData, Schema
+from fedpers.errors import ClientError, DataError
+from fedpers.evaluation import ClientResult
+from fedpers.failures import DATA
+from fedpers.memory import keep_memory
+from fedpers.models import PersonalModel, save_adapter
+from fedpers.parts import Parts
+from fedpers.privacy.noise import Sources
+
+PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
+Answer = tuple[Parts, dict[str, Any]]
+"""What a client uploads, and its report."""
+
+
+class Started(NamedTuple):
+    """A client whose round is charged and about to be trained."""
+
+    client: str
+    server_round: int
+    broadcast: Parts
+    asked: list[Any]
+    store: ClientStore
+    account: Account | None
+    trainer: Trainer
+    working: Parts
+
+
+@lru_cache(maxsize=1)
+def host_of(
+    settings: str,
+    algorithm: str,
+    server_params: tuple[str, ...],
+    run_folder: str,
+    device: Device | None = None,
+    base: str | None = None,
+    schema: str | None = None,
+) -> ClientHost:
+    """This process's host for a run. Model and data load once per process and configuration.
+
+    Args:
+        run_folder: the server's; a device keeps its own under its ``state``.
+        base: what a device needs of the model besides the settings, by digest.
+        schema: of the server's data, as JSON.
+    """
+    config, stores = config_from_json(settings), stores_of(run_folder, device)
+    given = Schema.from_json(schema) if schema else None
+    return ClientHost(config, algorithm, server_params, stores, device, base, given)
+
+
+class ClientHost(Keeper):
+    """Trains and evaluates the clients that a node hosts, one after another.
+
+    Args:
+        config: the run's settings.
+        algorithm: name of the method's client side.
+        server_params: names in ``strategy.params`` that the method's server side takes.
+        stores: the folder of the clients' stores.
+        device: where the node is one; it hosts one client, and its ledger outlives runs.
+        base: see ``host_of``.
+        schema: of the server's data.
+        sources: see ``Keeper``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        algorithm: str,
+        server_params: Sequence[str],
+        stores: Path,
+        device: Device | None = None,
+        base: str | None = None,
+        schema: Schema | None = None,
+        sources: Sources | None = None,
+    ) -> None:
+        torch.set_num_threads(config.simulation.cpus_per_node)
+        keep_memory()
+        found, params = find_algorithm(algorithm, config, server_params)
+        self.run, self.method = stores.parent.name, (algorithm, tuple(server_params))
+        kept = Path(config.state) if config.state else stores
+        self.ledgers = (kept if device is None else device.state) / "ledgers"
+        self.data, self.model = self._load(config, device, base, schema)
+        # What convolutions compute fastest in; other layers are as they were.
+        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.local = Local(config, self.model, Local.Params())
+        self.algorithm = found(config, self.model, params)
+        # Now that all of it is built, on the CPU as the server builds it.
+        self.model = self.model.to(device_for(config.simulation.gpus_per_node))
+        self.examples: FeatureCache | FederatedData = self.data
+        if config.model.cache or self.model.device.type != "cpu":
+            with withheld(DATA):
+                self.examples = FeatureCache(self.data, self.model, stem=config.model.cache)
+        self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
+        super().__init__(config, stores, device, len(self.data.clients), sources)
+        self.hosted = [*self.data.clients, *self.data.held_out]
+        initial = self.algorithm.initial
+        self.declared = {slot: initial[slot].layout for slot in self.algorithm.sends}
+        self.view, self.scoring = ModelView(self.model, self.algorithm), Scoring(self)
+        self._accounts: dict[str, Account] = {}
+        if config.privacy.enabled and config.privacy.unit == "example":
+            self._admit(algorithm)
+
+    def _load(self, config: Config, *given: Any) -> tuple[FederatedData, PersonalModel]:
+        """The clients' data, and the model."""
+        return data_and_model(config, *given)
+
+    def _admit(self, name: str) -> None:
+        """Refuse a method whose releases the plan does not find covered."""
+        check_private(name, self.algorithm)
+
+    def check(self) -> None:
+        """Refuse settings that protect nothing at one of the clients, and a method that the leak
+        test refuses, before anything is trained; each client is checked again when its account is
+        opened.
+
+        Raises:
+            ConfigError: as in ``check_client`` and ``check_leaks``.
+        """
+        if self.config.privacy.enabled and self.config.privacy.unit == "example":
+            protected = self.config.privacy.protects_counts
+            for client in self.data.clients:
+                check_client(self.config, client, None if protected else self.data.size(client))
+            check_leaks(self.config, *self.method, self.data, self.run)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether results stay on the clients: they are releases that no noise covers."""
+        return not self.config.evaluation.diagnostics
+
+    def train(
+        self, client: str, server_round: int, broadcast: Parts, also: Sequence[str] = ()
+    ) -> Answer:
+        """One client's local training: what it uploads, and its report.
+
+        Args:
+            also: further parts that the method makes of its upload, under encryption.
+
+        Raises:
+            ClientError: training broke down.
+        """
+        (answer,) = self.train_all({client: broadcast}, server_round).values()
+        if isinstance(answer, Exception):
+            raise answer
+        upload, report = answer
+        return self.with_derived(upload, also), report
+
+    def with_derived(self, upload: Parts, also: Sequence[str]) -> Parts:
+        """An upload with further parts that the method makes of it.
+
+        Raises:
+            ClientError: the method does not declare one of them.
+        """
+        if unknown := [name for name in also if name not in self.algorithm.derives]:
+            takes = ", ".join(self.algorithm.derives) or "none"
+            raise ClientError(f"derived: got part {unknown[0]!r}, takes {takes}")
+        made = {n: self.algorithm.derived(n, upload, self.view, self.public) for n in also}
+        return upload | made
+
+    def train_all(
+        self, broadcasts: Mapping[str, Parts], server_round: int
+    ) -> dict[str, Answer | Exception]:
+        """``train`` for several clients, in groups where that is faster; one that fails costs
+        itself alone, and under privacy by client sends what it received."""
+        answers: dict[str, Answer | Exception] = {}
+        sizes: dict[str, int] = {}
+        for client in broadcasts:
+            try:
+                sizes[client] = self.data.size(client)
+            except DataError as error:
+                answers[client] = error
+        # Clients of like sizes together: a group's steps are as long as its longest batch.
+        clients = sorted(sizes, key=sizes.__getitem__, reverse=True)
+        size = self.groups.size(
+            len(clients), lambda: self._trial(clients, broadcasts, server_round)
+        )
+        for first in range(0, len(clients), size):
+            begun: list[Started] = []
+            for client in clients[first : first + size]:
+                try:
+                    start = self._start(client, server_round, broadcasts[client])
+                    if isinstance(start, Started):
+                        begun.append(start)
+                    else:
+                        answers[client] = start
+                except Exception as error:  # whatever a client's data or a plug-in may raise
+                    answers[client] = error
+            trainers, workings = [start.trainer for start in begun], [s.working for s in begun]
+            trained = train_group(self.algorithm, self.groups.fold, trainers, workings)
+            for start, working in zip(begun, trained, strict=True):
+                try:
+                    if isinstance(working, Exception):
+                        raise working
+                    answers[start.client] = self._finish(start, working)
+                except Exception as error:
+                    answers[start.client] = error
+        if self.config.privacy.enabled and self.config.privacy.unit == "client":
+            failed = {c: e for c in clients if isinstance(e := answers[c], Exception)}
+            answers |= unchanged(failed, broadcasts, self.declared, self.reasons.note)
+        return answers
+
+    def _trial(
+        self, clients: Sequence[str], broadcasts: Mapping[str, Parts], server_round: int
+    ) -> tuple[list[Trainer], list[Parts]]:
+        """Trainers and working parts of the first clients, to be thrown away."""
+        trainers, workings = [], []
+        for client in clients[: max(sizes_on(self.model.device))]:
+            with suppress(Exception):  # it costs itself alone, when it is trained
+                trainer = self._trainer(client, server_round)
+                workings.append(self.algorithm.receive(broadcasts[client], Parts()))
+                trainers.append(trainer)
+        return trainers, workings
+
+    @cached_property
+    def public(self) -> Tensor:
+        """The public inputs, as the model takes them: past the frozen layers where those are
+        cached."""
+        x = self.data.public.x.to(self.model.device)
+        return self.model.stem(x) if self.model.after_stem else x
+
+    def _start(self, client: str, server_round: int, broadcast: Parts) -> Started | Answer:
+        """Charge the round; or what was answered to the same message before."""
+        store = self.store(client)
+        personal, account = store.load_before(PERSONAL, server_round), self._account(client)
+        # Asked twice, by a server that was restarted or a message that came twice, a private client
+        # releases nothing new.
+        asked = [] if account is None else [self.run, server_round, broadcast.digest()]
+        if asked and (answer := store.answer_to(asked)):
+            return answer
+        if account is not None:  # before anything is released, so that a crash can only over-count
+            account.charge(*account.due(first=not personal))
+        trainer = self._trainer(client, server_round, account=account)
+        if account is not None:
+            account.count_examples(trainer)
+        working = self.algorithm.receive(broadcast, personal)
+        known = (client, server_round, broadcast, asked, store, account)
+        return Started(*known, trainer, working)
+
+    def _finish(self, start: Started, working: Parts) -> Answer:
+        """Keep what stays, and say what leaves."""
+        client, server_round, broadcast, asked, store, account, trainer, _ = start
+        for phase, error in trainer.broken.items():
+            self.reasons.note(f"phase {phase!r} of client {client}", error)
+        # One that is not as declared must not spoil its host's other clients' message.
+        upload = as_declared(self.algorithm.upload(working), self.declared)
+        if (most := self.config.strategy.max_update_norm) is not None:
+            upload = clipped(upload, broadcast, most)
+        if (kept := self.algorithm.keep(working)) and kept.first_not_finite() is None:
+            store.save_round(PERSONAL, server_round, kept)
+        # Without examples nothing was trained: the loss is unknown, and the weight is 0.
+        losses = [loss for loss in trainer.losses.values() if isfinite(loss)]
+        loss = sum(losses) / len(losses) if losses and not self.holds_back else None
+        privacy = self.config.privacy
+        if not privacy.enabled:
+            return upload, {"examples": len(trainer.examples), "loss": loss}
+        # A report is a release too: under privacy weights are uniform or noised.
+        if privacy.unit == "client":
+            upload = clipped(upload, broadcast, privacy.max_grad_norm)
+            return upload, {"examples": 1, "loss": loss}
+        if account is None:  # nothing of its own is in what it sends
+            return upload, {"examples": 0, "loss": loss, "noise": dict.fromkeys(upload, 0.0)}
+        noise = {
+            n: trainer.noise[n] for n in upload if n in trainer.noise and upload[n] is working[n]
+        }
+        report = {"examples": account.weight, "loss": loss, "noise": noise}
+        report |= self.spending(client)
+        store.keep_answer(asked, upload, report)
+        return upload, report
+
+    def spending(self, client: str) -> dict[str, float]:
+        """What one client has spent so far, see ``Account.spending``."""
+        account = self._account(client)
+        if account is None:
+            return {}
+        return account.spending()
+
+    def train_baselines(self, clients: Sequence[str]) -> dict[str, Exception]:
+        """Train local-only models: as many epochs as the run, on each client's data alone; in
+        groups where those were found to be faster. What those that failed raised."""
+        local, failures = self.local, {}
+        order = sorted(clients, key=self.data.size, reverse=True)
+        size = self.groups.known
+        for first in range(0, len(order), size):
+            fold = self.groups.fold if size > 1 else None
+            workings = {c: local.receive(Parts(), Parts()) for c in order[first : first + size]}
+            for server_round in range(1, self.config.rounds + 1):
+                trainers = [self._trainer(client, server_round, local) for client in workings]
+                trained = train_group(local, fold, trainers, [*workings.values()])
+                for client, working in zip([*workings], trained, strict=True):
+                    if isinstance(working, Exception):
+                        failures[client] = working
+                        del workings[client]
+                    else:
+                        workings[client] = working
+            for client, working in workings.items():
+                self.store(client).save(BASELINE, local.keep(working))
+        return failures
+
+    def evaluate(
+        self, client: str, server_round: int, broadcast: Parts, *, common: bool = True
+    ) -> ClientResult:
+        """Score every model of a client, a global one only if all received what it did."""
+        store, trainer = self.store(client), self._trainer(client, server_round)
+        working = self.algorithm.receive(broadcast, store.load_before(PERSONAL, server_round + 1))
+        working = self.algorithm.recall(self.algorithm.tune(working, trainer), trainer)
+        result = self.scoring.score(client, working, store.load(BASELINE), common=common)
+        if self.config.evaluation.adapters:  # the model that was scored is the one to save
+            filling = self.algorithm.filled("personal")
+            assert filling is not None
+            scored = Parts({slot: working[part] for slot, part in filling.items()})
+            store.save(self._evaluated(server_round), scored)
+        if self.device is not None:  # the server may not be told, its owner may look
+            store.save_json(EVALUATED, result.to_json())
+        return result
+
+    def newcomer(
+        self, client: str, server_round: int, broadcast: Parts, batches: int
+    ) -> ClientResult:
+        """Score a client that never trained, after personalising in ``batches`` local batches."""
+        trainer = self._trainer(client, server_round)
+        working = self.algorithm.receive(broadcast, Parts())
+        for phase in self.algorithm.newcomer(batches) if batches else ():
+            working = trainer.run(phase, working)
+        return self.scoring.score(client, self.algorithm.recall(working, trainer), Parts())
+
+    def export(
+        self, client: str, server_round: int, folder: Path, manifest: Mapping[str, Any]
+    ) -> None:
+        """Save the personal model scored in ``server_round`` as a PEFT folder on this machine."""
+        store = self.store(client)
+        fill(
+            self.model, {s: s for s in self.model.slots}, store.load(self._evaluated(server_round))
+        )
+        target = folder / ClientStore(folder, client).folder.name
+        save_adapter(self.model, target, self.config, {"client": client, **manifest})
+
+    def _account(self, client: str) -> Account | None:
+        privacy = self.config.privacy
+        if not privacy.enabled or privacy.unit == "client":
+            return None
+        if not self.data.size(client) and not privacy.protects_counts:
+            return None  # it has nothing to release, and everybody may know
+        if client not in self._accounts:
+            owner = self.device.client if self.device else None
+            known = (self.config, self.algorithm, client, self.data.client(client), self.ledgers)
+            self._accounts[client] = Account(
+                *known, self.store(client), self.sources, self.run, owner
+            )
+        return self._accounts[client]
+
+    def _trainer(
+        self,
+        client: str,
+        server_round: int,
+        algorithm: LocalAlgorithm | None = None,
+        account: Account | None = None,
+    ) -> Trainer:
+        known = (self.config, self.model, algorithm or self.algorithm)
+        examples = self.examples.client(client).train
+        return Trainer(*known, examples, server_round=server_round, client=client, account=account)
+
+    def _evaluated(self, server_round: int) -> str:
+        # Only a report chosen by validation can ask for an earlier round's model.
+        by_validation = self.config.evaluation.select == "validation"
+        return f"{EVALUATED}-{server_round}" if by_validation else EVALUATED

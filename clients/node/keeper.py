@@ -1,0 +1,90 @@
+"""What a node keeps for its clients, and its key: all that the sealing of updates needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from clients.node.device import Device
+from clients.node.failures import Reasons
+from clients.node.sealing import Sealer
+from clients.node.store import ClientStore
+from fedpers.config import Config, config_from_json
+from fedpers.errors import ClientError, ConfigError
+from fedpers.parts import Layout, Parts
+from fedpers.privacy import noise
+
+HELD = "held"
+
+
+class Keeper:
+    """The clients' stores and the node's cipher, without data or model, which take seconds to load.
+
+    Args:
+        config: the run's settings.
+        stores: the folder of the clients' stores.
+        device: where the node is one.
+        population: how many clients there are, for a key that is made for the run.
+        sources: of what has to be secret; None for what ``privacy.deterministic_for_tests`` says.
+
+    Raises:
+        ConfigError: a device is to draw its noise from the run's seed.
+
+    Attributes:
+        hosted: the clients of the node, and
+        declared: the parts that the method sends; both empty where no data and no model are loaded.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stores: Path,
+        device: Device | None,
+        population: int,
+        sources: noise.Sources | None = None,
+    ) -> None:
+        self.config, self.stores, self.device = config, stores, device
+        self.hosted: Sequence[str] = ()
+        self.declared: Mapping[str, Layout] = {}
+        self.reasons = Reasons.at(config, device, stores)
+        known = config.privacy.deterministic_for_tests
+        if known and config.privacy.enabled and device is not None:
+            takes = "false on a device, whose noise the server would know"
+            raise ConfigError("privacy.deterministic_for_tests", known, takes)
+        self.sources = sources or noise.sources(known, config.seed)
+        keys = device.keys if device else None
+        self.sealer = Sealer(config, str(stores), population, self.sources, keys)
+
+    def store(self, client: str) -> ClientStore:
+        """What one client keeps; a device's is on its disk when a call returns."""
+        return ClientStore(self.stores, client, durable=self.device is not None)
+
+    def hold(self, client: str, server_round: int, upload: Parts) -> None:
+        """Keep an upload until its weight is known."""
+        self.store(client).save_round(HELD, server_round, upload)
+
+    def held(self, client: str, server_round: int) -> Parts:
+        """The upload kept in a round.
+
+        Raises:
+            ClientError: there is none.
+        """
+        found = self.store(client).load_round(HELD, server_round)
+        if not found:
+            raise ClientError(f"seal: no update of round {server_round} is kept here")
+        return found
+
+
+def stores_of(run_folder: str, device: Device | None) -> Path:
+    """The folder of the clients' stores: a device's under its own state, whatever the server's."""
+    if device is None:
+        return Path(run_folder) / "state"
+    return device.state / "runs" / Path(run_folder).name / "state"
+
+
+@lru_cache(maxsize=1)
+def keeper_of(settings: str, run_folder: str, device: Device) -> Keeper:
+    """A device's, for what needs no model."""
+    device.claim()
+    return Keeper(config_from_json(settings), stores_of(run_folder, device), device, 1)

@@ -1,0 +1,1 @@
+"""How clients train: one by one, folded, privately; and what that costs of a budget."""

@@ -1,0 +1,1 @@
+"""What an update passes through on its way: channels."""

@@ -1,0 +1,191 @@
+"""Parts under encryption: what a client sends of its model, and what comes back as a sum."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fedpers.channels.sealed.cipher import ClientCipher, Sealed, clip
+from fedpers.channels.sealed.guard import Malformed, frame, unframe
+from fedpers.errors import ClientError
+from fedpers.parts import Layout, Part, Parts
+from fedpers.privacy.noise import Source
+
+log = logging.getLogger("fedpers")
+
+MAGIC = b"FPPARTS\n"
+# What reading a stranger's JSON may raise.
+UNREADABLE = (Malformed, ValueError, KeyError, TypeError, AttributeError, IndexError)
+BEYOND = (OverflowError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts that are flattened into one vector and sealed together.
+
+    Attributes:
+        names: the parts, in order.
+        unit: sealed as a unit vector, for inner products.
+    """
+
+    names: tuple[str, ...]
+    unit: bool = False
+
+    def to_json(self) -> list[Any]:
+        """A JSON form; ``from_json`` reads it back."""
+        return [list(self.names), self.unit]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Group:
+        """Read what ``to_json`` wrote."""
+        return cls(tuple(str(name) for name in data[0]), bool(data[1]))
+
+
+@dataclass(frozen=True)
+class SealedParts:
+    """Parts of which only the layouts can be read.
+
+    A message that came is read when it is asked for what it holds, so that one which cannot be read
+    costs its sender alone.
+
+    Attributes:
+        layouts: of the parts, by name.
+        groups: which of them are sealed together.
+        blobs: the sealed vectors, a message each, in the groups' order.
+        divisor: the opened values are divided by it: the weights of a sum add up to it.
+        broken: why the message could not be read, if so.
+    """
+
+    layouts: Mapping[str, Layout]
+    groups: tuple[Group, ...]
+    blobs: tuple[bytes, ...]
+    divisor: float = 1.0
+    broken: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all sealed vectors."""
+        return sum(map(len, self.blobs))
+
+    @cached_property
+    def sealed(self) -> tuple[Sealed, ...]:
+        """The sealed vectors.
+
+        Raises:
+            ClientError: one cannot be read.
+        """
+        if self.broken:
+            raise ClientError(self.broken)
+        return tuple(Sealed.from_bytes(blob) for blob in self.blobs)
+
+    def of(self, names: Sequence[str]) -> SealedParts:
+        """The groups that hold these parts and no others."""
+        kept = [
+            (g, b) for g, b in zip(self.groups, self.blobs, strict=True) if {*g.names} <= {*names}
+        ]
+        layouts = {name: self.layouts[name] for group, _ in kept for name in group.names}
+        groups, blobs = tuple(group for group, _ in kept), tuple(blob for _, blob in kept)
+        return SealedParts(layouts, groups, blobs, self.divisor)
+
+    def to_bytes(self) -> bytes:
+        """All of it as one message; ``from_bytes`` reads it back."""
+        header = {
+            "layouts": {name: layout.to_json() for name, layout in self.layouts.items()},
+            "groups": [group.to_json() for group in self.groups],
+            "divisor": self.divisor,
+        }
+        # The layouts of a large model do not fit into a header's 4,096 bytes.
+        return frame(MAGIC, {}, [json.dumps(header).encode(), *self.blobs])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SealedParts:
+        """Read what ``to_bytes`` wrote.
+
+        Raises:
+            ClientError: it was changed, or is no such message.
+        """
+        try:
+            _, (text, *blobs) = unframe(MAGIC, data)
+            header = json.loads(text)
+            layouts = {str(n): Layout.from_json(x) for n, x in header["layouts"].items()}
+            groups = tuple(Group.from_json(group) for group in header["groups"])
+            divisor = float(header["divisor"])
+            if len(groups) != len(blobs) or not 0 < divisor < float("inf"):
+                raise ValueError(f"{len(blobs)} vectors for {len(groups)} groups")
+            if [n for group in groups for n in group.names] != list(layouts):
+                raise ValueError("groups and layouts name other parts")
+        except (*UNREADABLE, *BEYOND) as error:
+            reason = " ".join(str(error).split())[:200]  # it may quote what a stranger wrote
+            raise ClientError(f"sealed parts: cannot be read ({reason})") from None
+        return cls(layouts, groups, tuple(blobs), divisor)
+
+
+def seal_parts(
+    cipher: ClientCipher,
+    parts: Parts,
+    groups: Sequence[Group],
+    *,
+    range: float,
+    weight: float,
+    source: Source,
+) -> SealedParts:
+    """Flatten, clip to [-range, range], multiply by ``weight`` (0..1) and encrypt, group by group.
+
+    Raises:
+        ClientError: a value is not finite.
+    """
+    blobs = []
+    for group in groups:
+        vector = torch.cat([parts[name].vector.float() for name in group.names])
+        if group.unit:
+            blobs.append(cipher.seal_unit(vector).to_bytes())
+            continue
+        beyond = int((vector.abs() > range).sum())
+        if beyond:
+            log.warning(
+                "%d of %d values are beyond encryption.range %g and were clipped to it: raise it",
+                beyond,
+                len(vector),
+                range,
+            )
+        # NaN stays NaN and is refused.
+        sealed = cipher.seal(weight * clip(vector, range), range=range, source=source)
+        blobs.append(sealed.to_bytes())
+    layouts = {name: parts[name].layout for group in groups for name in group.names}
+    return SealedParts(layouts, tuple(groups), tuple(blobs))
+
+
+def open_parts(cipher: ClientCipher, sealed: SealedParts) -> Parts:
+    """Decrypt and divide.
+
+    Raises:
+        ClientError: under another key, malformed, or not the sum that it says it is.
+    """
+    opened: dict[str, Part] = {}
+    for group, one in zip(sealed.groups, sealed.sealed, strict=True):
+        vector, at = cipher.open(one) / sealed.divisor, 0
+        if len(vector) != sum(sealed.layouts[name].size for name in group.names):
+            raise ClientError(f"sealed parts: {len(vector)} values do not fit {group.names}")
+        for name in group.names:
+            layout = sealed.layouts[name]
+            piece = vector[at : at + layout.size].to(layout.dtype)
+            opened[name], at = Part(layout, piece.clone()), at + layout.size
+    return Parts(opened)
+
+
+def with_groups(sealed: SealedParts, other: SealedParts) -> SealedParts:
+    """Both one's groups, for parts that are mixed apart."""
+    if sealed.divisor != other.divisor:
+        raise ValueError(f"divisors: got {sealed.divisor} and {other.divisor}, takes one")
+    return replace(
+        sealed,
+        layouts={**sealed.layouts, **other.layouts},
+        groups=sealed.groups + other.groups,
+        blobs=sealed.blobs + other.blobs,
+    )

@@ -1,0 +1,236 @@
+"""The server's arithmetic on sealed vectors, without a secret key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from fedpers.channels.sealed import guard
+from fedpers.channels.sealed.cipher import Sealed, ServerCipher, level_of, new_sealed
+from fedpers.channels.sealed.lattice import Channel, Lattice
+from fedpers.channels.sealed.parameters import (
+    HEAD_SCALE_BITS,
+    MAX_ROW_WEIGHT,
+    WEIGHT_BITS,
+    Parameters,
+)
+from fedpers.errors import ClientError, ConfigError
+
+_HALF = 28  # bits of the lower half of a coefficient, so that products with weights stay exact
+
+
+class SealServer(ServerCipher):
+    """BFV and CKKS under SEAL.
+
+    Args:
+        parameters: the scheme's.
+        key_id: of the clients' key.
+        public: SEAL's public and relinearisation keys, which only inner products need.
+    """
+
+    def __init__(
+        self, parameters: Parameters, key_id: str, public: tuple[bytes, bytes] | None = None
+    ) -> None:
+        self.parameters, self.key_id = parameters, key_id
+        self.lattice = Lattice(parameters)
+        self._keys: tuple[Any, Any] | None = None
+        if public is not None:
+            seal, context = self.lattice.seal, self.lattice.context
+            key, relinearisation = seal.PublicKey(), seal.RelinKeys()
+            with Channel() as channel:
+                key.load(context, channel.write(public[0]))
+                relinearisation.load(context, channel.write(public[1]))
+            self._keys = seal.Encryptor(context, key), relinearisation
+        self._evaluator = self.lattice.seal.Evaluator(self.lattice.context)
+
+    def add(self, sealed: Iterable[Sealed]) -> Sealed:
+        first: Sealed | None = None
+        sums: list[Any] = []
+        terms = 0
+        with Channel() as channel:
+            for one in sealed:
+                one.expect(self.parameters, self.key_id, ("vector", "sum"))
+                if first is not None:
+                    _check_alike(first, one)
+                terms += one.terms
+                if terms > self.parameters.capacity:
+                    raise ClientError(
+                        f"add: more than {self.parameters.capacity} terms, the sum would wrap; "
+                        "make keys for a larger cohort"
+                    )
+                ciphertexts = (self._load(channel, one, index) for index in range(len(one.chunks)))
+                if first is None:
+                    first, sums = one, list(ciphertexts)
+                    continue
+                for total, ciphertext in zip(sums, ciphertexts, strict=True):
+                    self._add_to(total, ciphertext)
+            if first is None:
+                raise ClientError("add: nothing to add")
+            primes = self.lattice.primes(1)
+            chunks = (guard.pack(self.lattice.polynomials(channel, s), primes) for s in sums)
+            return self._sealed(first, "sum", terms, float(terms), tuple(chunks))
+
+    def check(self, sealed: Sealed) -> None:
+        for index in range(len(sealed.chunks)):
+            self._words(sealed, index)
+
+    def mix(self, weights: Tensor, sealed: Sequence[Sealed]) -> list[Sealed]:
+        self._needs_rows("mix")
+        if weights.ndim != 2 or weights.shape[1] != len(sealed) or not sealed:
+            got = tuple(weights.shape)
+            raise ConfigError("weights", got, f"[rows, {len(sealed)}], a column a vector")
+        size = weights.double().abs().sum(1)
+        if not bool(((size > 0) & (size <= MAX_ROW_WEIGHT)).all()):
+            raise ConfigError("weights", size.tolist(), "absolute row sums in (0, 4]")
+        for one in sealed:
+            one.expect(self.parameters, self.key_id, ("vector",))
+            _check_alike(sealed[0], one)
+        # Exact integers in float64: 2^21 * 4 times 2^28 stays below 2^53.
+        integers = (weights.double() * 2**WEIGHT_BITS).round().numpy()
+        rows: list[list[bytes]] = [[] for _ in range(weights.shape[0])]
+        (prime,) = primes = self.lattice.primes(1)
+        with Channel() as channel:
+            # One chunk of every client at a time.
+            for index in range(len(sealed[0].chunks)):
+                words = np.stack([self._expanded(channel, one, index) for one in sealed])
+                for row, mixed in zip(rows, _times(integers, words, prime), strict=True):
+                    row.append(guard.pack(mixed, primes))
+        return [
+            self._sealed(sealed[0], "mix", len(sealed), float(s), tuple(row))
+            for s, row in zip(size, rows, strict=True)
+        ]
+
+    def inner_products(self, sealed: Sequence[Sealed]) -> list[Sealed]:
+        """As the base class says.
+
+        The products of the slots tell more than their sum, and the clients, who hold the secret
+        key, may not learn it. So of a product's first polynomial only the sum over the roots is
+        sent: its constant coefficient, which is the sum over the slots. And as the second
+        polynomial follows from the factors' ciphertexts, a public encryption of zero is added
+        first, after which it is fresh.
+        """
+        encryptor, relinearisation = self._needs_rows("inner products")
+        with Channel() as channel:
+            heads = []
+            for one in sealed:
+                one.expect(self.parameters, self.key_id, ("head",))
+                _check_alike(sealed[0], one)
+                scale = 2.0**HEAD_SCALE_BITS
+                heads.append(
+                    [self._load(channel, one, index, scale) for index in range(len(one.chunks))]
+                )
+            found = []
+            for left, right in combinations(heads, 2):
+                product = self._product(left, right, encryptor, relinearisation)
+                words = self.lattice.polynomials(channel, product)
+                found.append(self._only_the_sum(sealed[0], words))
+        return found
+
+    def _product(self, left: list[Any], right: list[Any], encryptor: Any, keys: Any) -> Any:
+        seal, evaluator = self.lattice.seal, self._evaluator
+        total = seal.Ciphertext()
+        try:
+            for index, (a, b) in enumerate(zip(left, right, strict=True)):
+                product = seal.Ciphertext()
+                evaluator.multiply(a, b, product)
+                if index == 0:
+                    total = product
+                else:
+                    evaluator.add_inplace(total, product)
+            evaluator.relinearize_inplace(total, keys)
+            evaluator.rescale_to_next_inplace(total)
+            zero = seal.Ciphertext()
+            encryptor.encrypt_zero(self.lattice.ids[1], zero)
+            zero.scale = total.scale
+            evaluator.add_inplace(total, zero)
+        except (RuntimeError, ValueError) as error:
+            raise ClientError(f"inner products: {error}") from None
+        return total
+
+    def _only_the_sum(self, like: Sealed, words: guard.Words) -> Sealed:
+        (prime,) = primes = self.lattice.primes(1)
+        first = words[0, 0]
+        high, low = int((first >> _HALF).sum()), int((first & ((1 << _HALF) - 1)).sum())
+        total = ((high << _HALF) + low) % prime
+        data = total.to_bytes(guard.width(prime), "little") + guard.pack(words[1:], primes)
+        return new_sealed(
+            self.parameters,
+            self.key_id,
+            kind="product",
+            size=1,
+            range=1.0,
+            terms=1,
+            weight=1.0,
+            chunks=(data,),
+        )
+
+    def _load(self, channel: Channel, one: Sealed, index: int, scale: float = 1.0) -> Any:
+        """Chunk ``index`` as a SEAL ciphertext, every coefficient checked."""
+        fresh, data = one.kind in ("vector", "head"), one.chunks[index]
+        seed = data[-guard.SEED_BYTES :] if fresh else b""
+        return self.lattice.ciphertext(channel, self._words(one, index), seed, scale)
+
+    def _words(self, one: Sealed, index: int) -> guard.Words:
+        polynomials = 1 if one.kind in ("vector", "head") else 2
+        primes, degree = self.lattice.primes(level_of(one.kind)), self.parameters.degree
+        try:
+            return guard.unpack(one.chunks[index], primes, degree, polynomials)
+        except guard.Malformed as error:
+            raise ClientError(f"sealed: chunk {index}: {error}") from None
+
+    def _expanded(self, channel: Channel, one: Sealed, index: int) -> guard.Words:
+        """Both polynomials [2, 1, N] of a fresh chunk."""
+        return self.lattice.polynomials(channel, self._load(channel, one, index))
+
+    def _add_to(self, total: Any, ciphertext: Any) -> None:
+        try:
+            self._evaluator.add_inplace(total, ciphertext)
+        except (RuntimeError, ValueError) as error:  # SEAL refuses a sum that encrypts nothing
+            raise ClientError(f"add: {error}") from None
+
+    def _sealed(
+        self, like: Sealed, kind: str, terms: int, weight: float, chunks: tuple[bytes, ...]
+    ) -> Sealed:
+        return new_sealed(
+            self.parameters,
+            self.key_id,
+            kind=kind,
+            size=like.size,
+            range=like.range,
+            terms=terms,
+            weight=weight,
+            chunks=chunks,
+        )
+
+    def _needs_rows(self, what: str) -> tuple[Any, Any]:
+        if self._keys is None:
+            raise ConfigError(
+                "encryption.scheme", self.parameters.scheme, f"ckks-rows for {what}", "new keys"
+            )
+        return self._keys
+
+
+def _check_alike(first: Sealed, other: Sealed) -> None:
+    if (other.size, other.range) != (first.size, first.range):
+        raise ClientError(
+            f"sealed: size and range: got {other.size} in {other.range:g}, "
+            f"takes {first.size} in {first.range:g} as the others have"
+        )
+
+
+def _times(
+    weights: npt.NDArray[np.float64], words: guard.Words, prime: int
+) -> npt.NDArray[np.uint64]:
+    """Integer weights [R, K] times coefficients [K, ..] below ``prime`` < 2^56, modulo it."""
+    flat = words.reshape(len(words), -1)
+    low = (weights @ (flat & ((1 << _HALF) - 1)).astype(np.float64)).astype(np.int64) % prime
+    high = (weights @ (flat >> _HALF).astype(np.float64)).astype(np.int64) % prime
+    for _ in range(_HALF // 7):  # 56 + 7 bits at a time
+        high = (high << 7) % prime
+    result: npt.NDArray[np.uint64] = ((high + low) % prime).astype(np.uint64)
+    return result.reshape(len(weights), *words.shape[1:])

@@ -1,0 +1,80 @@
+"""Before a run starts: everything that can be known to be wrong is one line now, not later."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from clients.base import check_private, find_algorithm
+from clients.training.account import check_client
+from fedpers.config import Config
+from fedpers.data import load_data
+from fedpers.errors import ConfigError
+from fedpers.models import build_model
+from simulations.backends.flower import joins_cluster
+from simulations.commands.keys import check_keys
+from strategies.base import find_strategy
+from strategies.protection import check_cohort
+
+
+def absolute_paths(config: Config) -> Config:
+    """``config``, its paths resolved against the working folder; it is changed in place.
+
+    The parts of a run do not work in the folder in which the user started it.
+    """
+    for node, name in (
+        (config, "output"),
+        (config, "state"),
+        (config.data, "path"),
+        (config.data.partition, "path"),
+        (config.encryption, "keys"),
+    ):
+        value = getattr(node, name)
+        # A data file that is not here is looked for in FEDPERS_DATA, under the name given.
+        if value and (name != "path" or Path(value).expanduser().exists()):
+            setattr(node, name, str(Path(value).expanduser().resolve()))
+    kind, _, folder = config.model.name.partition(":")
+    if kind in ("hf", "sentence") and Path(folder).expanduser().is_dir():
+        config.model.name = f"{kind}:{Path(folder).expanduser().resolve()}"
+    return config
+
+
+def check(config: Config) -> None:
+    """Load the data, find the method, and check that they fit.
+
+    Raises:
+        FedpersError: a mistake that the user can mend.
+    """
+    strategy = find_strategy(config)
+    name = strategy.client_side()
+    algorithm, params = find_algorithm(name, config, strategy.param_names())
+    data = load_data(config)
+    strategy.check(config, data)
+    check_cohort(config, len(data.clients))
+    check_keys(config, strategy, len(data.clients))
+    if config.privacy.enabled and config.privacy.unit == "example":
+        for client in data.clients:
+            check_client(config, client, data.size(client))
+        check_private(name, algorithm(config, build_model(config, data), params))
+
+
+def check_ray(config: Config) -> None:
+    """Check that a node can use what it is given, and that this machine has it.
+
+    Raises:
+        ConfigError: it cannot, or this machine has not. In a cluster of others another may.
+    """
+    if config.simulation.gpus_per_node > 1:
+        takes, cure = "a number <= 1: a node computes on one GPU", "raise simulation.nodes instead"
+        raise ConfigError("simulation.gpus_per_node", config.simulation.gpus_per_node, takes, cure)
+    if joins_cluster():
+        return
+    simulation, cores = config.simulation, os.cpu_count() or 1
+    if simulation.cpus_per_node > cores:
+        takes = f"an integer <= {cores}, the cores of this machine"
+        raise ConfigError("simulation.cpus_per_node", simulation.cpus_per_node, takes)
+    if simulation.gpus_per_node > 0 and not torch.cuda.is_available():
+        takes = "0: no GPU is in sight on this machine"
+        raise ConfigError("simulation.gpus_per_node", simulation.gpus_per_node, takes)

@@ -1,0 +1,104 @@
+"""Whether a device can take part in a run, found out on the device, offline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+from clients.base import check_private, find_algorithm
+from clients.node.device import Device
+from clients.training.account import check_client
+from fedpers.config import Config
+from fedpers.data import device_data
+from fedpers.errors import ConfigError
+from fedpers.models import build_model
+from fedpers.privacy import Ledger
+from fedpers.privacy.accounting import default_delta
+from fedpers.privacy.ledger import LEFT
+from strategies.base import find_strategy
+
+log = logging.getLogger("fedpers")
+
+
+def check_device(
+    config: Config, client: str, data: Path, state: Path | None, keys: Path | None
+) -> Iterator[str]:
+    """What was found, a line each.
+
+    Args:
+        config: the run's settings.
+        client: the device's client id.
+        data: its file.
+        state: its folder, if it has one already.
+        keys: the folder with ``client.key``.
+
+    Raises:
+        FedpersError: the device cannot take part; the line says why.
+    """
+    if config.data.columns.classes is None:
+        takes = "how many classes there are, for a device need not have them all"
+        raise ConfigError("data.columns.classes", None, takes)
+    if state is not None and state.is_dir():
+        Device(client, data, state).claimed()
+    found = device_data(config, client, data)
+    own, reads = found.client(client), found.signature
+    sizes = f"{len(own.train)} for training, {len(own.val)} for validation, {len(own.test)} to test"
+    yield f"data: {sizes}; {reads.kind} {reads.shape}, {found.task.described}"
+    # What comes from the server, of public data, is left at its start.
+    bare = replace(config.model, pretrain=replace(config.model.pretrain, task="none"))
+    bare = replace(bare, standardise=False)
+    strategy = find_strategy(config)
+    name = strategy.client_side()
+    algorithm, params = find_algorithm(name, config, strategy.param_names())
+    bound = algorithm(config, build_model(replace(config, model=bare), found), params)
+    sent = sum(bound.initial[slot].layout.size for slot in bound.sends)
+    yield f"model: {config.model.name} for {name}, {sent:,} scalars are sent in a round"
+    yield from _privacy(config, name, bound, client, len(own.train), state)
+    if config.encryption.enabled:
+        from fedpers.channels.sealed import load_client
+
+        if keys is None:
+            raise ConfigError("keys", None, "the folder with client.key", "--keys DIR")
+        cipher = load_client(keys / "client.key")
+        parameters = cipher.parameters
+        yield (
+            f"key: {cipher.key_id}, {parameters.scheme}, {parameters.security} bits of security, "
+            f"up to {parameters.capacity} clients"
+        )
+    if state is not None:
+        try:
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe = state / ".probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            takes = f"a folder that can be written ({error.strerror})"
+            raise ConfigError("state", str(state), takes) from None
+        yield f"state: {state} can be written"
+
+
+def _privacy(
+    config: Config, name: str, bound: object, client: str, examples: int, state: Path | None
+) -> Iterator[str]:
+    from clients.base import LocalAlgorithm
+
+    privacy = config.privacy
+    if not privacy.enabled:
+        yield "privacy: off"
+        return
+    if privacy.unit == "client":
+        yield f"privacy: epsilon {privacy.epsilon:g} for each client, added up by the server"
+        return
+    assert isinstance(bound, LocalAlgorithm)
+    check_client(config, client, examples)
+    check_private(name, bound)
+    delta, spent = privacy.delta or default_delta(examples), 0.0
+    if state is not None:
+        spent = Ledger.named(state / "ledgers", quote(client, safe="")).epsilon(delta)
+    if spent > (1 - LEFT) * privacy.epsilon:
+        takes = f"more than the {spent:.3g} that earlier runs have spent"
+        raise ConfigError("privacy.epsilon", privacy.epsilon, takes)
+    yield f"privacy: {spent:.2f} of epsilon {privacy.epsilon:g} at delta {delta:g} are spent"

@@ -1,0 +1,257 @@
+"""A rehearsal of a deployment on this machine: ``fedpers devices demo``.
+
+A SuperLink with TLS that knows its nodes' keys, and a SuperNode process for each device, with a
+data file, a state folder and a key file of its own. What runs on them is what runs in simulations.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedpers.config import Config
+from fedpers.errors import RunError
+from simulations.backends.bundle import write_bundle
+from simulations.backends.flower import (
+    CONNECTION,
+    POLL,
+    START,
+    Space,
+    flwr,
+    follow,
+    free_port,
+    last_line,
+    popen,
+    private_space,
+)
+from simulations.backends.launcher import CLIENTAPP, SERVERAPP, run_config
+from simulations.devices.certificates import Certificates, make_certificates, make_node_key
+
+
+@dataclass
+class Rehearsal:
+    """A SuperLink that runs, and its nodes.
+
+    Attributes:
+        space: its folder and processes.
+        port: the SuperLink's.
+        certificates: of the SuperLink.
+        nodes: by client, its SuperNode's process.
+    """
+
+    space: Space
+    port: int
+    certificates: Certificates
+    superlink: subprocess.Popen[bytes]
+    nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def register(self, client: str) -> None:
+        """Make a key for a client's node and have the SuperLink know it."""
+        _, public = make_node_key(self.space.folder, f"node-{client}")
+        flwr(self.space, "supernode", "register", str(public), CONNECTION)
+
+    def start_node(
+        self,
+        client: str,
+        data: Path,
+        keys: Path | None,
+        *,
+        trusts: Path | None = None,
+        port: int | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a client's SuperNode; its state is kept from one start to the next.
+
+        Args:
+            client: its id.
+            data: its file.
+            keys: the folder with its ``client.key``.
+            trusts: the authority whose certificates it accepts, if another than the right one.
+            port: where it finds the SuperLink, if not at the SuperLink's own.
+        """
+        state = self.space.folder / f"state-{client}"
+        config = {"client-id": client, "data": str(data), "state": str(state)}
+        if keys is not None:
+            config["keys"] = str(keys)
+        home = self.space.folder / f"home-{client}"
+        home.mkdir(exist_ok=True)
+        options = [
+            *("--superlink", f"127.0.0.1:{port or self.port}"),
+            *("--root-certificates", str(trusts or self.certificates.ca)),
+            *("--auth-supernode-private-key", str(self.space.folder / f"node-{client}")),
+            *("--port", str(free_port())),
+            *("--node-config", " ".join(f'{k}="{v}"' for k, v in config.items())),
+        ]
+        with self.log_of(client).open("ab") as log:
+            command = ["flower-supernode", *options]
+            node = popen(self.space, command, log, env={"FLWR_HOME": str(home)})
+        self.nodes[client] = node
+        return node
+
+    def log_of(self, client: str) -> Path:
+        """What a client's SuperNode said."""
+        return self.space.folder / f"node-{client}.log"
+
+    def run(
+        self,
+        config: Config,
+        run_folder: Path,
+        show: Callable[[str], None],
+        *,
+        resume: bool = False,
+    ) -> None:
+        """Run an app to its end.
+
+        Args:
+            resume: go on with the run that is in ``run_folder``.
+
+        Raises:
+            FedpersError: a mistake that the user can mend.
+            RunError: the run did not complete.
+        """
+        space = self.space
+        settings, events = space.path("settings.yaml"), space.path("events.jsonl")
+        settings.write_text(config.to_yaml(), encoding="utf-8")
+        events.unlink(missing_ok=True)  # an earlier run's
+        write_bundle(
+            space.path("app"),
+            serverapp=SERVERAPP,
+            clientapp=CLIENTAPP,
+            run_config=run_config(settings, run_folder, resume),
+            events=events,
+            search=Path.cwd(),
+        )
+        answer = flwr(space, "run", str(space.path("app")), CONNECTION)
+        follow(space, str(answer["run-id"]), self.superlink, show, verbose=False)
+
+
+@contextmanager
+def rehearsal() -> Iterator[Rehearsal]:
+    """A SuperLink on loopback, with TLS and node authentication. All of it ends with the block."""
+    with private_space() as space:
+        certificates = make_certificates(space.folder)
+        for _ in range(3):  # another process may take the port before the SuperLink does
+            port = free_port()
+            options = [
+                *("--host", "127.0.0.1", "--port", str(port)),
+                *("--ssl-ca-certfile", str(certificates.ca)),
+                *("--ssl-certfile", str(certificates.server)),
+                *("--ssl-keyfile", str(certificates.server_key)),
+                *("--enable-supernode-auth", "--database", str(space.path("superlink.db"))),
+            ]
+            with space.path("superlink.log").open("ab") as log:
+                superlink = popen(space, ["flower-superlink", *options], log)
+            if _listens(superlink, port):
+                break
+        else:
+            said = space.path("superlink.log").read_text(encoding="utf-8", errors="replace")
+            raise RunError(f"Flower's SuperLink did not start: {last_line(said)}")
+        lines = [
+            f"[superlink.{CONNECTION}]",
+            f'address = "127.0.0.1:{port}"',
+            f"root-certificates = {json.dumps(str(certificates.ca))}",
+        ]
+        home = space.path("home").joinpath("config.toml")
+        home.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        yield Rehearsal(space, port, certificates, superlink)
+
+
+def demo(config: Config, folder: Path, show: Callable[[str], None] = print) -> None:
+    """Make data and keys for as many devices as ``strategy.min_clients``, and run ``config`` on
+    them.
+
+    Args:
+        config: the settings of a run on devices.
+        folder: the run's own folder.
+        show: called with each line to show.
+
+    Raises:
+        FedpersError: a mistake that the user can mend.
+        RunError: the run did not complete.
+    """
+    with rehearsal() as rehearsed:
+        files = make_files(config, rehearsed.space.folder)
+        for client, data in files.data.items():
+            rehearsed.register(client)
+            rehearsed.start_node(client, data, files.keys.get(client))
+        show(f"SuperLink on port {rehearsed.port} with TLS, {len(files.data)} SuperNodes")
+        try:
+            rehearsed.run(files.config, folder, show)
+        except RunError as error:
+            raise RunError(f"{error}; {_keep_logs(rehearsed, folder)}") from None
+
+
+@dataclass
+class Files:
+    """What a rehearsal needs on disk.
+
+    Attributes:
+        config: the settings, with the server's own paths.
+        data: by client, its file.
+        keys: by client, the folder with its key file.
+    """
+
+    config: Config
+    data: dict[str, Path]
+    keys: dict[str, Path]
+
+
+def make_files(config: Config, folder: Path) -> Files:
+    """Deal scikit-learn's digits to devices, publish a part, and make encryption keys."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from fedpers.channels.sealed import new_keys
+    from fedpers.config import load_config
+    from fedpers.data import load_data
+
+    count = config.strategy.min_clients
+    dealt = load_data(load_config(None, [f"data.clients={count}", "data.partition.alpha=0.5"]))
+    public = folder / "public.npz"
+    np.savez(public, x=dealt.public.x.numpy(), y=dealt.public.y.numpy())
+    names = [f"device-{client}" for client in dealt.clients]
+    data, keys = {}, {}
+    for name, client in zip(names, dealt.clients, strict=True):
+        own = dealt.client(client)
+        data[name] = folder / f"{name}.npz"
+        parts = (own.train, own.val, own.test)
+        x, y = (np.concatenate([getattr(p, which).numpy() for p in parts]) for which in "xy")
+        np.savez(data[name], x=x, y=y)
+    server = folder / "server-keys"
+    if config.encryption.enabled:
+        made = folder / "made-keys"
+        new_keys(made, config.encryption.scheme, count, rows=config.strategy.name == "pfedsim")
+        server.mkdir()
+        shutil.move(made / "server.context", server)  # all that the server gets
+        for name in names:
+            keys[name] = folder / f"keys-{name}"
+            keys[name].mkdir(mode=0o700)
+            shutil.copy2(made / "client.key", keys[name])  # with its mode, 0600
+    own_data = replace(config.data, path=str(public))
+    sealed = replace(config.encryption, keys=str(server) if keys else None)
+    return Files(replace(config, data=own_data, encryption=sealed), data, keys)
+
+
+def _listens(superlink: subprocess.Popen[bytes], port: int) -> bool:
+    deadline = time.monotonic() + START
+    while superlink.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return superlink.poll() is None
+        time.sleep(POLL)
+    return False
+
+
+def _keep_logs(rehearsed: Rehearsal, run_folder: Path) -> str:
+    run_folder.mkdir(parents=True, exist_ok=True)
+    logs = [rehearsed.space.path("superlink.log"), *map(rehearsed.log_of, rehearsed.nodes)]
+    for log in logs:
+        with suppress(OSError):
+            shutil.copy(log, run_folder)
+    return f"Flower's logs are in {run_folder}"

@@ -1,0 +1,136 @@
+"""``fedpers device check``: what it finds, and each reason for which a device cannot take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from clients.node.device import Device
+from fedpers.channels.sealed import new_keys
+from fedpers.privacy import Ledger, Release
+from simulations.commands.cli import app
+
+CONFIG = Path(__file__).parents[3] / "configs" / "devices.yaml"
+
+Check = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a key for three clients."""
+    folder = tmp_path_factory.mktemp("keys")
+    new_keys(folder, "auto", 3)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Forty digits of three classes."""
+    x = np.random.default_rng(0).standard_normal((40, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "own.npz", x=x, y=np.arange(40) % 3)
+    return tmp_path / "own.npz"
+
+
+@pytest.fixture
+def check(tmp_path: Path, data: Path, keys: Path) -> Check:
+    """``check("privacy.delta=1")``: the command on the shipped settings."""
+
+    def check(*overrides: str, data: Path = data, keys: Path | None = keys) -> Result:
+        options = ["--config", str(CONFIG), "--data", str(data), "--client", "clinic-7"]
+        options += ["--state", str(tmp_path / "state")]
+        options += [] if keys is None else ["--keys", str(keys)]
+        return CliRunner().invoke(app, ["device", "check", *options, *overrides])
+
+    return check
+
+
+def refusal(result: Result) -> str:
+    """The one line on standard error."""
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def test_a_device_that_can_take_part(check: Check, tmp_path: Path) -> None:
+    result = check()
+    assert result.exit_code == 0 and result.stderr == ""
+    lines = dict(line.split(": ", 1) for line in result.stdout.splitlines())
+    sizes = "24 for training, 6 for validation, 10 to test"
+    assert lines["data"] == f"{sizes}; image (1, 8, 8), 10 classes"
+    assert lines["model"].startswith("mlp for perada, ")
+    assert lines["privacy"] == "0.00 of epsilon 8 at delta 0.001 are spent"
+    assert "bfv" in lines["key"] and "bits of security" in lines["key"]
+    assert lines["state"] == f"{tmp_path / 'state'} can be written"
+    assert list((tmp_path / "state").iterdir()) == []  # nothing was charged
+    off = check("privacy.enabled=false", "encryption.enabled=false", keys=None)
+    assert off.exit_code == 0 and "privacy: off" in off.stdout and "key:" not in off.stdout
+
+
+def test_settings_that_protect_nothing_here(check: Check) -> None:
+    line = refusal(check("privacy.delta=0.05"))
+    assert line.startswith("privacy.delta: got 0.05, takes a number < 0.042, for client clinic-7")
+    line = refusal(check("privacy.sampling_rate=0.01"))
+    assert line.startswith("privacy.sampling_rate: got 0.01, takes a number >= 0.042, for client")
+    line = refusal(check("privacy.epsilon=1e-6", "privacy.delta=1e-9"))
+    assert line.startswith("privacy.epsilon: got 1e-06, takes a number > ")
+
+
+def test_a_budget_that_is_spent(check: Check, tmp_path: Path) -> None:
+    ledger = Ledger.named(tmp_path / "state" / "ledgers", "clinic-7")
+    ledger.charge([Release(2.0, 1.0, 3)])
+    assert check().exit_code == 0
+    ledger.charge([Release(1.0, 1.0, 10)])
+    line = refusal(check())
+    assert line.startswith("privacy.epsilon: got 8.0, takes more than the ")
+    assert line.endswith("that earlier runs have spent")
+    ledger.path.write_text("{")
+    assert refusal(check()).startswith(f"ledger: {ledger.path} cannot be read")
+    ledger.path.unlink()
+    assert refusal(check()).startswith(f"ledger: {ledger.path} is gone; restore it from a backup")
+
+
+def test_a_state_folder_of_another_client(check: Check, tmp_path: Path) -> None:
+    Device("clinic-8", tmp_path / "x.npz", tmp_path / "state").claim()
+    line = "belongs to client 'clinic-8', and this is client 'clinic-7'; give each client a state"
+    assert line in refusal(check())
+
+
+def test_a_class_that_nobody_told_of(check: Check, data: Path) -> None:
+    assert refusal(check("data.columns.classes=2")) == (
+        f"{data}: y: got int64 such as 2, takes integers in 0..1"
+    )
+    line = refusal(check("data.columns.classes=null"))
+    assert line.startswith("data.columns.classes: got None, takes how many classes there are")
+
+
+def test_a_file_that_cannot_be_used(check: Check, tmp_path: Path) -> None:
+    line = refusal(check(data=tmp_path / "no.npz"))
+    assert line.startswith("data (node config): got ")
+    np.savez(tmp_path / "few.npz", x=np.zeros((1, 1, 8, 8), np.float32), y=np.zeros(1, np.int64))
+    few = check("privacy.enabled=false", data=tmp_path / "few.npz")
+    assert few.exit_code == 0 and "data: 1 for training, 0 for validation" in few.stdout
+
+
+def test_a_key_that_others_can_read(check: Check, keys: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copied"
+    copy.mkdir()
+    (copy / "client.key").write_bytes((keys / "client.key").read_bytes())
+    (copy / "client.key").chmod(0o644)
+    line = refusal(check(keys=copy))
+    assert line == (f"key file: got '0o644', takes mode 0600; chmod 600 {copy / 'client.key'}")
+    (copy / "client.key").chmod(0o600)
+    assert check(keys=copy).exit_code == 0
+    (copy / "client.key").write_bytes((keys / "server.context").read_bytes())
+    assert "takes a client file" in refusal(check(keys=copy))
+    assert refusal(check(keys=None)).startswith("keys: got None, takes the folder with client.key")
+    assert "takes a key file that can be read" in refusal(check(keys=tmp_path / "none"))
+
+
+def test_a_state_that_cannot_be_written(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+    assert refusal(check("privacy.enabled=false")).startswith("state: got ")
