@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from clients.training.account import Releases
+from clients.training.trainer import ModelView, Trainer
 from fedpers.config import Config, NoParams, params_of
 from fedpers.errors import ClientError, ConfigError
 from fedpers.models import Outputs, PersonalModel
@@ -17,9 +18,6 @@ from fedpers.phases import Phase, Prox
 from fedpers.privacy.plan import check_plan
 from fedpers.registry import Registry
 from fedpers.tasks.base import TASKS, task_named
-
-if TYPE_CHECKING:
-    from clients.training.trainer import ModelView, Trainer
 
 algorithms: Registry[type[LocalAlgorithm]] = Registry(
     "algorithm", key="strategy.name", package="clients.methods", group="fedpers.algorithms"
@@ -151,6 +149,10 @@ class LocalAlgorithm:
     def tuning(self) -> Sequence[Phase]:
         """What is trained before a prediction and forgotten after it. Default: nothing."""
         return []
+
+    def releases(self) -> Releases:
+        """What clients release, and are charged for: as declared."""
+        return Releases(sum(phase.released for phase in self.phases()), self.releases_counts)
 
     def shared_phase(self, name: str = "local training") -> Phase:
         """Everything that was received is trained together, reads nothing personal, and is sent."""
@@ -327,13 +329,6 @@ def mixture(working: Parts, slots: Iterable[str], share: float) -> Parts:
         own, received = working[f"personal.{slot}"], working[f"received.{slot}"]
         mixed[f"mixed.{slot}"] = own.like(share * own.vector + (1 - share) * received.vector)
     return Parts(mixed)
-
-
-def decayed(lr: float, config: Config, server_round: int) -> float:
-    """The learning rate of a round: constant, or a half cosine from ``lr`` down to 0."""
-    if config.training.lr_decay == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * (server_round - 1) / config.rounds))
-    return lr
 
 
 def find_algorithm(

@@ -126,7 +126,9 @@ class ClientHost(Keeper):
         self.hosted = [*self.data.clients, *self.data.held_out]
         initial = self.algorithm.initial
         self.declared = {slot: initial[slot].layout for slot in self.algorithm.sends}
-        self.view, self.scoring = ModelView(self.model, self.algorithm), Scoring(self)
+        self.view = ModelView(self.model, self.algorithm)
+        known = (self.algorithm, self.local, self.data, self.examples, self.model)
+        self.scoring = Scoring(*known)
         self._accounts: dict[str, Account] = {}
         if config.privacy.enabled and config.privacy.unit == "example":
             self._admit(algorithm)
@@ -261,7 +263,7 @@ class ClientHost(Keeper):
             account.charge(*account.due(first=not personal))
         trainer = self._trainer(client, server_round, account=account)
         if account is not None:
-            account.count_examples(trainer)
+            account.count_examples(len(trainer.examples), trainer.release_counts)
         working = self.algorithm.receive(broadcast, personal)
         known = (client, server_round, broadcast, asked, store, account)
         return Started(*known, trainer, working)
@@ -372,10 +374,9 @@ class ClientHost(Keeper):
             return None  # it has nothing to release, and everybody may know
         if client not in self._accounts:
             owner = self.device.client if self.device else None
-            known = (self.config, self.algorithm, client, self.data.client(client), self.ledgers)
-            self._accounts[client] = Account(
-                *known, self.store(client), self.sources, self.run, owner
-            )
+            releases, data = self.algorithm.releases(), self.data.client(client)
+            known = (self.config, releases, client, data, self.ledgers, self.store(client))
+            self._accounts[client] = Account(*known, self.sources, self.run, owner)
         return self._accounts[client]
 
     def _trainer(

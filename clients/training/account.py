@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 from urllib.parse import quote
 
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm
 from clients.node.store import ClientStore
 from fedpers.config import Config
 from fedpers.data import ClientData
@@ -27,15 +27,24 @@ from fedpers.privacy import (
 from fedpers.privacy.accounting import LARGEST_NOISE, default_delta
 from fedpers.privacy.noise import Source, Sources
 
-if TYPE_CHECKING:
-    from clients.training.trainer import Trainer
-
 # What is released once, beside the phases, and its share of the mu = 1 / sigma of a release that
 # would take the whole budget. mu^2 adds up: phases on whole batches are left sqrt(1 - share^2) of
 # it, so that an eighth costs them 0.8 % more noise, and three tenths 4.8 %.
 LABELS, EXAMPLES = "labels", "examples"
 ONCE = {LABELS: 0.3, EXAMPLES: 0.125}
 ACCOUNT, RELEASED = "account", "released"
+
+
+class Releases(NamedTuple):
+    """What a method releases.
+
+    Attributes:
+        phases: how many of its phases, each round.
+        labels: counts of the client's labels, once.
+    """
+
+    phases: int
+    labels: bool
 
 
 class Account:
@@ -48,7 +57,7 @@ class Account:
 
     Args:
         config: the run's settings.
-        algorithm: the method.
+        releases: what the method releases.
         client: its id, for messages.
         data: all its examples; the ledger is kept under their digest, whatever their order or
             split, so that another run on the same data continues the account.
@@ -63,7 +72,7 @@ class Account:
     def __init__(
         self,
         config: Config,
-        algorithm: LocalAlgorithm,
+        releases: Releases,
         client: str,
         data: ClientData,
         ledgers: Path,
@@ -90,8 +99,8 @@ class Account:
         lasts = owner is not None or config.state is not None
         ledger = Ledger.named(ledgers, name, lasts=lasts)
         self.budget = Budget(ledger, privacy.epsilon, self.delta)
-        self.phases = sum(phase.released for phase in algorithm.phases())
-        names = [LABELS] if algorithm.releases_counts else []
+        self.phases = releases.phases
+        names = [LABELS] if releases.labels else []
         names += [EXAMPLES] if privacy.protects_counts else []
         self.once = {name: self._at_a_share(privacy.epsilon, ONCE[name]) for name in names}
         self.sigma = self._calibrated(config, store, run)
@@ -171,19 +180,21 @@ class Account:
         fresh = {LABELS: first, EXAMPLES: self._count is None}
         return [what for what in self.once if fresh[what]]
 
-    def count_examples(self, trainer: Trainer) -> None:
+    def count_examples(self, examples: int, release: Callable[[Tensor, str], Tensor]) -> None:
         """Release the number of examples, if this round was charged for it: before the training,
         whose sums are divided by it.
 
         It is at least its noise's deviation, below which it says nothing, and would make of sums
         that are divided by it huge steps.
 
+        Args:
+            release: ``Trainer.release_counts`` of the client.
+
         Raises:
             ConfigError: delta protects nobody among so many.
         """
         if EXAMPLES in self._once_paid:
-            ones = torch.ones(len(trainer.examples), 1)
-            noised = float(trainer.release_counts(ones, EXAMPLES))
+            noised = float(release(torch.ones(examples, 1), EXAMPLES))
             self._count = max(1, round(max(noised, self.once[EXAMPLES].sigma)))
             self._store.save_json(RELEASED, {EXAMPLES: self._count})
         if self._count is not None and self.delta * self._count >= 1:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm
+from clients.methods.local import Local
+from clients.training.features import FeatureCache
 from clients.training.trainer import ModelView
 from fedpers.compute import CPU
-from fedpers.data import Examples
+from fedpers.data import Examples, FederatedData
 from fedpers.evaluation import ClientResult
+from fedpers.models import PersonalModel
 from fedpers.parts import Parts
 from fedpers.seeding import seed_for
 from fedpers.tasks.base import Tally
-
-if TYPE_CHECKING:
-    from clients.node.host import ClientHost
 
 POOL = 5  # of the examples wanted of others, how many are gathered before they are drawn
 
@@ -29,11 +28,25 @@ class Scoring:
     """Scores the clients of a host.
 
     Args:
-        host: whose examples and methods these are.
+        algorithm: the method.
+        local: the local-only baseline.
+        data: the clients.
+        examples: theirs, as the model takes them.
+        model: the resident model.
     """
 
-    def __init__(self, host: ClientHost) -> None:
-        self.host = host
+    def __init__(
+        self,
+        algorithm: LocalAlgorithm,
+        local: Local,
+        data: FederatedData,
+        examples: FederatedData | FeatureCache,
+        model: PersonalModel,
+    ) -> None:
+        self.algorithm, self.local, self.config = algorithm, local, algorithm.config
+        self.data, self.examples, self.device = data, examples, model.device
+        self.view = ModelView(model, algorithm)
+        self._plain = ModelView(model, local)
         self._outside: dict[str, Examples] = {}
 
     def score(
@@ -46,11 +59,10 @@ class Scoring:
             baseline: its local-only model; empty without one.
             common: what it received was the same for all; else there is no global model.
         """
-        host = self.host
-        split = host.examples.client(client)
+        split = self.examples.client(client)
         sets = [split.val, split.test]
-        if host.config.evaluation.outside:
-            sets.append(self.others(client).to(host.model.device))
+        if self.config.evaluation.outside:
+            sets.append(self.others(client).to(self.device))
         x, sizes = torch.cat([examples.x for examples in sets]), [len(e) for e in sets]
         scores: dict[str, Sequence[Tensor]] = {}
 
@@ -58,18 +70,17 @@ class Scoring:
             if found is not None:
                 scores[mode] = torch.split(found.cpu(), sizes)
 
-        predict("personal", host.algorithm.predict("personal", working, x, host.view))
+        predict("personal", self.algorithm.predict("personal", working, x, self.view))
         if common and self._one_model:
             scores["global"] = scores["personal"]
         elif common:
-            predict("global", host.algorithm.predict("global", working, x, host.view))
+            predict("global", self.algorithm.predict("global", working, x, self.view))
         if baseline:
-            plain = ModelView(host.model, host.local)
-            predict("local", host.local.predict("personal", baseline, x, plain))
+            predict("local", self.local.predict("personal", baseline, x, self._plain))
 
         def tally(k: int, *, detail: bool = False) -> Tally:
             found = {mode: of_sets[k] for mode, of_sets in scores.items()}
-            return host.data.task.tally(found, sets[k].y.cpu(), detail=detail)
+            return self.data.task.tally(found, sets[k].y.cpu(), detail=detail)
 
         return ClientResult(
             client=client,
@@ -82,27 +93,25 @@ class Scoring:
     @cached_property
     def _one_model(self) -> bool:
         """Whether a client's personal model is the global one."""
-        algorithm = self.host.algorithm
-        if type(algorithm).predict is not LocalAlgorithm.predict:
+        if type(self.algorithm).predict is not LocalAlgorithm.predict:
             return False
-        personal = algorithm.filled("personal")
-        return personal is not None and personal == algorithm.filled("global")
+        personal = self.algorithm.filled("personal")
+        return personal is not None and personal == self.algorithm.filled("global")
 
     def others(self, client: str) -> Examples:
         """A seeded sample of the other clients' test examples, the same in every round. It waits on
         the CPU: there is one for each client."""
         if client not in self._outside:
-            host = self.host
-            wanted = host.config.evaluation.outside
-            rng = random.Random(seed_for(host.config.seed, "outside", client))
-            everyone = host.data.clients
+            wanted = self.config.evaluation.outside
+            rng = random.Random(seed_for(self.config.seed, "outside", client))
+            everyone = self.data.clients
             # So many clients are enough, and few of thousands are looked at.
             drawn = rng.sample(everyone, min(len(everyone), POOL * wanted + 1))
-            tests, count = [host.examples.client(client).test.to(CPU).take(torch.arange(0))], 0
+            tests, count = [self.examples.client(client).test.to(CPU).take(torch.arange(0))], 0
             for other in drawn:
                 if other == client:
                     continue
-                tests.append(host.examples.client(other).test.to(CPU))
+                tests.append(self.examples.client(other).test.to(CPU))
                 count += len(tests[-1])
                 if count >= POOL * wanted:
                     break

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, decayed
 from clients.training.account import LABELS, Account
 from clients.training.private_steps import noise_in_update, private_steps
 from fedpers.compute import computing_in
@@ -25,6 +26,15 @@ from fedpers.seeding import drawn_from, seeded, torch_generator
 EVALUATION_BATCH = 256  # what stays in a core's cache; 1024 takes an eighth longer
 
 
+class ForwardPass(Protocol):
+    """What of a method is needed to compute with a model: see ``clients.base.LocalAlgorithm``."""
+
+    slots: tuple[str, ...]
+
+    def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
+        """The outputs for a batch x of the model, filled as it is."""
+
+
 class ModelView:
     """Runs one resident model, and sees neither examples nor the account.
 
@@ -33,7 +43,7 @@ class ModelView:
         algorithm: the method, for its forward pass.
     """
 
-    def __init__(self, model: PersonalModel, algorithm: LocalAlgorithm) -> None:
+    def __init__(self, model: PersonalModel, algorithm: ForwardPass) -> None:
         self.model, self.algorithm = model, algorithm
         self.device, self.task = model.device, model.task
 
@@ -74,7 +84,7 @@ class Trainer(ModelView):
         self,
         config: Config,
         model: PersonalModel,
-        algorithm: LocalAlgorithm,
+        algorithm: ForwardPass,
         examples: Examples,
         *,
         server_round: int,
@@ -347,6 +357,13 @@ class Trainer(ModelView):
             anchor = Part(working[part].layout, working[part].vector.to(self.device))
             pairs += list(zip(self.model.trainable([slot]), anchor.values(), strict=True))
         return pairs
+
+
+def decayed(lr: float, config: Config, server_round: int) -> float:
+    """The learning rate of a round: constant, or a half cosine from ``lr`` down to 0."""
+    if config.training.lr_decay == "cosine":
+        return lr * 0.5 * (1 + math.cos(math.pi * (server_round - 1) / config.rounds))
+    return lr
 
 
 def fill(model: PersonalModel, filling: Mapping[str, str], working: Parts) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clients.base import decayed
 from clients.node.host import ClientHost
 from clients.node.store import ClientStore
 from clients.training.account import Account
-from clients.training.trainer import Trainer
+from clients.training.trainer import Trainer, decayed
 from fedpers.config import Config
 from fedpers.data import Examples
 from fedpers.errors import ConfigError
@@ -160,7 +159,7 @@ class Noiseless:
         self.examples = host.examples.client(client).train
         store, data = ClientStore(host.stores, client), host.data.client(client)
         known = (client, data, host.ledgers, store, host.sources)
-        self.account = _Free(host.config, host.algorithm, *known)
+        self.account = _Free(host.config, host.algorithm.releases(), *known)
         # What an upload is that no example moves: weight decay shrinks it all the same.
         privacy = replace(host.config.privacy, max_grad_norm=1e-12)
         self.still = torch.zeros(())

@@ -68,7 +68,7 @@ class Toys:
         """A charged account whose phases add no noise."""
         store = ClientStore(folder / "store", "a")
         chosen = sources(config.privacy.deterministic_for_tests, config.seed)
-        account = Account(config, algorithm, "a", data, folder, store, chosen)
+        account = Account(config, algorithm.releases(), "a", data, folder, store, chosen)
         account.phase = account.phase._replace(sigma=0.0)
         account.charge(*account.once)
         return account

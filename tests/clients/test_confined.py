@@ -183,7 +183,7 @@ def counting(toys: Any, tmp_path: Path) -> tuple[Trainer, Witness]:
     data = ClientData(examples, examples.take(torch.arange(0)), examples.take(torch.arange(0)))
     account = Account(
         bound.config,
-        bound.algorithm,
+        bound.algorithm.releases(),
         "a",
         data,
         tmp_path,

@@ -37,7 +37,7 @@ def account_of(toys: Any, folder: Path, name: str, *overrides: str) -> Account:
     bound, store = toys.bind(name, *private(*COUNTS, *overrides)), ClientStore(folder / "s", "a")
     own = Examples(torch.arange(40.0).view(20, 2), torch.arange(20) % 2)
     data = ClientData(own, own, own)
-    return Account(bound.config, bound.algorithm, "a", data, folder, store, known(0))
+    return Account(bound.config, bound.algorithm.releases(), "a", data, folder, store, known(0))
 
 
 def test_each_count_is_paid_for_and_noised_by_itself(toys: Any, tmp_path: Path) -> None:
@@ -185,7 +185,15 @@ def test_clients_without_examples_do_not_share_an_account(small: Any, tmp_path: 
     for client in "ab":
         bare = ClientData(empty.train, empty.train, empty.train)
         store = ClientStore(tmp_path / "s", client)
-        opening = (host.config, host.algorithm, client, bare, tmp_path / "ledgers", store, known(0))
+        opening = (
+            host.config,
+            host.algorithm.releases(),
+            client,
+            bare,
+            tmp_path / "ledgers",
+            store,
+            known(0),
+        )
         names.add(Account(*opening).budget.ledger.path)
     assert len(names) == 2
 

@@ -106,9 +106,11 @@ CONFINED = [
     Mutant(
         "predictions get what trains",
         "clients/training/scoring.py",
-        'predict("personal", host.algorithm.predict("personal", working, x, host.view))',
-        "trainer = host._trainer(client, 1)\n"
-        '        predict("personal", host.algorithm.predict("personal", working, x, trainer))',
+        'predict("personal", self.algorithm.predict("personal", working, x, self.view))',
+        "from clients.training.trainer import Trainer\n"
+        "        known = (self.config, self.view.model, self.algorithm, split.train)\n"
+        "        trainer = Trainer(*known, server_round=1, client=client)\n"
+        '        predict("personal", self.algorithm.predict("personal", working, x, trainer))',
         of(
             "clients/test_confined.py",
             "test_predictions_and_derived_parts_come_from_the_model_alone",

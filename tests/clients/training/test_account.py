@@ -37,7 +37,9 @@ def data_of(n: int, seed: int = 0) -> ClientData:
 def account_of(toys: Any, folder: Path, name: str, *overrides: str, n: int = 20) -> Account:
     bound = toys.bind(name, *private(*overrides))
     store = ClientStore(folder / "store", "a")
-    return Account(bound.config, bound.algorithm, "a", data_of(n), folder, store, known(0))
+    return Account(
+        bound.config, bound.algorithm.releases(), "a", data_of(n), folder, store, known(0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,14 @@ def test_clients_of_like_size_share_one_calibration(toys: Any, tmp_path: Path) -
 
     def sigma(n: int) -> float:
         bound, store = toys.bind("prior", *private(*settings)), ClientStore(tmp_path / str(n), "a")
-        opening = (bound.config, bound.algorithm, "a", data_of(n, seed=n), tmp_path, store)
+        opening = (
+            bound.config,
+            bound.algorithm.releases(),
+            "a",
+            data_of(n, seed=n),
+            tmp_path,
+            store,
+        )
         return Account(*opening, secret).sigma
 
     first, before = sigma(10), noise_multiplier.cache_info().misses
@@ -111,7 +120,9 @@ def test_a_method_trains_no_more_released_phases_than_it_was_charged_for(
 ) -> None:
     bound = toys.bind("fedavg", *private())
     store = ClientStore(tmp_path / "store", "a")
-    account = Account(bound.config, bound.algorithm, "a", data_of(4), tmp_path, store, secret)
+    account = Account(
+        bound.config, bound.algorithm.releases(), "a", data_of(4), tmp_path, store, secret
+    )
     bound.trainer.account = account
     broadcast = toys.parts(torch.eye(2), [[1.0, 0.0], [0.0, 1.0]])
     working = bound.algorithm.receive(broadcast, Parts())
@@ -141,7 +152,9 @@ def test_the_ledger_is_the_data_sets(toys: Any, tmp_path: Path) -> None:
 
     def account(data: ClientData, client: str = "a") -> Account:
         store = ClientStore(tmp_path / str(len(list(tmp_path.iterdir()))), client)
-        return Account(bound.config, bound.algorithm, client, data, tmp_path, store, secret)
+        return Account(
+            bound.config, bound.algorithm.releases(), client, data, tmp_path, store, secret
+        )
 
     data = data_of(20)
     first = account(data)
@@ -258,7 +271,14 @@ def test_the_noise_of_a_run_stays_the_same_when_it_is_opened_again(
     def opened(run: str, epsilon: float = EPSILON) -> Account:
         bound.config.privacy.epsilon = epsilon
         store = ClientStore(tmp_path / "stores", "a")
-        opening = (bound.config, bound.algorithm, "a", data_of(20), tmp_path / "ledgers", store)
+        opening = (
+            bound.config,
+            bound.algorithm.releases(),
+            "a",
+            data_of(20),
+            tmp_path / "ledgers",
+            store,
+        )
         return Account(*opening, secret, run)
 
     first = opened("monday")

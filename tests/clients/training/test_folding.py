@@ -96,7 +96,9 @@ class Party:
             none = examples.take(torch.arange(0))
             store, data = ClientStore(folder / "stores", str(k)), ClientData(examples, none, none)
             draws = known(self.config.seed)
-            account = Account(self.config, self.algorithm, str(k), data, folder, store, draws)
+            account = Account(
+                self.config, self.algorithm.releases(), str(k), data, folder, store, draws
+            )
             # Each client has noise of its own, as it has where it has spent before.
             own = account.phase._replace(sigma=account.phase.sigma * (1 + k / 10))
             account.phase = release or own

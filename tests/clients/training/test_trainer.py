@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.base import decayed
-from clients.training.trainer import Trainer
+from clients.training.trainer import Trainer, decayed
 from fedpers.config import load_config
 from fedpers.errors import ClientError
 from fedpers.models import Outputs
