@@ -11,6 +11,7 @@ from torch import Tensor
 from clients.training.account import Releases
 from clients.training.trainer import ModelView, Trainer
 from fedpers.config import Config, NoParams, params_of
+from fedpers.context import Context
 from fedpers.errors import ClientError, ConfigError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
@@ -101,12 +102,13 @@ class LocalAlgorithm:
     def extend(self, model: PersonalModel) -> None:
         """Add the method's own slots to the model. Default: none."""
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """The working parts at the start of a round.
 
         Args:
             broadcast: what the server sent.
             personal: the ``personal.*`` parts kept from earlier rounds; empty at first.
+            context: whose round it is, and what the server said to this client alone.
         """
         working = Parts({f"received.{name}": part for name, part in broadcast.items()}) | broadcast
         kept: dict[str, Part] = {}

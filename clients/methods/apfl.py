@@ -10,6 +10,7 @@ import torch
 from clients.base import LocalAlgorithm, algorithms, blended_branches, mixture
 from clients.training.trainer import Trainer
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 
@@ -41,10 +42,10 @@ class APFL(LocalAlgorithm):
     accounted = True
     scored = "after combining"
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, with alpha and the mixture v_bar that predicts."""
         start = Part.of({"alpha": torch.tensor(self.params.alpha)})
-        working = super().receive(broadcast, personal)
+        working = super().receive(broadcast, personal, context)
         working = working | {"personal.alpha": personal.get("personal.alpha", start)}
         return working | self.mixture(working)
 

@@ -11,6 +11,7 @@ import torch
 from clients.base import LocalAlgorithm, algorithms
 from clients.training.trainer import Trainer
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 from fedpers.seeding import torch_generator
@@ -49,9 +50,9 @@ class FedALA(LocalAlgorithm):
     accounted = False  # W is learned from the data and shapes what is sent
     scored = "after local aggregation, before local training"
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, with W and the initialisation ``mixed.*`` that it gives."""
-        working = super().receive(broadcast, personal)
+        working = super().receive(broadcast, personal, context)
         for slot in self.mixed_slots:
             part = working[f"received.{slot}"]
             ones = part.like(torch.ones_like(part.vector))

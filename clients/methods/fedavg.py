@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from clients.base import LocalAlgorithm, algorithms
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.parts import Parts
 from fedpers.phases import Phase
 
@@ -36,9 +37,9 @@ class FedAvgFT(LocalAlgorithm):
     keeps = ("body", "head")
     scored = "after fine-tuning the received model"
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, but the personal copy always starts from what was received."""
-        return super().receive(broadcast, Parts())
+        return super().receive(broadcast, Parts(), context)
 
     def phases(self) -> Sequence[Phase]:
         """FedAvg's local training of the shared model."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from clients.base import LocalAlgorithm, algorithms
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts
 from fedpers.phases import Phase
@@ -40,9 +41,9 @@ class FedBABU(LocalAlgorithm):
         with seeded(self.config.seed, "fedbabu", "head"):
             model.head.reset_parameters()
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, with the fixed head; the personal copy starts anew each time."""
-        return super().receive(broadcast | self.initial.only(["head"]), Parts())
+        return super().receive(broadcast | self.initial.only(["head"]), Parts(), context)
 
     def phases(self) -> Sequence[Phase]:
         """The body under the fixed head."""

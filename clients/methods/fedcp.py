@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import FrozenHead, PolicyGate
 from fedpers.parts import Part, Parts
@@ -56,9 +57,9 @@ class FedCP(LocalAlgorithm):
         model.add_slot("gate", PolicyGate(model.feature_dim, width, self.config.seed))
         model.add_slot("frozen", FrozenHead(model.head))
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, with the frozen head and the client vector."""
-        working = super().receive(broadcast, personal)
+        working = super().receive(broadcast, personal, context)
         own = working["personal.head"]["head.weight"].sum(dim=0)
         weight = broadcast["head"]["head.weight"]
         frozen = {"frozen.weight": weight, "frozen.vector": F.normalize(own, dim=0)}

@@ -14,6 +14,7 @@ from torch import Tensor
 from clients.base import LocalAlgorithm, algorithms, blended_branches, mixture
 from clients.training.trainer import ModelView, Trainer
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 from fedpers.seeding import seed_for
@@ -67,9 +68,9 @@ class FedDPA(LocalAlgorithm):
         mixed = {slot: f"mixed.{slot}" for slot in self.slots}
         return mixed if mode == "personal" else self.branch(())
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, with the mixture at the training share."""
-        working = super().receive(broadcast, personal)
+        working = super().receive(broadcast, personal, context)
         return working | self.mixture(working, self.params.share)
 
     def mixture(self, working: Parts, share: float) -> Parts:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import Intercepts
 from fedpers.parts import Parts
@@ -42,9 +43,9 @@ class Intercept(LocalAlgorithm):
         """The intercepts, zero at first."""
         model.add_slot("intercept", Intercepts(model.task.outputs))
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, with intercepts of zero for the global model."""
-        return super().receive(broadcast, personal) | self.initial.only(["intercept"])
+        return super().receive(broadcast, personal, context) | self.initial.only(["intercept"])
 
     def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
         """The model's logits plus the intercepts."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from clients.base import LocalAlgorithm, algorithms, two_branches
 from clients.training.trainer import ModelView
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 
@@ -49,5 +50,6 @@ class PerAda(LocalAlgorithm):
 
     def derived(self, name: str, upload: Parts, view: ModelView, public: Tensor) -> Part:
         """The scores on the public examples, to be averaged, divided by 4 to keep them small."""
-        scores = view.outputs(self.branch(()), self.receive(upload, Parts()), public).scores
+        working = self.receive(upload, Parts(), Context(client="", server_round=0))
+        scores = view.outputs(self.branch(()), working, public).scores
         return Part.of({"logits": scores / LOGITS_SCALE})

@@ -15,6 +15,7 @@ from torch import Tensor
 from clients.base import LocalAlgorithm, algorithms
 from clients.training.trainer import Trainer
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import LabelPrior
 from fedpers.parts import Part, Parts
@@ -84,10 +85,10 @@ class Prior(LocalAlgorithm):
         pair = {"prior.own": own, "prior.population": population}
         return working | {"personal.prior": Part.of(pair)}
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, with the counts once they were released; the prior is counted anew."""
         own = personal.only(name for name in personal if name != "personal.prior")
-        return super().receive(broadcast, own) | own
+        return super().receive(broadcast, own, context) | own
 
     def labels(self, trainer: Trainer) -> Tensor:
         """The class of each training example, [n, C] of ones and zeros."""

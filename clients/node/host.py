@@ -30,6 +30,7 @@ from clients.training.scoring import Scoring
 from clients.training.trainer import ModelView, Trainer, fill
 from fedpers.compute import device_for
 from fedpers.config import Config, config_from_json
+from fedpers.context import Context
 from fedpers.data import FederatedData, Schema
 from fedpers.errors import ClientError, DataError
 from fedpers.evaluation import ClientResult
@@ -239,7 +240,8 @@ class ClientHost(Keeper):
         for client in clients[: max(sizes_on(self.model.device))]:
             with suppress(Exception):  # it costs itself alone, when it is trained
                 trainer = self._trainer(client, server_round)
-                workings.append(self.algorithm.receive(broadcasts[client], Parts()))
+                context = Context(client, server_round)
+                workings.append(self.algorithm.receive(broadcasts[client], Parts(), context))
                 trainers.append(trainer)
         return trainers, workings
 
@@ -264,7 +266,7 @@ class ClientHost(Keeper):
         trainer = self._trainer(client, server_round, account=account)
         if account is not None:
             account.count_examples(len(trainer.examples), trainer.release_counts)
-        working = self.algorithm.receive(broadcast, personal)
+        working = self.algorithm.receive(broadcast, personal, Context(client, server_round))
         known = (client, server_round, broadcast, asked, store, account)
         return Started(*known, trainer, working)
 
@@ -314,7 +316,8 @@ class ClientHost(Keeper):
         size = self.groups.known
         for first in range(0, len(order), size):
             fold = self.groups.fold if size > 1 else None
-            workings = {c: local.receive(Parts(), Parts()) for c in order[first : first + size]}
+            some = order[first : first + size]
+            workings = {c: local.receive(Parts(), Parts(), Context(c, 1)) for c in some}
             for server_round in range(1, self.config.rounds + 1):
                 trainers = [self._trainer(client, server_round, local) for client in workings]
                 trained = train_group(local, fold, trainers, [*workings.values()])
@@ -333,7 +336,8 @@ class ClientHost(Keeper):
     ) -> ClientResult:
         """Score every model of a client, a global one only if all received what it did."""
         store, trainer = self.store(client), self._trainer(client, server_round)
-        working = self.algorithm.receive(broadcast, store.load_before(PERSONAL, server_round + 1))
+        personal = store.load_before(PERSONAL, server_round + 1)
+        working = self.algorithm.receive(broadcast, personal, Context(client, server_round))
         working = self.algorithm.recall(self.algorithm.tune(working, trainer), trainer)
         result = self.scoring.score(client, working, store.load(BASELINE), common=common)
         if self.config.evaluation.adapters:  # the model that was scored is the one to save
@@ -350,7 +354,7 @@ class ClientHost(Keeper):
     ) -> ClientResult:
         """Score a client that never trained, after personalising in ``batches`` local batches."""
         trainer = self._trainer(client, server_round)
-        working = self.algorithm.receive(broadcast, Parts())
+        working = self.algorithm.receive(broadcast, Parts(), Context(client, server_round))
         for phase in self.algorithm.newcomer(batches) if batches else ():
             working = trainer.run(phase, working)
         return self.scoring.score(client, self.algorithm.recall(working, trainer), Parts())

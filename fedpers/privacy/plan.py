@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fedpers.context import Context
 from fedpers.errors import ConfigError
 from fedpers.outputs import Outputs
 from fedpers.parts import Part, Parts
@@ -37,7 +38,7 @@ class Method(Protocol):
 
     task: Task
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """The working parts at the start of a round."""
 
     def phases(self) -> Sequence[Phase]:
@@ -58,7 +59,8 @@ def check_plan(name: str, method: Method, broadcast: Parts, rounds: int) -> None
         method: its client side.
         broadcast: parts as the server would send them. Their values are replaced: from zeros, which
             a model may start at, a method could make nothing visible.
-        rounds: of the run; all are followed, unless one begins as an earlier one did.
+        rounds: of the run; all are followed, unless one begins as an earlier one did and the method
+            never looks at their numbers.
 
     Raises:
         ConfigError: naming the phase, the part and the cure.
@@ -67,12 +69,15 @@ def check_plan(name: str, method: Method, broadcast: Parts, rounds: int) -> None
     tainted: set[str] = set()
     kept: Worlds = [Parts() for _ in FILLINGS]
     seen: set[tuple[str, ...]] = set()
-    for _ in range(rounds):
+    looked = False
+    for server_round in range(1, rounds + 1):
         state = (*(world.digest() for world in kept), *sorted(tainted))
-        if state in seen:
+        if state in seen and not looked:
             return
         seen.add(state)
-        working = [method.receive(broadcast, personal) for personal in kept]
+        context = _Watched("", server_round)
+        working = [method.receive(broadcast, personal, context) for personal in kept]
+        looked = looked or context.looked
         for phase in method.phases():
             raw, trained = _tainted(working), {phase.model[slot] for slot in phase.trains}
             if phase.released:
@@ -89,6 +94,17 @@ def check_plan(name: str, method: Method, broadcast: Parts, rounds: int) -> None
         kept = [method.keep(world) for world in working]
         tainted |= _tainted(kept)
         kept = _fill(kept, tainted)
+
+
+class _Watched(Context):
+    """A context that notes whether its round is looked at."""
+
+    looked = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "server_round":
+            object.__setattr__(self, "looked", True)
+        return super().__getattribute__(name)
 
 
 def _check_released(name: str, phase: Phase, raw: set[str], working: Parts, task: Task) -> None:

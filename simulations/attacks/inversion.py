@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clients.node.host import ClientHost
 from clients.training.trainer import fill
 from fedpers.config import Config
+from fedpers.context import Context
 from fedpers.data import Examples
 from fedpers.parts import Parts
 from fedpers.privacy.audit.inversion import total_variation
@@ -70,7 +71,7 @@ def _reconstruct(
     """Of ``one`` only the shape and the target are used."""
     model, algorithm = host.model, host.algorithm
     phase = next(phase for phase in algorithm.phases() if phase.released)
-    fill(model, phase.model, algorithm.receive(broadcast, Parts()))
+    fill(model, phase.model, algorithm.receive(broadcast, Parts(), Context("", 1)))
     pairs = [
         (tensor, broadcast[slot][name] - upload[slot][name])
         for slot in upload

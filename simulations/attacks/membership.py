@@ -13,6 +13,7 @@ from clients.node.host import PERSONAL, ClientHost
 from clients.node.store import ClientStore
 from clients.training.trainer import Trainer
 from fedpers.config import Config
+from fedpers.context import Context
 from fedpers.outputs import Outputs
 from fedpers.parts import Parts, combine
 from fedpers.privacy import BudgetSpent
@@ -84,13 +85,12 @@ def _confidences(host: ClientHost) -> dict[str, tuple[Tensor, Tensor]]:
         trainer = Trainer(
             config, host.model, algorithm, split.train, server_round=config.rounds, client=client
         )
+        context = Context(client, config.rounds)
+        received = algorithm.receive(broadcast, personal, context)
         views = {
-            "global": ("global", algorithm.receive(broadcast, personal)),
-            "upload": ("global", algorithm.receive(uploads[client], personal)),
-            "personal": (
-                "personal",
-                algorithm.tune(algorithm.receive(broadcast, personal), trainer),
-            ),
+            "global": ("global", received),
+            "upload": ("global", algorithm.receive(uploads[client], personal, context)),
+            "personal": ("personal", algorithm.tune(received, trainer)),
         }
         for name, (mode, working) in views.items():
             working = algorithm.recall(working, trainer)

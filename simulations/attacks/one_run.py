@@ -13,6 +13,7 @@ from clients.node.store import ClientStore
 from clients.training.account import Account
 from clients.training.trainer import Trainer, decayed
 from fedpers.config import Config
+from fedpers.context import Context
 from fedpers.data import Examples
 from fedpers.errors import ConfigError
 from fedpers.parts import Parts
@@ -178,7 +179,7 @@ class Noiseless:
             client=self.client,
             account=self.account,
         )
-        working = host.algorithm.receive(self.broadcast, Parts())
+        working = host.algorithm.receive(self.broadcast, Parts(), Context(self.client, 1))
         upload = host.algorithm.upload(host.algorithm.train(working, trainer))
         return len(rows) * (_flat(upload) - _flat(self.broadcast) - self.still)
 

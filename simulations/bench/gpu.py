@@ -24,6 +24,7 @@ from clients.training.groups import train_group
 from clients.training.trainer import Trainer
 from fedpers.compute import device_for, device_name
 from fedpers.config import Lora, load_config
+from fedpers.context import Context
 from fedpers.data import Examples
 from fedpers.models import PersonalModel
 from fedpers.models.hf import HfImage
@@ -86,7 +87,9 @@ def main() -> None:
                 Trainer(config, model, algorithm, own, server_round=1, client=str(first + k))
                 for k, own in enumerate(some)
             ]
-            workings = [algorithm.receive(broadcast, Parts()) for _ in some]
+            workings = [
+                algorithm.receive(broadcast, Parts(), Context(own.client, 1)) for own in trainers
+            ]
             for result in train_group(algorithm, fold if size > 1 else None, trainers, workings):
                 if isinstance(result, Exception):
                     raise result

@@ -19,6 +19,7 @@ from torch import nn
 
 from clients.training.folding import foldable
 from clients.training.trainer import Trainer
+from fedpers.context import Context
 from fedpers.memory import keep_memory
 from fedpers.models import PersonalModel
 from fedpers.models.backbones import BACKBONES
@@ -87,7 +88,7 @@ def measured(party: Party, repeats: int) -> list[float]:
         (made,) = party.trainers([account])
         return made
 
-    working = party.algorithm.receive(party.broadcast, Parts())
+    working = party.algorithm.receive(party.broadcast, Parts(), Context("", 1))
     runs: list[Callable[[], Parts]] = [
         lambda: trainer(None).run(phase, working),
         lambda: trainer(Free(release)).run(phase, working),

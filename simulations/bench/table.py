@@ -25,6 +25,7 @@ from clients.training.groups import group_size, train_group
 from clients.training.private_steps import private_steps
 from clients.training.trainer import Trainer, fill
 from fedpers.config import Config, Lora, load_config
+from fedpers.context import Context
 from fedpers.data import Examples
 from fedpers.errors import ConfigError
 from fedpers.memory import keep_memory
@@ -149,7 +150,10 @@ class Party:
         trainers, uploads = self.trainers(accounts or [None] * len(self.examples)), []
         for start in range(0, len(trainers), size):
             group = trainers[start : start + size]
-            workings = [self.algorithm.receive(self.broadcast, Parts()) for _ in group]
+            workings = [
+                self.algorithm.receive(self.broadcast, Parts(), Context(own.client, 1))
+                for own in group
+            ]
             fold = self.fold if size > 1 else None
             for result in train_group(self.algorithm, fold, group, workings):
                 if isinstance(result, Exception):

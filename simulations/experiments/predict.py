@@ -15,6 +15,7 @@ from torch import Tensor
 from clients.base import LocalAlgorithm, find_algorithm
 from clients.training.trainer import EVALUATION_BATCH, fill
 from fedpers.config import Config, load_config
+from fedpers.context import Context
 from fedpers.data import Signature, load_data
 from fedpers.data.arrays import check_finite, read_arrays, to_inputs
 from fedpers.data.sources import CONVABUSE
@@ -125,7 +126,8 @@ class FinishedRun:
         own = [slot for slot in self.model.slots if slot == "private"]
         private = Parts({f"personal.{slot}": self.model.read(slot) for slot in own})
         try:
-            working = self.algorithm.receive(Parts.load(path), private)
+            context = Context(client="", server_round=self.config.rounds)
+            working = self.algorithm.receive(Parts.load(path), private, context)
             fill(self.model, filling, working)
         except (SafetensorError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())

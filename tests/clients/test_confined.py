@@ -16,6 +16,7 @@ from clients.node.host import ClientHost
 from clients.node.store import ClientStore
 from clients.training.account import LABELS, Account
 from clients.training.trainer import ModelView, Trainer
+from fedpers.context import Context
 from fedpers.data import ClientData
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
@@ -39,9 +40,9 @@ class Stateful(LocalAlgorithm):
         super().__init__(config, model, params)
         self.seen, self.pairs, self.names = [1, [2]], {"a": {"b": [3]}}, {"x"}
 
-    def receive(self, broadcast, personal):
+    def receive(self, broadcast, personal, context):
         getattr(self, "act")(self)
-        return super().receive(broadcast, personal)
+        return super().receive(broadcast, personal, context)
 
     act = staticmethod(lambda self: None)
 
@@ -156,7 +157,7 @@ class Looks(PerAda):
 def test_a_slot_that_nothing_fills_is_refused(toys: Any) -> None:
     """Else the model would compute with what it was last used for."""
     bound = toys.bind("fedavg")
-    working = bound.algorithm.receive(bound.algorithm.initial, Parts())
+    working = bound.algorithm.receive(bound.algorithm.initial, Parts(), Context("a", 1))
     with pytest.raises(ClientError, match=r"^model: nothing is said to fill the slot 'head'$"):
         bound.trainer.outputs({"body": "body"}, working, torch.zeros(1, 2))
 

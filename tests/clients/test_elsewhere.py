@@ -22,6 +22,7 @@ from clients.node import host as hosts
 from clients.node.host import ClientHost
 from clients.training.trainer import Trainer
 from fedpers.config import Config
+from fedpers.context import Context
 from fedpers.parts import Parts
 
 ELSEWHERE = torch.device("meta")  # which autograd serves in the calling thread
@@ -154,7 +155,9 @@ OTHERS = [
 
 def test_a_trainer_moves_the_examples_that_it_is_given(toys: Any, device: Device) -> None:
     bound = toys.bind("fedavg")
-    working = bound.algorithm.receive(toys.parts(torch.eye(2), torch.ones(2, 2)), Parts())
+    working = bound.algorithm.receive(
+        toys.parts(torch.eye(2), torch.ones(2, 2)), Parts(), Context("a", 1)
+    )
     expected = bound.algorithm.train(working, bound.trainer)
     with device:
         model = bound.model.to(ELSEWHERE)

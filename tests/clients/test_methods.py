@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from clients.base import algorithms, find_algorithm
 from clients.training.trainer import Trainer
 from fedpers.config import load_config
+from fedpers.context import Context
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
@@ -46,7 +47,7 @@ def test_two_rounds_of_any_method(toys: Any, name: str) -> None:
     kept = Parts()
     for server_round in (1, 2):
         broadcast = broadcast_of(toys, algorithm, server_round)
-        working = algorithm.receive(broadcast, kept)
+        working = algorithm.receive(broadcast, kept, Context("a", 1))
         for slot, part in broadcast.items():
             assert working[f"received.{slot}"] is part
         working = algorithm.train(working, trainer)
@@ -56,7 +57,9 @@ def test_two_rounds_of_any_method(toys: Any, name: str) -> None:
         moved = [s for s in upload if not torch.equal(upload[s].vector, broadcast[s].vector)]
         # In round 1 a body learns nothing through a head of zeros.
         assert server_round == 1 or moved == list(algorithm.sends)
-    working = algorithm.tune(algorithm.receive(broadcast_of(toys, algorithm, 3), kept), trainer)
+    working = algorithm.tune(
+        algorithm.receive(broadcast_of(toys, algorithm, 3), kept, Context("a", 1)), trainer
+    )
     working = algorithm.recall(working, trainer)
     for mode in ("personal", "global"):
         logits = algorithm.predict(mode, working, torch.randn(5, 2), trainer)
@@ -70,13 +73,15 @@ def test_without_examples_a_client_sends_what_it_received(toys: Any, name: str) 
     bound = toys.bind(name, x=[], y=[])
     algorithm, trainer = bound.algorithm, bound.trainer
     broadcast = broadcast_of(toys, algorithm, 1)
-    working = algorithm.train(algorithm.receive(broadcast, Parts()), trainer)
+    working = algorithm.train(algorithm.receive(broadcast, Parts(), Context("a", 1)), trainer)
     upload = algorithm.upload(working)
     for slot in set(upload) - {"prior"}:
         torch.testing.assert_close(upload[slot].vector, broadcast[slot].vector)
     if "prior" in upload:
         assert upload["prior"]["prior.own"].tolist() == [0.5, 0.5]
-    working = algorithm.tune(algorithm.receive(broadcast, algorithm.keep(working)), trainer)
+    working = algorithm.tune(
+        algorithm.receive(broadcast, algorithm.keep(working), Context("a", 1)), trainer
+    )
     working = algorithm.recall(working, trainer)
     logits = algorithm.predict("personal", working, torch.randn(3, 2), trainer)
     assert logits.shape == (3, 2) and bool(logits.isfinite().all())
@@ -86,7 +91,7 @@ def test_without_examples_a_client_sends_what_it_received(toys: Any, name: str) 
 def test_declared_phases_fill_every_slot_and_are_those_that_run(toys: Any, name: str) -> None:
     bound = toys.bind(name)
     algorithm = bound.algorithm
-    working = algorithm.receive(broadcast_of(toys, algorithm, 1), Parts())
+    working = algorithm.receive(broadcast_of(toys, algorithm, 1), Parts(), Context("a", 1))
     phases = algorithm.phases()
     assert len({phase.name for phase in phases}) == len(phases)
     for phase in phases:
@@ -113,11 +118,13 @@ def test_what_is_sent_is_plain_training_of_what_was_received(toys: Any, name: st
         if seed is not None:
             other = toys.random(bound.algorithm, bound.algorithm.keeps, seed)
             kept = Parts({f"personal.{slot}": part for slot, part in other.items()})
-        working = bound.algorithm.receive(broadcast, kept)
+        working = bound.algorithm.receive(broadcast, kept, Context("a", 1))
         uploads.append(bound.algorithm.upload(bound.algorithm.train(working, bound.trainer)))
     assert torch.equal(uploads[0]["body"].vector, uploads[1]["body"].vector)
     if name != "fedbabu":
-        expected = plain.algorithm.train(plain.algorithm.receive(broadcast, Parts()), plain.trainer)
+        expected = plain.algorithm.train(
+            plain.algorithm.receive(broadcast, Parts(), Context("a", 1)), plain.trainer
+        )
         for slot in BOTH:  # one batch: the order of examples does not matter
             torch.testing.assert_close(uploads[1][slot].vector, expected[slot].vector)
 
@@ -126,7 +133,7 @@ def test_what_is_sent_is_plain_training_of_what_was_received(toys: Any, name: st
 def test_a_newcomer_personalises_in_the_model_that_predicts(toys: Any, name: str) -> None:
     bound = toys.bind(name, "training.batch_size=1")
     algorithm = bound.algorithm
-    working = algorithm.receive(broadcast_of(toys, algorithm, 1), Parts())
+    working = algorithm.receive(broadcast_of(toys, algorithm, 1), Parts(), Context("a", 1))
     x = bound.trainer.examples.x
     recalled = algorithm.recall(working, bound.trainer)
     before = algorithm.predict("personal", recalled, x, bound.trainer)
@@ -140,14 +147,18 @@ def test_a_newcomer_personalises_in_the_model_that_predicts(toys: Any, name: str
 
 def test_local_sends_nothing_and_goes_on_from_its_own(toys: Any) -> None:
     bound = toys.bind("local")
-    first = bound.algorithm.train(bound.algorithm.receive(Parts(), Parts()), bound.trainer)
+    first = bound.algorithm.train(
+        bound.algorithm.receive(Parts(), Parts(), Context("a", 1)), bound.trainer
+    )
     assert bound.algorithm.upload(first) == Parts()
-    again = bound.algorithm.receive(Parts(), bound.algorithm.keep(first))
+    again = bound.algorithm.receive(Parts(), bound.algorithm.keep(first), Context("a", 1))
     for slot in BOTH:
         assert again[f"personal.{slot}"] is first[f"personal.{slot}"]
     plain = toys.bind("fedavg")
     initial = plain.algorithm.initial
-    expected = plain.algorithm.train(plain.algorithm.receive(initial, Parts()), plain.trainer)
+    expected = plain.algorithm.train(
+        plain.algorithm.receive(initial, Parts(), Context("a", 1)), plain.trainer
+    )
     for slot in BOTH:
         assert torch.equal(first[f"personal.{slot}"].vector, expected[slot].vector)
 
@@ -155,10 +166,10 @@ def test_local_sends_nothing_and_goes_on_from_its_own(toys: Any) -> None:
 def test_fedper_keeps_its_head_and_takes_the_body(toys: Any) -> None:
     bound = toys.bind("fedper")
     body = Parts({"body": toys.body([[1.0, 1.0], [0.0, 1.0]])})
-    first = bound.algorithm.receive(body, Parts())
+    first = bound.algorithm.receive(body, Parts(), Context("a", 1))
     assert torch.equal(first["personal.head"].vector, bound.algorithm.initial["head"].vector)
     own = Parts({"personal.head": toys.head([[1.0, 0.0], [0.0, 2.0]])})
-    working = bound.algorithm.receive(body, own)
+    working = bound.algorithm.receive(body, own, Context("a", 1))
     logits = bound.algorithm.predict("personal", working, torch.tensor([[1.0, 3.0]]), bound.trainer)
     # Features ((1 + 3), 3), then the own head: (4, 6).
     assert logits.tolist() == [[4.0, 6.0]]
@@ -174,7 +185,7 @@ def test_fedrep_moves_the_head_first_and_then_the_body_under_it(toys: Any) -> No
     algorithm, trainer = bound.algorithm, bound.trainer
     start = toys.random(algorithm, BOTH, seed=6)
     kept = Parts({"personal.head": start["head"]})
-    working = algorithm.receive(start.only(["body"]), kept)
+    working = algorithm.receive(start.only(["body"]), kept, Context("a", 1))
     first, second = algorithm.phases()
     after_head = trainer.run(first, working)
     assert after_head["body"] is working["body"]
@@ -208,13 +219,15 @@ def test_fedbabus_head_never_moves_and_is_the_same_everywhere(toys: Any) -> None
     assert torch.equal(head, other.initial["head"].vector)
     assert not torch.equal(head, toys.bind("fedbabu", "seed=1").algorithm.initial["head"].vector)
     body = Parts({"body": toys.body([[1.0, 1.0], [0.0, 1.0]])})
-    working = algorithm.train(algorithm.receive(body, Parts()), bound.trainer)
+    working = algorithm.train(algorithm.receive(body, Parts(), Context("a", 1)), bound.trainer)
     assert torch.equal(working["head"].vector, head)
     assert list(algorithm.upload(working)) == ["body"] and algorithm.keep(working) == Parts()
     assert not torch.equal(working["body"].vector, body["body"].vector)
     # The global model is the received body under that head.
     x = torch.tensor([[1.0, 2.0]])
-    logits = algorithm.predict("global", algorithm.receive(body, Parts()), x, bound.trainer)
+    logits = algorithm.predict(
+        "global", algorithm.receive(body, Parts(), Context("a", 1)), x, bound.trainer
+    )
     start = algorithm.initial["head"]
     expected = torch.tensor([[3.0, 2.0]]) @ start["head.weight"].T + start["head.bias"]
     torch.testing.assert_close(logits, expected)
@@ -224,7 +237,9 @@ def test_fedbabus_head_never_moves_and_is_the_same_everywhere(toys: Any) -> None
 def test_fedbabu_tunes_a_copy_before_it_predicts(toys: Any, tune: str) -> None:
     params = [f"strategy.params.tune={tune}", "strategy.params.tune_epochs=4"]
     bound = toys.bind("fedbabu", *params)
-    received = bound.algorithm.receive(Parts({"body": toys.body(torch.eye(2))}), Parts())
+    received = bound.algorithm.receive(
+        Parts({"body": toys.body(torch.eye(2))}), Parts(), Context("a", 1)
+    )
     tuned = bound.algorithm.tune(received, bound.trainer)
     changed = {n for n in tuned if not torch.equal(tuned[n].vector, received[n].vector)}
     assert changed == ({"personal.body", "personal.head"} if tune == "all" else {"personal.head"})
@@ -236,10 +251,14 @@ def test_fine_tuning_starts_from_what_was_received_each_time(toys: Any) -> None:
     broadcast = toys.random(bound.algorithm, BOTH, seed=1)
     stale = toys.random(bound.algorithm, BOTH, seed=2)
     kept = Parts({f"personal.{slot}": part for slot, part in stale.items()})
-    tuned = bound.algorithm.tune(bound.algorithm.receive(broadcast, kept), bound.trainer)
+    tuned = bound.algorithm.tune(
+        bound.algorithm.receive(broadcast, kept, Context("a", 1)), bound.trainer
+    )
     # Three epochs of one batch at 0.5 are FedAvg's local training at these settings.
     plain = toys.bind("fedavg", "training.epochs=3", "training.lr=0.5")
-    expected = plain.algorithm.train(plain.algorithm.receive(broadcast, Parts()), plain.trainer)
+    expected = plain.algorithm.train(
+        plain.algorithm.receive(broadcast, Parts(), Context("a", 1)), plain.trainer
+    )
     for slot in BOTH:
         torch.testing.assert_close(tuned[f"personal.{slot}"].vector, expected[slot].vector)
         assert tuned[slot] is broadcast[slot]
@@ -249,10 +268,14 @@ def test_fine_tuning_starts_from_what_was_received_each_time(toys: Any) -> None:
 def test_pfedsim_keeps_what_it_trained_last(toys: Any) -> None:
     bound = toys.bind("pfedsim")
     broadcast = toys.random(bound.algorithm, BOTH, seed=1)
-    working = bound.algorithm.train(bound.algorithm.receive(broadcast, Parts()), bound.trainer)
+    working = bound.algorithm.train(
+        bound.algorithm.receive(broadcast, Parts(), Context("a", 1)), bound.trainer
+    )
     kept, upload = bound.algorithm.keep(working), bound.algorithm.upload(working)
     assert set(kept) == {"personal.body", "personal.head"}
-    later = bound.algorithm.receive(toys.random(bound.algorithm, BOTH, seed=2), kept)
+    later = bound.algorithm.receive(
+        toys.random(bound.algorithm, BOTH, seed=2), kept, Context("a", 1)
+    )
     x = bound.trainer.examples.x
     for mode, parts in (("personal", upload), ("global", later)):
         logits = bound.algorithm.predict(mode, later, x, bound.trainer)
@@ -272,7 +295,7 @@ def test_the_prior_corrects_by_the_logarithm_of_two_distributions(toys: Any) -> 
     prior = type(algorithm.initial["prior"]).of(pair)
     weight = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
     broadcast = toys.parts(torch.eye(2), weight, [0.5, 0.0, -0.5]) | {"prior": prior}
-    working = algorithm.tune(algorithm.receive(broadcast, Parts()), bound.trainer)
+    working = algorithm.tune(algorithm.receive(broadcast, Parts(), Context("a", 1)), bound.trainer)
     probe = torch.tensor([[1.0, 2.0]])
     plain = algorithm.predict("global", working, probe, bound.trainer)
     assert plain.tolist() == [[1.5, 2.0, 2.5]]
@@ -322,7 +345,7 @@ def test_a_only_adapters_are_for_methods_that_share_a_body_and_keep_none(
     else:
         algorithm = found(config, model, params)
         broadcast = broadcast_of(toys, algorithm, 1)
-        working = algorithm.receive(broadcast, Parts())
+        working = algorithm.receive(broadcast, Parts(), Context("a", 1))
         assert "personal.private" in working and "private" not in algorithm.upload(working)
         assert all(p.model["private"] == "personal.private" for p in algorithm.phases())
         assert any("private" in phase.trains for phase in algorithm.phases())
@@ -330,7 +353,7 @@ def test_a_only_adapters_are_for_methods_that_share_a_body_and_keep_none(
         data = load_data(config).client("0").train
         trainer = Trainer(config, model, algorithm, data, server_round=1, client="0")
         kept = algorithm.keep(algorithm.train(working, trainer))
-        again = algorithm.receive(broadcast, kept)
+        again = algorithm.receive(broadcast, kept, Context("a", 1))
         assert again["personal.private"] is kept["personal.private"]
         moved = algorithm.keep(algorithm.train(again, trainer))["personal.private"].vector
         assert not torch.equal(moved, algorithm.initial["private"].vector)

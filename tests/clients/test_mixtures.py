@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.training.trainer import Trainer
+from fedpers.context import Context
 from fedpers.data import Examples
 from fedpers.parts import Part, Parts
 
@@ -44,7 +45,7 @@ def test_apfls_mixture_predicts(toys: Any) -> None:
     bound = toys.bind("apfl")
     received = toys.parts(torch.eye(2), ZERO, [0.0, 4.0])
     own = toys.parts(3 * torch.eye(2), [[4.0, 0.0], [0.0, 0.0]])
-    working = bound.algorithm.receive(received, personal(own, alpha=scalar(0.25)))
+    working = bound.algorithm.receive(received, personal(own, alpha=scalar(0.25)), Context("a", 1))
     # Body .25 * 3 + .75 = 1.5, W[0, 0] = .25 * 4 = 1, b = .75 * (0, 4): (1.5, 0) + (0, 3).
     logits = bound.algorithm.predict("personal", working, torch.tensor([[1.0, 2.0]]), bound.trainer)
     torch.testing.assert_close(logits, torch.tensor([[1.5, 3.0]]))
@@ -57,7 +58,7 @@ def test_apfls_alpha_goes_down_the_slope(toys: Any) -> None:
     # d loss / d W[0, 0] = (p0 - 1) * x0 = -.3775407. alpha = .5 - lr * (-.3775407), lr = .1.
     bound = toys.bind("apfl", **ONE)
     received, own = toys.parts(torch.eye(2), ZERO), toys.parts(torch.eye(2), UNIT)
-    working = bound.algorithm.receive(received, personal(own))
+    working = bound.algorithm.receive(received, personal(own), Context("a", 1))
     after = bound.algorithm.train(working, bound.trainer)
     slope = 1 / (1 + math.exp(-0.5)) - 1
     assert slope == pytest.approx(-0.3775407)
@@ -70,21 +71,29 @@ def test_apfls_alpha_goes_down_the_slope(toys: Any) -> None:
     # It goes on from there, at a rate of its own if it has one, within [0.01, 1].
     for rate, start, end in (("2", 0.5, 1.0), ("2", 0.3, 0.3 + 2 * (1 - 1 / (1 + math.exp(-0.3))))):
         faster = toys.bind("apfl", f"strategy.params.alpha_lr={rate}", **ONE)
-        working = faster.algorithm.receive(received, personal(own, alpha=scalar(start)))
+        working = faster.algorithm.receive(
+            received, personal(own, alpha=scalar(start)), Context("a", 1)
+        )
         after = faster.algorithm.train(working, faster.trainer)
         assert float(after["personal.alpha"].vector) == pytest.approx(min(end, 1.0))
     wrong = toys.bind("apfl", "strategy.params.alpha_lr=9", x=[[1.0, 2.0]], y=[1])
-    after = wrong.algorithm.train(wrong.algorithm.receive(received, personal(own)), wrong.trainer)
+    after = wrong.algorithm.train(
+        wrong.algorithm.receive(received, personal(own), Context("a", 1)), wrong.trainer
+    )
     assert float(after["personal.alpha"].vector) == pytest.approx(0.01)
 
 
 def test_apfls_alpha_may_be_fixed_and_has_no_slope_where_v_is_w(toys: Any) -> None:
     received, own = toys.parts(torch.eye(2), ZERO), toys.parts(torch.eye(2), UNIT)
     fixed = toys.bind("apfl", "strategy.params.adaptive=false", "strategy.params.alpha=0.7")
-    after = fixed.algorithm.train(fixed.algorithm.receive(received, personal(own)), fixed.trainer)
+    after = fixed.algorithm.train(
+        fixed.algorithm.receive(received, personal(own), Context("a", 1)), fixed.trainer
+    )
     assert float(after["personal.alpha"].vector) == pytest.approx(0.7)
     first = toys.bind("apfl")
-    after = first.algorithm.train(first.algorithm.receive(received, Parts()), first.trainer)
+    after = first.algorithm.train(
+        first.algorithm.receive(received, Parts(), Context("a", 1)), first.trainer
+    )
     assert float(after["personal.alpha"].vector) == 0.5
 
 
@@ -92,7 +101,7 @@ def test_apfl_trains_v_within_the_mixture_at_the_new_alpha(toys: Any) -> None:
     bound = toys.bind("apfl", "training.epochs=4", "training.lr=0.3")
     received = toys.random(bound.algorithm, BOTH, seed=1)
     own = toys.random(bound.algorithm, BOTH, seed=2)
-    working = bound.algorithm.receive(received, personal(own, alpha=scalar(0.6)))
+    working = bound.algorithm.receive(received, personal(own, alpha=scalar(0.6)), Context("a", 1))
     after = bound.algorithm.train(working, bound.trainer)
     alpha = float(after["personal.alpha"].vector)
     assert abs(alpha - 0.6) > 0.01
@@ -118,19 +127,19 @@ def test_fedala_mixes_element_by_element_and_overwrites_what_is_below(toys: Any)
     own = toys.parts(5 * torch.eye(2), [[0.0, 0.0], [4.0, 4.0]])
     weights = toys.head([[0.25, 1.0], [0.5, 0.0]], [0.5, 1.0])
     kept = personal(own) | {"personal.weights.head": weights}
-    working = bound.algorithm.receive(received, kept)
+    working = bound.algorithm.receive(received, kept, Context("a", 1))
     # old + (new - old) W: 0 + 2 * .25, 0 + 2 * 1, 4 - 2 * .5, 4 - 0; bias 0 + 1 * .5, 0.
     assert working["mixed.head"]["head.weight"].tolist() == [[0.5, 2.0], [3.0, 4.0]]
     assert working["mixed.head"]["head.bias"].tolist() == [0.5, 0.0]
     assert working["mixed.body"] is received["body"]
     # Weights start at 1: the global model.
-    first = bound.algorithm.receive(received, personal(own))
+    first = bound.algorithm.receive(received, personal(own), Context("a", 1))
     assert torch.equal(first["mixed.head"].vector, received["head"].vector)
     # layers=all mixes the body, too.
     everything = toys.bind("fedala", "strategy.params.layers=all")
     ones = toys.body(torch.full((2, 2), 0.5))
     kept = kept | {"personal.weights.body": ones}
-    working = everything.algorithm.receive(received, kept)
+    working = everything.algorithm.receive(received, kept, Context("a", 1))
     assert working["mixed.body"]["trunk.weight"].tolist() == [[3.5, 0.0], [0.0, 3.5]]
 
 
@@ -142,7 +151,7 @@ def test_fedalas_weight_step_by_hand(toys: Any, label: int, expected: float) -> 
     params = ["strategy.params.sample=1", "strategy.params.first_epochs=1"]
     bound = toys.bind("fedala", *params, x=[[1.0, 2.0]], y=[label])
     received, own = toys.parts(torch.eye(2), UNIT), toys.parts(torch.eye(2), ZERO)
-    working = bound.algorithm.receive(received, personal(own))
+    working = bound.algorithm.receive(received, personal(own), Context("a", 1))
     learned = bound.algorithm.learn_weights(working, bound.trainer)
     weights = learned["personal.weights.head"]["head.weight"]
     torch.testing.assert_close(weights, torch.tensor([[expected, 1.0], [1.0, 1.0]]))
@@ -162,7 +171,9 @@ def test_fedala_trains_all_of_it_from_the_mixture(toys: Any) -> None:
     params = ["strategy.params.sample=1", "strategy.params.first_epochs=1"]
     bound = toys.bind("fedala", *params, "training.lr=0.5", x=[[1.0, 2.0]], y=[1])
     received, own = toys.parts(torch.eye(2), UNIT), toys.parts(torch.eye(2), ZERO)
-    after = bound.algorithm.train(bound.algorithm.receive(received, personal(own)), bound.trainer)
+    after = bound.algorithm.train(
+        bound.algorithm.receive(received, personal(own), Context("a", 1)), bound.trainer
+    )
     start = {"body": torch.eye(2), "weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
     start["weight"][0, 0] = 0.2689414
     leaves = {name: t.requires_grad_(True) for name, t in start.items()}
@@ -216,13 +227,15 @@ def test_how_long_fedala_learns_its_weights(
     if weights is not None:
         half = own["head"].like(torch.full_like(own["head"].vector, weights))
         kept = kept | {"personal.weights.head": half}
-    bound.algorithm.learn_weights(bound.algorithm.receive(received, kept), trainer)
+    bound.algorithm.learn_weights(bound.algorithm.receive(received, kept, Context("a", 1)), trainer)
     assert trainer.sizes == expected  # 80 % of ten examples, in batches of four
 
 
 def test_fedala_has_nothing_to_learn_in_the_first_round(toys: Any) -> None:
     bound = toys.bind("fedala")
-    working = bound.algorithm.receive(toys.random(bound.algorithm, BOTH, seed=1), Parts())
+    working = bound.algorithm.receive(
+        toys.random(bound.algorithm, BOTH, seed=1), Parts(), Context("a", 1)
+    )
     assert bound.algorithm.learn_weights(working, bound.trainer) is working
 
 
@@ -239,7 +252,7 @@ def test_feddpas_instance_weights_by_hand(toys: Any) -> None:
     # .1414214) / 3 = -.0471405, z = -3.022976: .2644669 / .8807971 / 2 = .1501293.
     x = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
     bound = toys.bind("feddpa", x=x, y=[0, 1, 1])
-    working = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), Parts())
+    working = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), Parts(), Context("a", 1))
     working = bound.algorithm.recall(working, bound.trainer)
     probe = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     weights = bound.algorithm.instance_weights(working, probe, bound.trainer)
@@ -251,14 +264,14 @@ def test_feddpa_trusts_the_local_adapter_where_the_data_are_local(toys: Any) -> 
     generator = torch.Generator().manual_seed(1)
     x = torch.tensor([3.0, 1.0]) + 0.5 * torch.randn(200, 2, generator=generator)
     bound = toys.bind("feddpa", x=x[:100], y=torch.zeros(100))
-    working = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), Parts())
+    working = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), Parts(), Context("a", 1))
     working = bound.algorithm.recall(working, bound.trainer)
     inside = bound.algorithm.instance_weights(working, x[100:], bound.trainer)
     outside = bound.algorithm.instance_weights(working, x[100:].flip(1), bound.trainer)
     assert float(inside.mean()) > 0.4 > 0.05 > float(outside.max())
     # It is under the local adapter that instances are compared.
     turned = personal(toys.parts([[0.0, 1.0], [0.0, 0.0]], UNIT))
-    flat = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), turned)
+    flat = bound.algorithm.receive(toys.parts(torch.eye(2), UNIT), turned, Context("a", 1))
     flat = bound.algorithm.recall(flat, bound.trainer)
     weights = bound.algorithm.instance_weights(flat, x[100:].abs().flip(1), bound.trainer)
     assert bool((weights > 0.4).all())
@@ -274,7 +287,7 @@ def test_feddpa_predicts_each_instance_under_its_own_mixture(toys: Any) -> None:
     bound = toys.bind("feddpa", x=x, y=[0, 1, 1])
     received = toys.random(bound.algorithm, BOTH, seed=1)
     own = toys.random(bound.algorithm, BOTH, seed=2)
-    bare = bound.algorithm.receive(received, personal(own))
+    bare = bound.algorithm.receive(received, personal(own), Context("a", 1))
     working = bound.algorithm.recall(bare, bound.trainer)
     probe = torch.randn(20, 2, generator=torch.Generator().manual_seed(3))
     weights = bound.algorithm.instance_weights(working, probe, bound.trainer)
@@ -298,7 +311,9 @@ def test_feddpa_trains_the_local_adapter_within_the_received_mixture(toys: Any) 
     bound = toys.bind("feddpa", "strategy.params.share=0.4", "training.lr=0.2")
     received = toys.random(bound.algorithm, BOTH, seed=1)
     own = toys.random(bound.algorithm, BOTH, seed=2)
-    after = bound.algorithm.train(bound.algorithm.receive(received, personal(own)), bound.trainer)
+    after = bound.algorithm.train(
+        bound.algorithm.receive(received, personal(own), Context("a", 1)), bound.trainer
+    )
     local = {name: t.clone().requires_grad_(True) for name, t in pieces(own).items()}
     shared, examples = pieces(received), bound.trainer.examples
     mixed = {name: 0.4 * local[name] + 0.6 * shared[name] for name in local}

@@ -13,6 +13,7 @@ import torch
 from clients.node.host import ClientHost
 from clients.training.folding import Group
 from fedpers.config import Config
+from fedpers.context import Context
 from fedpers.errors import ConfigError
 from fedpers.parts import Parts
 from fedpers.tasks import cross_entropy
@@ -84,7 +85,7 @@ def test_losses_are_of_float32_outputs_and_predictions_are_float32(
     assert bool(groups) == (fold == "3")
     assert set(seen) == {(torch.float32, True)}
     trainer = host._trainer("0", 1)
-    working = host.algorithm.receive(parts, Parts())
+    working = host.algorithm.receive(parts, Parts(), Context("a", 1))
     logits = host.algorithm.predict("global", working, trainer.examples.x, trainer)
     assert logits is not None and not bool((logits.bfloat16() == logits).all())
 

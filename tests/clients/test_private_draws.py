@@ -15,6 +15,7 @@ from clients.node.host import ClientHost
 from clients.node.sealing import Sealer
 from fedpers.channels.sealed import bfv_for, ckks_for, client_from, generate
 from fedpers.config import Config, load_config
+from fedpers.context import Context
 from fedpers.data import ClientData
 from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
@@ -35,7 +36,7 @@ def test_what_is_random_in_a_private_forward_pass_is_nobodys_to_know(
         )
         slots = ("body", "head", "gate")
         broadcast = toys.random(bound.algorithm, slots, seed=1)
-        start = bound.algorithm.receive(broadcast, Parts())
+        start = bound.algorithm.receive(broadcast, Parts(), Context("a", 1))
         working = bound.algorithm.train(start, bound.trainer)
         return torch.cat([part.vector for part in bound.algorithm.upload(working).values()])
 
@@ -55,7 +56,9 @@ def test_a_private_forward_pass_that_draws_from_torchs_generator_is_refused(
     own = bound.trainer.examples
     algorithm = Shaken(bound.config, bound.model, bound.algorithm.params)
     bound.trainer.algorithm = algorithm
-    working = algorithm.receive(toys.parts(torch.eye(2), torch.zeros(2, 2)), Parts())
+    working = algorithm.receive(
+        toys.parts(torch.eye(2), torch.zeros(2, 2)), Parts(), Context("a", 1)
+    )
     algorithm.train(working, bound.trainer)  # plainly it may
     bound.trainer.account = toys.quiet(bound.config, algorithm, ClientData(own, own, own), tmp_path)
     with pytest.raises(ClientError, match=r"torch's generator.*; draw by model\.uniform$"):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedpers.context import Context
 from fedpers.parts import Parts
 
 BOTH = ("body", "head")
@@ -25,7 +26,9 @@ def test_one_step_of_each_branch_by_hand(toys: Any, name: str, weight: str) -> N
     received = toys.parts(torch.eye(2), torch.zeros(2, 2))
     own = toys.parts(3 * torch.eye(2), torch.zeros(2, 2), [1.0, 1.0])
     kept = Parts({f"personal.{slot}": part for slot, part in own.items()})
-    working = bound.algorithm.train(bound.algorithm.receive(received, kept), bound.trainer)
+    working = bound.algorithm.train(
+        bound.algorithm.receive(received, kept, Context("a", 1)), bound.trainer
+    )
     v, close = working["personal.head"], torch.testing.assert_close
     close(working["personal.body"]["trunk.weight"], 2.6 * torch.eye(2))
     close(v["head.weight"], torch.tensor([[0.15, 0.3], [-0.15, -0.3]]))
@@ -47,7 +50,9 @@ def test_the_anchor_is_what_was_received_and_the_stronger_the_nearer(
         settings = [f"strategy.params.{weight}={mu}", "strategy.params.personal_epochs=100"]
         bound = toys.bind(name, *settings, "training.epochs=50")
         received = toys.random(bound.algorithm, BOTH, seed=1)
-        working = bound.algorithm.train(bound.algorithm.receive(received, Parts()), bound.trainer)
+        working = bound.algorithm.train(
+            bound.algorithm.receive(received, Parts(), Context("a", 1)), bound.trainer
+        )
         gap = working["personal.head"].vector - received["head"].vector
         distances.append(float(gap.norm()))
     assert distances[0] > 2 * distances[1] > 4 * distances[2] > 0

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.methods.fedcp import mmd
+from fedpers.context import Context
 from fedpers.parts import Part, Parts
 
 ALL = ("body", "head", "gate")
@@ -27,7 +28,7 @@ def test_equal_heads_and_an_even_gate_give_the_global_logits_exactly(toys: Any) 
     head = broadcast["head"]
     rows = head.like(head.vector * torch.tensor([1.0, 1, 1, 1, 0, 0]))  # no bias, so no rounding
     broadcast = broadcast | {"head": rows, "gate": even(broadcast["gate"])}
-    working = bound.algorithm.receive(broadcast, Parts())
+    working = bound.algorithm.receive(broadcast, Parts(), Context("a", 1))
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
     personal = bound.algorithm.predict("personal", working, x, bound.trainer)
     features = x @ broadcast["body"]["trunk.weight"].T
@@ -36,7 +37,7 @@ def test_equal_heads_and_an_even_gate_give_the_global_logits_exactly(toys: Any) 
     # With a bias, and whatever a gate gives each head (r + s = 1): equal but for rounding.
     for seed in (2, 3):
         broadcast = toys.random(bound.algorithm, ALL, seed=seed)
-        working = bound.algorithm.receive(broadcast, Parts())
+        working = bound.algorithm.receive(broadcast, Parts(), Context("a", 1))
         body, head = broadcast["body"]["trunk.weight"], broadcast["head"]
         expected = x @ body.T @ head["head.weight"].T + head["head.bias"]
         for mode in ("personal", "global"):
@@ -51,7 +52,7 @@ def test_each_head_sees_its_share_of_the_features(toys: Any) -> None:
     broadcast = toys.parts(torch.eye(2), [[0.0, 1.0], [1.0, 0.0]], [9.0, 9.0])
     broadcast = broadcast | {"gate": even(bound.algorithm.initial["gate"])}
     kept = Parts({"personal.head": toys.head(torch.eye(2), [0.5, -0.5])})
-    working = bound.algorithm.receive(broadcast, kept)
+    working = bound.algorithm.receive(broadcast, kept, Context("a", 1))
     x = torch.tensor([[2.0, 4.0]])
     personal = bound.algorithm.predict("personal", working, x, bound.trainer)
     torch.testing.assert_close(personal, torch.tensor([[3.5, 2.5]]))
@@ -65,7 +66,7 @@ def test_the_gate_is_asked_about_the_features_along_the_client_vector(toys: Any)
     bound = toys.bind("fedcp")
     broadcast = toys.random(bound.algorithm, ALL, seed=4)
     kept = Parts({"personal.head": toys.head([[3.0, 0.0], [0.0, 4.0]])})
-    working = bound.algorithm.receive(broadcast, kept)
+    working = bound.algorithm.receive(broadcast, kept, Context("a", 1))
     frozen = working["frozen"]
     torch.testing.assert_close(frozen["frozen.vector"], torch.tensor([0.6, 0.8]))
     assert torch.equal(frozen["frozen.weight"], broadcast["head"]["head.weight"])
@@ -78,7 +79,7 @@ def test_the_gate_is_asked_about_the_features_along_the_client_vector(toys: Any)
     torch.testing.assert_close(logits, (r * z) @ own.T + (s * z) @ received.T)
     # A head of zeros has no direction.
     flat = bound.algorithm.receive(
-        broadcast, Parts({"personal.head": toys.head(torch.zeros(2, 2))})
+        broadcast, Parts({"personal.head": toys.head(torch.zeros(2, 2))}), Context("a", 1)
     )
     assert flat["frozen"]["frozen.vector"].tolist() == [0.0, 0.0]
 
@@ -87,7 +88,7 @@ def test_noise_is_for_training_only(toys: Any) -> None:
     bound = toys.bind("fedcp")
     broadcast = toys.random(bound.algorithm, ALL, seed=5)
     own = toys.random(bound.algorithm, ["head"], seed=6)["head"]
-    working = bound.algorithm.receive(broadcast, Parts({"personal.head": own}))
+    working = bound.algorithm.receive(broadcast, Parts({"personal.head": own}), Context("a", 1))
     x = torch.randn(5, 2)
     first = bound.algorithm.predict("personal", working, x, bound.trainer)
     assert torch.equal(bound.algorithm.predict("personal", working, x, bound.trainer), first)
@@ -102,7 +103,7 @@ def test_the_uploaded_head_is_the_mean_of_own_and_received(toys: Any) -> None:
     broadcast = toys.parts(torch.eye(2), [[1.0, 2.0], [3.0, 4.0]], [1.0, 0.0])
     broadcast = broadcast | {"gate": bound.algorithm.initial["gate"]}
     kept = Parts({"personal.head": toys.head([[3.0, 0.0], [-3.0, 0.0]], [0.0, 4.0])})
-    upload = bound.algorithm.upload(bound.algorithm.receive(broadcast, kept))
+    upload = bound.algorithm.upload(bound.algorithm.receive(broadcast, kept, Context("a", 1)))
     assert list(upload) == ["body", "head", "gate"]
     assert upload["head"]["head.weight"].tolist() == [[2.0, 1.0], [0.0, 2.0]]
     assert upload["head"]["head.bias"].tolist() == [0.5, 2.0]
@@ -113,7 +114,7 @@ def test_training_moves_body_gate_and_own_head_but_nothing_frozen(toys: Any) -> 
     broadcast = toys.random(bound.algorithm, ALL, seed=7)
     # Between equal heads the gate would have no gradient.
     kept = Parts({"personal.head": toys.random(bound.algorithm, ["head"], seed=8)["head"]})
-    before = bound.algorithm.receive(broadcast, kept)
+    before = bound.algorithm.receive(broadcast, kept, Context("a", 1))
     after = bound.algorithm.train(before, bound.trainer)
     moved = {name for name in after if not torch.equal(after[name].vector, before[name].vector)}
     assert moved == {"body", "gate", "personal.head"}
@@ -122,7 +123,9 @@ def test_training_moves_body_gate_and_own_head_but_nothing_frozen(toys: Any) -> 
     again = bound.algorithm.train(before, bound.trainer)
     assert torch.equal(again["gate"].vector, after["gate"].vector)
     other = toys.bind("fedcp", client="b")
-    elsewhere = other.algorithm.train(other.algorithm.receive(broadcast, kept), other.trainer)
+    elsewhere = other.algorithm.train(
+        other.algorithm.receive(broadcast, kept, Context("a", 1)), other.trainer
+    )
     assert not torch.equal(elsewhere["gate"].vector, after["gate"].vector)
 
 
@@ -131,7 +134,7 @@ def test_the_alignment_holds_features_where_the_received_body_had_them(toys: Any
         settings = ["training.epochs=100", "training.lr=0.02"]
         bound = toys.bind("fedcp", f"strategy.params.lam={lam}", *settings)
         broadcast = toys.random(bound.algorithm, ALL, seed=8)
-        working = bound.algorithm.receive(broadcast, Parts())
+        working = bound.algorithm.receive(broadcast, Parts(), Context("a", 1))
         trained = bound.algorithm.train(working, bound.trainer)
         x = bound.trainer.examples.x
         before = x @ broadcast["body"]["trunk.weight"].T

@@ -12,6 +12,7 @@ import torch
 from clients.base import check_private
 from clients.node.host import ClientHost
 from fedpers.config import Config
+from fedpers.context import Context
 from fedpers.parts import Part, Parts
 
 X = [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
@@ -24,7 +25,7 @@ def test_a_round_by_hand(toys: Any) -> None:
     bound = toys.bind("intercept", "training.lr=2", x=X, y=Y)
     algorithm, trainer = bound.algorithm, bound.trainer
     broadcast = toys.parts(torch.eye(2), *HEAD)
-    working = algorithm.train(algorithm.receive(broadcast, Parts()), trainer)
+    working = algorithm.train(algorithm.receive(broadcast, Parts(), Context("a", 1)), trainer)
     # The mean gradient for b is (1/4 - 3/4, 3/4 - 1/4); one step of 2 from zero.
     own = algorithm.keep(working)
     assert list(own) == ["personal.intercept"]
@@ -34,7 +35,7 @@ def test_a_round_by_hand(toys: Any) -> None:
     torch.testing.assert_close(bias, torch.tensor([1.0, math.log(9) - 1.0]))
 
     # The next round goes on from b = (1, -1), beside what is received then.
-    again = algorithm.train(algorithm.receive(broadcast, own), trainer)
+    again = algorithm.train(algorithm.receive(broadcast, own, Context("a", 1)), trainer)
     odds = math.exp(math.log(3) + 1 - math.log(9) + 1)
     step = 2 * (3 / 4 - odds / (1 + odds))
     expected = torch.tensor([1 + step, -1 - step])
@@ -44,7 +45,9 @@ def test_a_round_by_hand(toys: Any) -> None:
 def test_predictions_by_hand(toys: Any) -> None:
     algorithm, trainer, *_ = toys.bind("intercept", x=X, y=Y)
     own = Parts({"personal.intercept": Part.of({"intercept.bias": torch.tensor([0.5, -2.0])})})
-    working = algorithm.receive(toys.parts(torch.eye(2), [[1.0, 0.0], [0.0, 1.0]]), own)
+    working = algorithm.receive(
+        toys.parts(torch.eye(2), [[1.0, 0.0], [0.0, 1.0]]), own, Context("a", 1)
+    )
     probe = torch.tensor([[3.0, 4.0]])
     assert algorithm.predict("global", working, probe, trainer).tolist() == [[3.0, 4.0]]
     assert algorithm.predict("personal", working, probe, trainer).tolist() == [[3.5, 2.0]]
@@ -58,7 +61,7 @@ def test_nothing_of_the_intercepts_leaves(toys: Any) -> None:
     uploads = []
     for values in ([0.0, 0.0], [5.0, -7.0]):
         own = Parts({"personal.intercept": Part.of({"intercept.bias": torch.tensor(values)})})
-        working = algorithm.train(algorithm.receive(broadcast, own), trainer)
+        working = algorithm.train(algorithm.receive(broadcast, own, Context("a", 1)), trainer)
         uploads.append(algorithm.upload(working))
     assert list(uploads[0]) == ["body", "head"]
     for slot in uploads[0]:
@@ -72,7 +75,7 @@ def test_own_epochs_and_rate(toys: Any) -> None:
         x=X,
         y=Y,
     )
-    working = bound.algorithm.receive(toys.parts(torch.eye(2), *HEAD), Parts())
+    working = bound.algorithm.receive(toys.parts(torch.eye(2), *HEAD), Parts(), Context("a", 1))
     b = torch.zeros(2)
     for _ in range(3):
         shares = torch.softmax(torch.tensor([math.log(3), math.log(9)]) + b, dim=0)

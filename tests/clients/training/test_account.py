@@ -12,6 +12,7 @@ from clients.node.host import ClientHost
 from clients.node.store import ClientStore
 from clients.training.account import LABELS, Account, check_client
 from fedpers.config import Config, load_config
+from fedpers.context import Context
 from fedpers.data import ClientData, Examples
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
@@ -125,7 +126,7 @@ def test_a_method_trains_no_more_released_phases_than_it_was_charged_for(
     )
     bound.trainer.account = account
     broadcast = toys.parts(torch.eye(2), [[1.0, 0.0], [0.0, 1.0]])
-    working = bound.algorithm.receive(broadcast, Parts())
+    working = bound.algorithm.receive(broadcast, Parts(), Context("a", 1))
     (phase,) = bound.algorithm.phases()
     with pytest.raises(ClientError, match="charged for 1 released phases, and the method trains"):
         bound.trainer.run(phase, working)  # nothing was charged yet

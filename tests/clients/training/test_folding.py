@@ -23,6 +23,7 @@ from clients.training.folding import Fold, foldable
 from clients.training.groups import disagreement, group_size, most_clients, train_group
 from clients.training.trainer import Trainer
 from fedpers.config import Lora, load_config
+from fedpers.context import Context
 from fedpers.data import ClientData, Examples
 from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
@@ -69,7 +70,7 @@ class Party:
         self.workings = []
         for _ in sizes:
             own = {f"personal.{s}": p.like(p.vector + shake(p.vector)) for s, p in first.items()}
-            self.workings.append(self.algorithm.receive(Parts(first), Parts(own)))
+            self.workings.append(self.algorithm.receive(Parts(first), Parts(own), Context("a", 1)))
 
     def trainers(self, accounts: Sequence[Account | None] | None = None) -> list[Trainer]:
         """Fresh ones, for clients "0", "1", ..."""
@@ -339,7 +340,7 @@ def test_a_layer_that_is_called_twice_is_refused_under_privacy(tmp_path: Path) -
     found, params = find_algorithm("ditto", party.config, [])
     party.algorithm = found(party.config, party.model, params)
     initial = party.algorithm.initial
-    party.workings = [party.algorithm.receive(initial, Parts()) for _ in range(2)]
+    party.workings = [party.algorithm.receive(initial, Parts(), Context("a", 1)) for _ in range(2)]
     personal, shared = party.algorithm.phases()
     assert_same(party.alone(personal), party.together(personal))  # plainly it may
     with pytest.raises(ClientError, match="called twice"):

@@ -16,6 +16,7 @@ from clients.training import private_steps as module
 from clients.training.private_steps import noise_in_update, private_steps
 from clients.training.trainer import Trainer
 from fedpers.config import Config, load_config
+from fedpers.context import Context
 from fedpers.data import ClientData, Examples, FederatedData, load_data
 from fedpers.errors import ClientError
 from fedpers.models import PersonalModel, build_model
@@ -300,7 +301,7 @@ def test_the_penalty_comes_after_the_clipping(toys: Any, tmp_path: Path) -> None
         bound.config, bound.algorithm, ClientData(own, none, none), tmp_path
     )
     received = toys.parts(torch.eye(2), torch.zeros(2, 2))
-    working = bound.algorithm.receive(received, Parts()) | {
+    working = bound.algorithm.receive(received, Parts(), Context("a", 1)) | {
         "anchor": toys.head(torch.ones(2, 2), [1.0, 1.0])
     }
     phase = Phase(
@@ -345,7 +346,7 @@ def test_one_example_changes_a_released_sum_by_at_most_the_clipping_norm(
             config, model, algorithm, own, server_round=1, client="a", account=account
         )
         broadcast = algorithm.initial.only(algorithm.sends)
-        start = algorithm.receive(broadcast, Parts())
+        start = algorithm.receive(broadcast, Parts(), Context("a", 1))
         working = algorithm.train(start, trainer)
         moved = []
         for phase in algorithm.phases():

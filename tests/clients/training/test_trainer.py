@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clients.training.trainer import Trainer, decayed
 from fedpers.config import load_config
+from fedpers.context import Context
 from fedpers.errors import ClientError
 from fedpers.models import Outputs
 from fedpers.parts import Parts
@@ -164,7 +165,9 @@ def test_the_global_random_state_is_left_alone(toys: Any) -> None:
     bound = toys.bind("fedcp")  # whose forward pass draws noise
     broadcast = toys.random(bound.algorithm, ("body", "head", "gate"), seed=2)
     before = torch.get_rng_state()
-    bound.algorithm.train(bound.algorithm.receive(broadcast, Parts()), bound.trainer)
+    bound.algorithm.train(
+        bound.algorithm.receive(broadcast, Parts(), Context("a", 1)), bound.trainer
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from clients.base import LocalAlgorithm, check_private, find_algorithm
 from clients.training.trainer import Trainer
 from fedpers.config import Config, load_config
+from fedpers.context import Context
 from fedpers.data import FederatedData, load_data
 from fedpers.errors import ConfigError
 from fedpers.models import Outputs, build_model
@@ -82,9 +83,9 @@ class Two(LocalAlgorithm):
         model = {"body": "body", "head": "initial.head"}
         return Phase(name="shared body", model=model, trains=("body",), released=True, **more)
 
-    def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         initial = {"initial.head": self.initial["head"]}
-        return super().receive(broadcast, personal) | initial
+        return super().receive(broadcast, personal, context) | initial
 
 
 def test_a_released_phase_that_reads_nothing_raw_is_sound(digits: FederatedData) -> None:
@@ -216,8 +217,8 @@ def test_an_upload_made_of_a_raw_part(digits: FederatedData, how: str) -> None:
 @pytest.mark.parametrize("how", LAUNDERED)
 def test_a_raw_part_mixed_into_the_working_body_on_receipt(digits: FederatedData, how: str) -> None:
     class Mixes(Two):
-        def receive(self, broadcast: Parts, personal: Parts) -> Parts:
-            working = super().receive(broadcast, personal)
+        def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
+            working = super().receive(broadcast, personal, context)
             body = working["body"].vector
             own = raw(working).repeat(1 + len(body) // len(raw(working)))[: len(body)]
             return working | {"body": working["body"].like(LAUNDERED[how](body, own))}
@@ -233,11 +234,11 @@ def test_a_raw_part_that_comes_back_under_another_name_two_rounds_later(
             held = {"personal.old": working.get("personal.new", self.initial["head"])}
             return super().keep(working) | held | {"personal.new": working["personal.head"]}
 
-        def receive(self, broadcast: Parts, personal: Parts) -> Parts:
+        def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
             first = self.initial["head"]
             names = ("personal.new", "personal.old")
             held = {name: personal.get(name, first) for name in names}
-            return super().receive(broadcast, personal) | held
+            return super().receive(broadcast, personal, context) | held
 
         def shared(self, **more: Any) -> Phase:
             model = {"body": "body", "head": "personal.old"}
@@ -253,8 +254,8 @@ def test_a_part_that_the_client_keeps_only_after_training(digits: FederatedData)
         def keep(self, working: Parts) -> Parts:
             return super().keep(working) | {"personal.extra": working["personal.head"]}
 
-        def receive(self, broadcast: Parts, personal: Parts) -> Parts:
-            working = super().receive(broadcast, personal)
+        def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
+            working = super().receive(broadcast, personal, context)
             extra = personal.get("personal.extra", working["initial.head"])
             return working | {"initial.head": extra}
 
@@ -265,8 +266,8 @@ def test_a_part_that_is_mixed_in_after_so_many_rounds(digits: FederatedData) -> 
     class Waits(Two):
         """It counts its rounds in a part, and sends what is personal in the seventh."""
 
-        def receive(self, broadcast: Parts, personal: Parts) -> Parts:
-            working = super().receive(broadcast, personal)
+        def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
+            working = super().receive(broadcast, personal, context)
             zero = Part.of({"rounds": torch.zeros(1)})
             before = personal.get("personal.rounds", zero)
             return working | {"personal.rounds": before.like(before.vector + 1)}
@@ -279,6 +280,21 @@ def test_a_part_that_is_mixed_in_after_so_many_rounds(digits: FederatedData) -> 
 
     assert "the upload 'body' is made of parts trained without privacy" in refused(Waits, digits)
     check_private("waits", built(Waits, digits, "rounds=6"))
+
+
+def test_a_part_that_is_mixed_in_by_the_number_of_the_round(digits: FederatedData) -> None:
+    class Told(Two):
+        """What it receives in the seventh round holds what is personal; nothing is counted."""
+
+        def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
+            working = super().receive(broadcast, personal, context)
+            if context.server_round != 7:
+                return working
+            body = working["body"]
+            return working | {"body": body.like(body.vector + raw(working).mean())}
+
+    assert "phase 'shared body' is released and reads 'body'" in refused(Told, digits)
+    check_private("told", built(Told, digits, "rounds=6"))
 
 
 def test_its_own_train_has_to_say_that_it_is_accounted(digits: FederatedData) -> None:

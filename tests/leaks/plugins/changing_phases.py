@@ -115,10 +115,10 @@ class InOneRound(Ditto):
 class AfterSoManyRounds(InOneRound):
     """It counts its rounds in a part that it keeps."""
 
-    def receive(self, broadcast, personal):
+    def receive(self, broadcast, personal, context):
         before = personal.get("personal.rounds", Part.of({"rounds": torch.zeros(1)}))
         counted = {"personal.rounds": before.like(before.vector + 1)}
-        return super().receive(broadcast, personal) | counted
+        return super().receive(broadcast, personal, context) | counted
 
     def conclude(self, working, trainer):
         if float(working["personal.rounds"].vector) < 9:

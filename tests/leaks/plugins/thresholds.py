@@ -47,8 +47,8 @@ class Mixed(Personal):
 
 
 class OnReceipt(Ditto):
-    def receive(self, broadcast, personal):
-        working = super().receive(broadcast, personal)
+    def receive(self, broadcast, personal, context):
+        working = super().receive(broadcast, personal, context)
         head, own = working["head"], working["personal.head"]
         return working | {"head": head.like(head.vector + 1e-3 * own.vector)}
 
@@ -62,8 +62,8 @@ class Kept(Ditto):
         older = working.get("personal.shift", own.like(0 * own.vector))
         return super().keep(working) | {"personal.shift": shift, "personal.older": older}
 
-    def receive(self, broadcast, personal):
-        working = super().receive(broadcast, personal)
+    def receive(self, broadcast, personal, context):
+        working = super().receive(broadcast, personal, context)
         zero = self.initial["head"].like(0 * self.initial["head"].vector)
         older, shift = (personal.get(f"personal.{n}", zero) for n in ("older", "shift"))
         head = working["head"]

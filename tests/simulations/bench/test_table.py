@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedpers.context import Context
 from fedpers.errors import ConfigError, RunError
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts
@@ -104,7 +105,7 @@ def test_fedcp_as_published_predicts_what_ours_does(tmp_path: Path) -> None:
     model.frozen_head.bias.data.zero_()  # ours has one bias
     model.eval()
     x = host.data.client("0000").train.x
-    working = host.algorithm.receive(loop.broadcast, Parts())
+    working = host.algorithm.receive(loop.broadcast, Parts(), Context("a", 1))
     ours = host.algorithm.predict("personal", working, x, host._trainer("0000", 1))
     assert ours is not None
     torch.testing.assert_close(model(x).detach(), ours, rtol=0, atol=1e-5)
