@@ -13,6 +13,7 @@ import torch
 from fedpers.config import Columns, TaskSettings
 from fedpers.data.arrays import to_inputs, to_names, to_targets
 from fedpers.data.examples import Examples, Table
+from fedpers.data.tokens import tokenize
 from fedpers.errors import ConfigError, DataError
 
 Cells = Iterable[Any]
@@ -208,8 +209,6 @@ def _numbers(values: Cells) -> np.ndarray[Any, Any]:
 
 def _tokens(texts: Sequence[Cells], model: str) -> torch.Tensor:
     """The text columns joined by " | ", in order, as token ids and mask [n, 2, length]."""
-    from fedpers.models import tokenize
-
     rows = zip(*texts, strict=True)
     joined = [" | ".join("" if t is None else str(t) for t in row) for row in rows]
     return tokenize(model, joined)

@@ -3,7 +3,6 @@
 from fedpers.models.adapter_folder import save_adapter
 from fedpers.models.backbones import BACKBONES, Backbone
 from fedpers.models.build import base_model, build_model
-from fedpers.models.hf import tokenize
 from fedpers.models.personal import PersonalModel
 from fedpers.outputs import Outputs
 
@@ -15,5 +14,4 @@ __all__ = [
     "base_model",
     "build_model",
     "save_adapter",
-    "tokenize",
 ]

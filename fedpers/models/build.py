@@ -11,12 +11,13 @@ from fedpers.config import Config
 from fedpers.errors import ConfigError
 from fedpers.models.backbones import BACKBONES, Backbone
 from fedpers.models.base_state import write_base
-from fedpers.models.hf import PREFIX, SENTENCE, load_hf
+from fedpers.models.hf import load_hf
 from fedpers.models.lora import add_lora
 from fedpers.models.personal import PersonalModel, Scaler, find_batch_norm
 from fedpers.models.pretrain import check_public, feature_scaler, pretrain
 from fedpers.models.sentence import load_sentence
 from fedpers.parts import Parts
+from fedpers.pretrained import PREFIX, SENTENCE
 from fedpers.seeding import seeded
 
 if TYPE_CHECKING:

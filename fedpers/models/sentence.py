@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpers.models.backbones import Backbone, Stage
-from fedpers.models.hf import load_pretrained
+from fedpers.pretrained import load_pretrained
 
 BATCH = 64  # texts of about one length in a forward pass
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedpers.data.tokens import tokenize
 from fedpers.errors import ConfigError
-from fedpers.models import build_model, tokenize
+from fedpers.models import build_model
 from fedpers.models.export import export_model, folded_head
 from fedpers.tasks import Classification, Regression
 from fedpers.tasks.regression import RegressionParams

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedpers.data.tokens import tokenize
 from fedpers.errors import ConfigError
-from fedpers.models import build_model, tokenize
+from fedpers.models import build_model
 
 
 def test_bert_builds_from_a_plain_encoder(make_config, make_data, tiny_bert, shake):
@@ -60,21 +61,6 @@ def test_vit_resizes_repeats_and_normalises(make_config, make_data, tiny_hf_vit)
         expected = reference.vit(pixels).last_hidden_state[:, 0]
         assert torch.allclose(model(x).features, expected, atol=1e-5)
     assert len(model.slots["body"]) == 4  # query and value of both blocks
-
-
-def test_tokenize(tiny_bert):
-    tokens = tokenize(tiny_bert, ["the cat sat", "a"])
-    # [CLS] the cat sat [SEP] / [CLS] a [SEP] and padding; ids are lines of the vocabulary.
-    ids = [[2, 5, 6, 8, 3], [2, 10, 3, 0, 0]]
-    assert tokens.dtype == torch.int64
-    assert tokens.tolist() == [[ids[0], [1] * 5], [ids[1], [1, 1, 1, 0, 0]]]
-    assert tokenize(tiny_bert, ["cat " * 500]).shape == (1, 2, 128)
-    assert tokenize(tiny_bert, []).shape == (0, 2, 1)
-
-
-def test_text_needs_a_model_of_transformers():
-    with pytest.raises(ConfigError, match="sentence:<name or folder> for text data"):
-        tokenize("mlp", ["a"])
 
 
 def test_missing_folder_is_one_line(make_config, make_data, tmp_path):

@@ -7,10 +7,11 @@ import importlib.util
 import pytest
 import torch
 
+from fedpers.data.tokens import tokenize
 from fedpers.errors import ConfigError
-from fedpers.models import build_model, tokenize
-from fedpers.models.hf import PACKAGED, pretrained_name
+from fedpers.models import build_model
 from fedpers.models.sentence import BATCH, SentenceEncoder, load_sentence
+from fedpers.pretrained import PACKAGED, pretrained_name
 
 TEXTS = ["the cat sat on a mat", "a dog", "the old red hat ran away from home", "sea"]
 
