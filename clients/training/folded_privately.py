@@ -8,27 +8,15 @@ sums are batched products. Steps, draws and noise are those of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 import torch
 from torch import Tensor
 
 from clients.training.clipping import clip_factors, without
+from clients.training.folded import Group
 from clients.training.private_steps import CHUNK_SCALARS, noise_in_update
 from fedpers.errors import ClientError
 
-if TYPE_CHECKING:
-    from clients.training.folding import Group, Layer
-
 ROWS = 4096  # examples of all clients in one forward pass, at most
-
-
-class Product(NamedTuple):
-    """What a layer read and wrote: x [K, n, in] and y [K, n, out], where it is a Linear layer."""
-
-    layer: Layer
-    x: Tensor
-    y: Tensor
 
 
 def descend_privately(group: Group) -> tuple[list[float], list[float]]:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm
-from clients.training.folding import Fold, foldable, stacked_layers
+from clients.training.folding import foldable, train_folded
+from clients.training.layers import Fold, stacked_layers
 from clients.training.trainer import Trainer
 from fedpers.models import PersonalModel
 from fedpers.parts import Part, Parts
@@ -189,7 +190,7 @@ def fastest_size(
             if size == 1:
                 own[0].run(plain, parts[0])
             else:
-                fold.run(plain, own, parts)
+                train_folded(fold, plain, own, parts)
         except Exception:  # out of memory, or a client that will be found when it is trained
             log.debug("a group of %d cannot be tried", size, exc_info=True)
             return inf
@@ -243,7 +244,7 @@ def fitting(
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
                 some = busy[:count]
-                fold.run(plain, [trainers[k] for k in some], [workings[k] for k in some])
+                train_folded(fold, plain, [trainers[k] for k in some], [workings[k] for k in some])
                 peaks.append(torch.cuda.max_memory_allocated() - before)
         except torch.OutOfMemoryError:
             return 1
@@ -341,7 +342,7 @@ def _together(
             found.append(None)
             continue
         try:
-            found += fold.run(phase, trainers[first:last], workings[first:last])
+            found += train_folded(fold, phase, trainers[first:last], workings[first:last])
         except torch.OutOfMemoryError:
             if last - first == 1:
                 found.append(None)

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from clients.base import find_algorithm
-from clients.training.folding import Fold
 from clients.training.groups import train_group
+from clients.training.layers import Fold
 from clients.training.trainer import Trainer
 from fedpers.compute import device_for, device_name
 from fedpers.config import Lora, load_config

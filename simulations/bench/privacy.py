@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from clients.training.folding import foldable
+from clients.training.folding import foldable, train_folded
 from clients.training.trainer import Trainer
 from fedpers.context import Context
 from fedpers.memory import keep_memory
@@ -94,7 +94,7 @@ def measured(party: Party, repeats: int) -> list[float]:
         lambda: trainer(Free(release)).run(phase, working),
     ]
     if foldable(party.model, party.algorithm, phase) is None:
-        runs.append(lambda: party.fold.run(phase, [trainer(Free(release))], [working])[0])
+        runs.append(lambda: train_folded(party.fold, phase, [trainer(Free(release))], [working])[0])
     return medians(runs, repeats)
 
 

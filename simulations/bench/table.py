@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from clients.base import LocalAlgorithm, find_algorithm
 from clients.training.account import Account
-from clients.training.folding import Fold
 from clients.training.groups import group_size, train_group
+from clients.training.layers import Fold
 from clients.training.private_steps import private_steps
 from clients.training.trainer import Trainer, fill
 from fedpers.config import Config, Lora, load_config

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clients.node.host import ClientHost
-from clients.training.folding import Group
+from clients.training.folded import Group
 from fedpers.config import Config
 from fedpers.context import Context
 from fedpers.errors import ConfigError

@@ -12,12 +12,14 @@ BOUNDED = of(
     "test_one_example_changes_a_released_sum_by_at_most_the_clipping_norm",
 )
 SPREAD = of("clients/training/test_private_steps.py", "test_the_noise_has_the_declared_spread")
-LOOP = of("clients/training/test_folding.py", "test_clipping_is_that_of_a_loop_over_examples")
+LOOP = of(
+    "clients/training/test_folded_privately.py", "test_clipping_is_that_of_a_loop_over_examples"
+)
 SHARES = of(
     "strategies/test_sealing.py", "test_shares_of_honest_clients_add_up_to_all_of_the_noise"
 )
 ALIKE = of(
-    "clients/training/test_folding.py",
+    "clients/training/test_folded_privately.py",
     "test_private_groups_draw_clip_and_account_as_each_client_alone",
 )
 

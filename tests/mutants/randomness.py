@@ -8,7 +8,7 @@ FOLDED = "clients/training/folded_privately.py"
 NOISE = "fedpers/privacy/noise.py"
 DRAWN = of("test_randomness.py", "test_what_is_released_draws_from_a_source_alone")
 ALIKE = of(
-    "clients/training/test_folding.py",
+    "clients/training/test_folded_privately.py",
     "test_private_groups_draw_clip_and_account_as_each_client_alone",
 )
 
