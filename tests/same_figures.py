@@ -97,7 +97,7 @@ def digests(made: Path, *, about: bool) -> dict[str, Any]:
             )
             parts[name] = hashlib.sha256(content).hexdigest()
     ledgers = {
-        path.stem[:12]: json.loads(path.read_text())
+        path.stem[:12]: [charged(row) for row in json.loads(path.read_text())["releases"]]
         for path in sorted(made.rglob("ledgers/*.json"))
     }
     report = json.loads((made / "report.json").read_text())
@@ -110,6 +110,11 @@ def digests(made: Path, *, about: bool) -> dict[str, Any]:
         "report": {name: digest(value) for name, value in report.items()},
         "personal": (report.get("accuracy") or {}).get("personal", {}).get("mean"),
     }
+
+
+def charged(row: Any) -> list[Any]:
+    """Noise multiplier, sampling rate and steps of a ledger's row, however it is written."""
+    return row if isinstance(row, list) else [row["sigma"], row["rate"], row["steps"]]
 
 
 def digest(value: Any) -> str:
