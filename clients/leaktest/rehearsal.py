@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from clients.leaktest.asking import drive
-from clients.leaktest.verdict import packages_of, rehearsed
+from clients.leaktest.settings import packages_of, rehearsed
 from clients.node.host import ClientHost
 from fedpers.config import Config
 from fedpers.data import FederatedData, Signature

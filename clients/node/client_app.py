@@ -8,6 +8,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from clients.leaktest.verdict import check_leaks
 from clients.node.answers import answer
 from clients.node.device import Device
 from clients.node.door import Answered, Body, Rows
@@ -41,7 +42,10 @@ def roster(message: Message, context: Context) -> Message:
                     device.keep_base(in_the_clear(row))
                 if not device.base(body["base"]):
                     return [], {"needs": "base"}
-            return answer("roster", _host(body, context), [], body)
+            host = _host(body, context)
+            host.check()
+            check_leaks(host.config, *host.method, host.data, host.run)
+            return answer("roster", host, [], body)
         except Exception as error:  # asking again would not mend it
             return [], {"refused": _reasons(body, context).of_refusal(error)}
 

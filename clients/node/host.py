@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, check_private, find_algorithm
-from clients.leaktest.verdict import check_leaks
 from clients.methods.local import Local
 from clients.node.client_level import unchanged
 from clients.node.device import Device
@@ -143,18 +142,16 @@ class ClientHost(Keeper):
         check_private(name, self.algorithm)
 
     def check(self) -> None:
-        """Refuse settings that protect nothing at one of the clients, and a method that the leak
-        test refuses, before anything is trained; each client is checked again when its account is
-        opened.
+        """Refuse settings that protect nothing at one of the clients, before anything is trained;
+        each client is checked again when its account is opened.
 
         Raises:
-            ConfigError: as in ``check_client`` and ``check_leaks``.
+            ConfigError: as in ``check_client``.
         """
         if self.config.privacy.enabled and self.config.privacy.unit == "example":
             protected = self.config.privacy.protects_counts
             for client in self.data.clients:
                 check_client(self.config, client, None if protected else self.data.size(client))
-            check_leaks(self.config, *self.method, self.data, self.run)
 
     @property
     def holds_back(self) -> bool:

@@ -40,10 +40,10 @@ CONFINED = [
     ),
     Mutant(
         "the leak test not run",
-        "clients/node/host.py",
-        "check_leaks(self.config, *self.method, self.data, self.run)",
+        "clients/node/client_app.py",
+        "check_leaks(host.config, *host.method, host.data, host.run)",
         "pass",
-        of("clients/leaktest/test_verdict.py", "test_a_host_refuses_a_method_that_leaks"),
+        of("clients/node/test_client_app.py", "test_a_node_refuses_a_method_that_leaks"),
     ),
     Mutant(
         "one verdict for all settings",

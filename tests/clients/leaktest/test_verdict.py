@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import clients.leaktest.verdict
-from clients.leaktest.verdict import check_leaks, digest, may_fork, packages_of, settings
-from clients.node.host import ClientHost
+from clients.leaktest.settings import packages_of, settings
+from clients.leaktest.verdict import check_leaks, digest, may_fork
 from fedpers.config import Config, load_config
 from fedpers.data import FederatedData, load_data
 from fedpers.errors import ConfigError
@@ -105,15 +105,6 @@ def test_code_from_outside_is_tried_in_a_process_of_its_own_and_once_a_run(
             check(name, **changed)
 
 
-def test_a_host_refuses_a_method_that_leaks(
-    small: Any, cache: Path, plugin: Any, tmp_path: Path
-) -> None:
-    name = f"{plugin('leaky', LEAKS)}:Leaks"
-    config = small(name, *PRIVATE)
-    with pytest.raises(ConfigError, match="part 'head' moves by"):
-        ClientHost(config, name, (), tmp_path / "run" / "state").check()
-
-
 def test_what_cannot_be_tried_is_refused(
     check: Check, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,3 +186,12 @@ def test_a_process_with_several_threads_is_not_forked() -> None:
     finally:
         done.set()
         other.join()
+
+
+def test_where_no_example_is_protected_nothing_is_tried(
+    check: Check, cache: Path, never: Callable[[], None]
+) -> None:
+    never()
+    check("fedavg", "privacy.enabled=false")
+    check("fedavg", "privacy.unit=client")
+    assert not cache.exists()

@@ -87,6 +87,33 @@ def test_a_node_that_cannot_run_the_method_says_so_in_one_line(
     assert answer["refused"] == "NameError: no such thing"
 
 
+LEAKS = """
+from clients.methods.fedavg import FedAvg
+
+
+class Leaks(FedAvg):
+    accounted = True
+
+    def conclude(self, working, trainer):
+        head = working["head"]
+        return working | {"head": head.like(head.vector + 1e-3 * trainer.examples.x.mean())}
+"""
+
+
+def test_a_node_refuses_a_method_that_leaks(
+    ask: Ask,
+    small: Callable[..., Config],
+    plugin: Callable[[str, str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEDPERS_CACHE", str(tmp_path / "cache"))
+    config = small(f"{plugin('leaky', LEAKS)}:Leaks", "privacy.enabled=true", "model.name=mlp")
+    _, answer = ask(config, "query.roster")
+    assert "part 'head' moves by" in answer["refused"]
+    assert "clients" not in answer
+
+
 def test_one_client_that_fails_costs_only_itself(ask: Ask, small: Callable[..., Config]) -> None:
     config = small("fedavg")
     clients = ["2", "nobody", "0"]
