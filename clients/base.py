@@ -129,10 +129,11 @@ class LocalAlgorithm:
         ]
 
     def newcomer(self, steps: int) -> Sequence[Phase]:
-        """How a client that never took part personalises what it is given, in ``steps`` batches.
+        """What a client that never took part trains of what it is given, in ``steps`` batches; see
+        ``tune``.
 
-        Default: it trains what the method keeps, or everything if it keeps nothing, in the model
-        that will predict.
+        Default: what the method keeps, or everything if it keeps nothing, in the model that will
+        predict.
         """
         model = self.filled("personal")
         assert model is not None
@@ -179,22 +180,39 @@ class LocalAlgorithm:
         """What is made of the parts after the phases. Default: nothing."""
         return working
 
-    def tune(self, working: Parts, trainer: Trainer) -> Parts:
-        """What happens before a prediction. Default: the tuning phases; nothing of it is kept."""
-        for phase in self.tuning():
+    def tune(self, working: Parts, trainer: Trainer, batches: int | None = None) -> Parts:
+        """What happens before a prediction; nothing of it is kept. A method whose clients
+        personalise otherwise than by phases overrides this, for newcomers too.
+
+        Default: the phases of ``tuning``, or of ``newcomer``.
+
+        Args:
+            batches: for a client that never trained, on how many local batches it personalises, >=
+                0; None for one that trains.
+        """
+        if batches == 0:
+            return working
+        for phase in self.tuning() if batches is None else self.newcomer(batches):
             working = trainer.run(phase, working)
         return working
 
     def recall(self, working: Parts, trainer: Trainer) -> Parts:
         """What a prediction needs to know of the client's own examples, as further parts; after
-        ``tune``, and for newcomers. Default: nothing; none of it is kept."""
+        ``tune``. Default: nothing; none of it is kept."""
         return working
 
-    def predict(self, mode: str, working: Parts, x: Tensor, view: ModelView) -> Tensor | None:
+    def predict(
+        self, mode: str, working: Parts, x: Tensor, view: ModelView, split: str
+    ) -> Tensor | None:
         """Scores [n, ...] in a mode, or None if there is no such model.
 
+        Called once for each split, always with the same parts: what a method finds out about one
+        split's inputs (transductive methods do) stays in that call.
+
         Args:
-            view: runs the model; the client's examples are not to be had from it.
+            view: runs the model; the client's training examples are not to be had from it.
+            split: whose inputs these are: ``validation``, ``test``, or ``outside`` for other
+                clients' test inputs.
         """
         filling = self.filled(mode)
         return None if filling is None else view.outputs(filling, working, x).scores

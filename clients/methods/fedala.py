@@ -90,8 +90,10 @@ class FedALA(LocalAlgorithm):
         """What was trained is mixed with the next global model."""
         return working | {f"personal.{slot}": working[slot] for slot in self.slots}
 
-    def tune(self, working: Parts, trainer: Trainer) -> Parts:
-        """Learn W for what was received, as before training."""
+    def tune(self, working: Parts, trainer: Trainer, batches: int | None = None) -> Parts:
+        """Learn W for what was received, as before training; a newcomer has no model to mix."""
+        if batches is not None:
+            return super().tune(working, trainer, batches)
         return self.learn_weights(working, trainer)
 
     def filled(self, mode: str) -> Mapping[str, str]:

@@ -88,10 +88,12 @@ class FedDPA(LocalAlgorithm):
         features = trainer.outputs(own, working, trainer.examples.x[memory]).features
         return working | {"memory": Part.of({"features": F.normalize(features)})}
 
-    def predict(self, mode: str, working: Parts, x: Tensor, view: ModelView) -> Tensor | None:
+    def predict(
+        self, mode: str, working: Parts, x: Tensor, view: ModelView, split: str
+    ) -> Tensor | None:
         """Each instance under its own mixture, its weight rounded to tenths."""
         if mode != "personal" or "memory" not in working:
-            return super().predict("global", working, x, view)
+            return super().predict("global", working, x, view, split)
         levels = (self.instance_weights(working, x, view).cpu() * LEVELS).round()
         filling = self.filled("personal")
         scores = torch.zeros(len(x), view.task.outputs)

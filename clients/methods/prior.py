@@ -74,12 +74,11 @@ class Prior(LocalAlgorithm):
         sent = Part.of({"prior.own": own, "prior.population": own})
         return working | {"prior": sent}
 
-    def newcomer(self, steps: int) -> Sequence[Phase]:
-        """Nothing: a newcomer has the population's distribution until it counts its own."""
-        return []
-
-    def tune(self, working: Parts, trainer: Trainer) -> Parts:
-        """The client's own distribution beside the population's, for the prediction."""
+    def tune(self, working: Parts, trainer: Trainer, batches: int | None = None) -> Parts:
+        """The client's own distribution beside the population's, for the prediction; a newcomer has
+        the population's alone."""
+        if batches is not None:
+            return working
         population = working["received.prior"]["prior.population"]
         own = smoothed(self.labels(trainer).sum(0))
         pair = {"prior.own": own, "prior.population": population}

@@ -352,8 +352,7 @@ class ClientHost(Keeper):
         """Score a client that never trained, after personalising in ``batches`` local batches."""
         trainer = self._trainer(client, server_round)
         working = self.algorithm.receive(broadcast, Parts(), Context(client, server_round))
-        for phase in self.algorithm.newcomer(batches) if batches else ():
-            working = trainer.run(phase, working)
+        working = self.algorithm.tune(working, trainer, batches)
         return self.scoring.score(client, self.algorithm.recall(working, trainer), Parts())
 
     def export(

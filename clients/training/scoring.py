@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,11 +19,45 @@ from fedpers.compute import CPU
 from fedpers.data import Examples, FederatedData
 from fedpers.evaluation import ClientResult
 from fedpers.models import PersonalModel
-from fedpers.parts import Parts
+from fedpers.outputs import Outputs
+from fedpers.parts import Part, Parts
 from fedpers.seeding import seed_for
-from fedpers.tasks.base import Tally
 
+VALIDATION, TEST, OUTSIDE = "validation", "test", "outside"
 POOL = 5  # of the examples wanted of others, how many are gathered before they are drawn
+
+
+class Splits(ModelView):
+    """A view that runs the model once for all of a client's splits, when a method asks for the
+    outputs of the first of them: one pass of many examples is faster than several of few.
+
+    Args:
+        splits: the inputs of each, [n, ...].
+    """
+
+    def __init__(
+        self, model: PersonalModel, algorithm: LocalAlgorithm, splits: Sequence[Tensor]
+    ) -> None:
+        super().__init__(model, algorithm)
+        self._splits, self._sizes = splits, [len(x) for x in splits]
+        self._filled: list[Part] = []
+        self._found: list[Outputs] = []
+
+    def outputs(self, filling: Mapping[str, str], working: Parts, x: Tensor) -> Outputs:
+        """As any view's."""
+        place = next((k for k, own in enumerate(self._splits) if own is x), None)
+        if place is None:
+            return super().outputs(filling, working, x)
+        filled = [working[filling[slot]] for slot in self.algorithm.slots if slot in filling]
+        if len(filled) != len(self._filled) or not all(map(operator.is_, filled, self._filled)):
+            whole = super().outputs(filling, working, torch.cat([*self._splits]))
+            ends = [*accumulate(self._sizes)]
+            self._found = [
+                whole.take(slice(end - size, end))
+                for end, size in zip(ends, self._sizes, strict=True)
+            ]
+            self._filled = filled
+        return self._found[place]
 
 
 class Scoring:
@@ -44,9 +80,8 @@ class Scoring:
         model: PersonalModel,
     ) -> None:
         self.algorithm, self.local, self.config = algorithm, local, algorithm.config
-        self.data, self.examples, self.device = data, examples, model.device
-        self.view = ModelView(model, algorithm)
-        self._plain = ModelView(model, local)
+        self.data, self.examples = data, examples
+        self.model, self.device = model, model.device
         self._outside: dict[str, Examples] = {}
 
     def score(
@@ -60,34 +95,36 @@ class Scoring:
             common: what it received was the same for all; else there is no global model.
         """
         split = self.examples.client(client)
-        sets = [split.val, split.test]
+        sets = {VALIDATION: split.val, TEST: split.test}
         if self.config.evaluation.outside:
-            sets.append(self.others(client).to(self.device))
-        x, sizes = torch.cat([examples.x for examples in sets]), [len(e) for e in sets]
-        scores: dict[str, Sequence[Tensor]] = {}
+            sets[OUTSIDE] = self.others(client).to(self.device)
+        scores: dict[str, dict[str, Tensor]] = {name: {} for name in sets}
 
-        def predict(mode: str, found: Tensor | None) -> None:
-            if found is not None:
-                scores[mode] = torch.split(found.cpu(), sizes)
+        def predict(mode: str, algorithm: LocalAlgorithm, parts: Parts, called: str) -> None:
+            view = Splits(self.model, algorithm, [examples.x for examples in sets.values()])
+            for name, examples in sets.items():
+                found = algorithm.predict(called, parts, examples.x, view, name)
+                if found is not None:
+                    scores[name][mode] = found.cpu()
 
-        predict("personal", self.algorithm.predict("personal", working, x, self.view))
+        predict("personal", self.algorithm, working, "personal")
         if common and self._one_model:
-            scores["global"] = scores["personal"]
+            for of_modes in scores.values():
+                of_modes["global"] = of_modes["personal"]
         elif common:
-            predict("global", self.algorithm.predict("global", working, x, self.view))
+            predict("global", self.algorithm, working, "global")
         if baseline:
-            predict("local", self.local.predict("personal", baseline, x, self._plain))
-
-        def tally(k: int, *, detail: bool = False) -> Tally:
-            found = {mode: of_sets[k] for mode, of_sets in scores.items()}
-            return self.data.task.tally(found, sets[k].y.cpu(), detail=detail)
-
+            predict("local", self.local, baseline, "personal")
+        tallies = {
+            name: self.data.task.tally(scores[name], examples.y.cpu(), detail=name == TEST)
+            for name, examples in sets.items()
+        }
         return ClientResult(
             client=client,
             train=len(split.train),
-            val=tally(0),
-            test=tally(1, detail=True),
-            outside=tally(2) if len(sets) > 2 else None,
+            val=tallies[VALIDATION],
+            test=tallies[TEST],
+            outside=tallies.get(OUTSIDE),
         )
 
     @cached_property

@@ -94,7 +94,7 @@ def _confidences(host: ClientHost) -> dict[str, tuple[Tensor, Tensor]]:
         }
         for name, (mode, working) in views.items():
             working = algorithm.recall(working, trainer)
-            scores = algorithm.predict(mode, working, split.test.x, trainer)
+            scores = algorithm.predict(mode, working, split.test.x, trainer, "test")
             if scores is not None:
                 found.setdefault(name, []).append(_judged(host.data.task, scores, split.test.y))
     return {name: _columns(pieces) for name, pieces in found.items()}

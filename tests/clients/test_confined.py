@@ -129,9 +129,9 @@ seen = []
 
 
 class Looks(PerAda):
-    def predict(self, mode, working, x, view):
+    def predict(self, mode, working, x, view, split):
         seen.append(view)
-        return super().predict(mode, working, x, view)
+        return super().predict(mode, working, x, view, split)
 
     def derived(self, name, upload, view, public):
         seen.append(view)
@@ -147,9 +147,11 @@ class Looks(PerAda):
     assert set(upload) == {"body", "head", "logits"}
     host.evaluate("0", 1, broadcast)
     assert len(module.seen) >= 3
-    for view in module.seen:
-        assert type(view) is ModelView
-        assert set(vars(view)) == {"model", "algorithm", "device", "task"}
+    plain, train = {"model", "algorithm", "device", "task"}, host.examples.client("0").train.x
+    assert type(module.seen[0]) is ModelView and set(vars(module.seen[0])) == plain
+    for view in module.seen[1:]:
+        assert set(vars(view)) == plain | {"_splits", "_sizes", "_filled", "_found"}
+        assert not any((row == train).all(1).any() for x in view._splits for row in x)
     with pytest.raises(ClientError, match=r"derived: got part 'rows', takes logits$"):
         host.train("1", 1, broadcast, also=("rows",))
 

@@ -62,7 +62,7 @@ def test_two_rounds_of_any_method(toys: Any, name: str) -> None:
     )
     working = algorithm.recall(working, trainer)
     for mode in ("personal", "global"):
-        logits = algorithm.predict(mode, working, torch.randn(5, 2), trainer)
+        logits = algorithm.predict(mode, working, torch.randn(5, 2), trainer, "test")
         has_global = name not in ("local", "fedper", "fedrep")
         assert (logits is not None) == (mode == "personal" or has_global)
         assert logits is None or (logits.shape == (5, 2) and bool(logits.isfinite().all()))
@@ -83,7 +83,7 @@ def test_without_examples_a_client_sends_what_it_received(toys: Any, name: str) 
         algorithm.receive(broadcast, algorithm.keep(working), Context("a", 1)), trainer
     )
     working = algorithm.recall(working, trainer)
-    logits = algorithm.predict("personal", working, torch.randn(3, 2), trainer)
+    logits = algorithm.predict("personal", working, torch.randn(3, 2), trainer, "test")
     assert logits.shape == (3, 2) and bool(logits.isfinite().all())
 
 
@@ -136,12 +136,12 @@ def test_a_newcomer_personalises_in_the_model_that_predicts(toys: Any, name: str
     working = algorithm.receive(broadcast_of(toys, algorithm, 1), Parts(), Context("a", 1))
     x = bound.trainer.examples.x
     recalled = algorithm.recall(working, bound.trainer)
-    before = algorithm.predict("personal", recalled, x, bound.trainer)
-    for phase in algorithm.newcomer(3):
-        assert phase.steps == 3 and not phase.released
-        working = bound.trainer.run(phase, working)
+    before = algorithm.predict("personal", recalled, x, bound.trainer, "test")
+    assert algorithm.tune(working, bound.trainer, 0) is working
+    assert all(phase.steps == 3 and not phase.released for phase in algorithm.newcomer(3))
+    working = algorithm.tune(working, bound.trainer, 3)
     working = algorithm.recall(working, bound.trainer)
-    after = algorithm.predict("personal", working, x, bound.trainer)
+    after = algorithm.predict("personal", working, x, bound.trainer, "test")
     assert torch.equal(before, after) == (name == "prior")
 
 
@@ -170,10 +170,14 @@ def test_fedper_keeps_its_head_and_takes_the_body(toys: Any) -> None:
     assert torch.equal(first["personal.head"].vector, bound.algorithm.initial["head"].vector)
     own = Parts({"personal.head": toys.head([[1.0, 0.0], [0.0, 2.0]])})
     working = bound.algorithm.receive(body, own, Context("a", 1))
-    logits = bound.algorithm.predict("personal", working, torch.tensor([[1.0, 3.0]]), bound.trainer)
+    logits = bound.algorithm.predict(
+        "personal", working, torch.tensor([[1.0, 3.0]]), bound.trainer, "test"
+    )
     # Features ((1 + 3), 3), then the own head: (4, 6).
     assert logits.tolist() == [[4.0, 6.0]]
-    assert bound.algorithm.predict("global", working, torch.zeros(1, 2), bound.trainer) is None
+    assert (
+        bound.algorithm.predict("global", working, torch.zeros(1, 2), bound.trainer, "test") is None
+    )
     assert list(bound.algorithm.keep(bound.algorithm.train(working, bound.trainer))) == [
         "personal.head"
     ]
@@ -226,7 +230,7 @@ def test_fedbabus_head_never_moves_and_is_the_same_everywhere(toys: Any) -> None
     # The global model is the received body under that head.
     x = torch.tensor([[1.0, 2.0]])
     logits = algorithm.predict(
-        "global", algorithm.receive(body, Parts(), Context("a", 1)), x, bound.trainer
+        "global", algorithm.receive(body, Parts(), Context("a", 1)), x, bound.trainer, "test"
     )
     start = algorithm.initial["head"]
     expected = torch.tensor([[3.0, 2.0]]) @ start["head.weight"].T + start["head.bias"]
@@ -278,7 +282,7 @@ def test_pfedsim_keeps_what_it_trained_last(toys: Any) -> None:
     )
     x = bound.trainer.examples.x
     for mode, parts in (("personal", upload), ("global", later)):
-        logits = bound.algorithm.predict(mode, later, x, bound.trainer)
+        logits = bound.algorithm.predict(mode, later, x, bound.trainer, "test")
         body, head = parts["body"]["trunk.weight"], parts["head"]
         expected = x @ body.T @ head["head.weight"].T + head["head.bias"]
         torch.testing.assert_close(logits, expected)
@@ -297,9 +301,9 @@ def test_the_prior_corrects_by_the_logarithm_of_two_distributions(toys: Any) -> 
     broadcast = toys.parts(torch.eye(2), weight, [0.5, 0.0, -0.5]) | {"prior": prior}
     working = algorithm.tune(algorithm.receive(broadcast, Parts(), Context("a", 1)), bound.trainer)
     probe = torch.tensor([[1.0, 2.0]])
-    plain = algorithm.predict("global", working, probe, bound.trainer)
+    plain = algorithm.predict("global", working, probe, bound.trainer, "test")
     assert plain.tolist() == [[1.5, 2.0, 2.5]]
-    corrected = algorithm.predict("personal", working, probe, bound.trainer)
+    corrected = algorithm.predict("personal", working, probe, bound.trainer, "test")
     # + 2 (ln own - ln population) = 2 (ln 2.5, ln 5/3, ln 5/18).
     shift = [2 * math.log(2.5), 2 * math.log(5 / 3), 2 * math.log(5 / 18)]
     torch.testing.assert_close(corrected, plain + torch.tensor([shift]))

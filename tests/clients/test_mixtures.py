@@ -47,9 +47,13 @@ def test_apfls_mixture_predicts(toys: Any) -> None:
     own = toys.parts(3 * torch.eye(2), [[4.0, 0.0], [0.0, 0.0]])
     working = bound.algorithm.receive(received, personal(own, alpha=scalar(0.25)), Context("a", 1))
     # Body .25 * 3 + .75 = 1.5, W[0, 0] = .25 * 4 = 1, b = .75 * (0, 4): (1.5, 0) + (0, 3).
-    logits = bound.algorithm.predict("personal", working, torch.tensor([[1.0, 2.0]]), bound.trainer)
+    logits = bound.algorithm.predict(
+        "personal", working, torch.tensor([[1.0, 2.0]]), bound.trainer, "test"
+    )
     torch.testing.assert_close(logits, torch.tensor([[1.5, 3.0]]))
-    logits = bound.algorithm.predict("global", working, torch.tensor([[1.0, 2.0]]), bound.trainer)
+    logits = bound.algorithm.predict(
+        "global", working, torch.tensor([[1.0, 2.0]]), bound.trainer, "test"
+    )
     torch.testing.assert_close(logits, torch.tensor([[0.0, 4.0]]))
 
 
@@ -159,7 +163,9 @@ def test_fedalas_weight_step_by_hand(toys: Any, label: int, expected: float) -> 
     torch.testing.assert_close(mixed, torch.tensor([[expected, 0.0], [0.0, 0.0]]))
     # A prediction is made under the weights learned for what was received.
     tuned = bound.algorithm.tune(working, bound.trainer)
-    logits = bound.algorithm.predict("personal", tuned, torch.tensor([[1.0, 2.0]]), bound.trainer)
+    logits = bound.algorithm.predict(
+        "personal", tuned, torch.tensor([[1.0, 2.0]]), bound.trainer, "test"
+    )
     torch.testing.assert_close(logits, torch.tensor([[expected, 0.0]]))
     # Never below 0 either.
     greedy = toys.bind("fedala", *params, "strategy.params.eta=5", x=[[1.0, 2.0]], y=[1])
@@ -293,17 +299,17 @@ def test_feddpa_predicts_each_instance_under_its_own_mixture(toys: Any) -> None:
     weights = bound.algorithm.instance_weights(working, probe, bound.trainer)
     levels = (10 * weights).round() / 10
     assert len(levels.unique()) > 2
-    logits = bound.algorithm.predict("personal", working, probe, bound.trainer)
+    logits = bound.algorithm.predict("personal", working, probe, bound.trainer, "test")
     local, shared = pieces(own), pieces(received)
     for k, share in enumerate(levels.tolist()):
         mixed = {n: share * local[n] + (1 - share) * shared[n] for n in local}
         torch.testing.assert_close(logits[k], logits_of(mixed, probe[k : k + 1])[0])
-    plain = bound.algorithm.predict("global", working, probe, bound.trainer)
+    plain = bound.algorithm.predict("global", working, probe, bound.trainer, "test")
     torch.testing.assert_close(plain, logits_of(shared, probe))
     # With a single local example there is nothing to compare with: the global model.
     single = toys.bind("feddpa", **ONE)
     assert single.algorithm.recall(bare, single.trainer) is bare
-    logits = single.algorithm.predict("personal", bare, probe, single.trainer)
+    logits = single.algorithm.predict("personal", bare, probe, single.trainer, "test")
     torch.testing.assert_close(logits, logits_of(shared, probe))
 
 

@@ -24,8 +24,8 @@ CONFINED = [
     Mutant(
         "the plan of one round alone",
         PLAN,
-        "for _ in range(rounds):",
-        "for _ in range(1):",
+        "for server_round in range(1, rounds + 1):",
+        "for server_round in (1,):",
         of(
             "fedpers/privacy/test_plan.py",
             "test_a_raw_part_that_comes_back_under_another_name_two_rounds_later",
@@ -106,11 +106,10 @@ CONFINED = [
     Mutant(
         "predictions get what trains",
         "clients/training/scoring.py",
-        'predict("personal", self.algorithm.predict("personal", working, x, self.view))',
+        "view = Splits(self.model, algorithm, [examples.x for examples in sets.values()])",
         "from clients.training.trainer import Trainer\n"
-        "        known = (self.config, self.view.model, self.algorithm, split.train)\n"
-        "        trainer = Trainer(*known, server_round=1, client=client)\n"
-        '        predict("personal", self.algorithm.predict("personal", working, x, trainer))',
+        "            known = (self.config, self.model, algorithm, split.train)\n"
+        "            view = Trainer(*known, server_round=1, client=client)",
         of(
             "clients/test_confined.py",
             "test_predictions_and_derived_parts_come_from_the_model_alone",

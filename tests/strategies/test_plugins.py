@@ -71,7 +71,7 @@ class Reshapes(Algorithm):
 
 
 class Stumbles(Algorithm):
-    def tune(self, working, trainer):
+    def tune(self, working, trainer, batches=None):
         if trainer.client == "3":
             raise KeyError("no prediction")
         return working

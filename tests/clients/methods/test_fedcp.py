@@ -30,7 +30,7 @@ def test_equal_heads_and_an_even_gate_give_the_global_logits_exactly(toys: Any) 
     broadcast = broadcast | {"head": rows, "gate": even(broadcast["gate"])}
     working = bound.algorithm.receive(broadcast, Parts(), Context("a", 1))
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
-    personal = bound.algorithm.predict("personal", working, x, bound.trainer)
+    personal = bound.algorithm.predict("personal", working, x, bound.trainer, "test")
     features = x @ broadcast["body"]["trunk.weight"].T
     # W (z / 2) + W (z / 2): halving is exact.
     assert torch.equal(personal, features @ rows["head.weight"].T)
@@ -41,7 +41,7 @@ def test_equal_heads_and_an_even_gate_give_the_global_logits_exactly(toys: Any) 
         body, head = broadcast["body"]["trunk.weight"], broadcast["head"]
         expected = x @ body.T @ head["head.weight"].T + head["head.bias"]
         for mode in ("personal", "global"):
-            logits = bound.algorithm.predict(mode, working, x, bound.trainer)
+            logits = bound.algorithm.predict(mode, working, x, bound.trainer, "test")
             torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -54,10 +54,10 @@ def test_each_head_sees_its_share_of_the_features(toys: Any) -> None:
     kept = Parts({"personal.head": toys.head(torch.eye(2), [0.5, -0.5])})
     working = bound.algorithm.receive(broadcast, kept, Context("a", 1))
     x = torch.tensor([[2.0, 4.0]])
-    personal = bound.algorithm.predict("personal", working, x, bound.trainer)
+    personal = bound.algorithm.predict("personal", working, x, bound.trainer, "test")
     torch.testing.assert_close(personal, torch.tensor([[3.5, 2.5]]))
     # Global: W_g z + b_g, with nothing of the client in it.
-    logits = bound.algorithm.predict("global", working, x, bound.trainer)
+    logits = bound.algorithm.predict("global", working, x, bound.trainer, "test")
     torch.testing.assert_close(logits, torch.tensor([[13.0, 11.0]]))
 
 
@@ -71,7 +71,7 @@ def test_the_gate_is_asked_about_the_features_along_the_client_vector(toys: Any)
     torch.testing.assert_close(frozen["frozen.vector"], torch.tensor([0.6, 0.8]))
     assert torch.equal(frozen["frozen.weight"], broadcast["head"]["head.weight"])
     x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
-    logits = bound.algorithm.predict("personal", working, x, bound.trainer)
+    logits = bound.algorithm.predict("personal", working, x, bound.trainer, "test")
     z = x @ broadcast["body"]["trunk.weight"].T
     r, s = bound.model.get_submodule("gate")(z * torch.tensor([0.6, 0.8]))
     torch.testing.assert_close(r + s, torch.ones(2, 2))
@@ -90,8 +90,10 @@ def test_noise_is_for_training_only(toys: Any) -> None:
     own = toys.random(bound.algorithm, ["head"], seed=6)["head"]
     working = bound.algorithm.receive(broadcast, Parts({"personal.head": own}), Context("a", 1))
     x = torch.randn(5, 2)
-    first = bound.algorithm.predict("personal", working, x, bound.trainer)
-    assert torch.equal(bound.algorithm.predict("personal", working, x, bound.trainer), first)
+    first = bound.algorithm.predict("personal", working, x, bound.trainer, "test")
+    assert torch.equal(
+        bound.algorithm.predict("personal", working, x, bound.trainer, "test"), first
+    )
     with torch.no_grad():
         noisy = [bound.algorithm.forward(bound.model, x, training=True).logits for _ in range(2)]
         assert not torch.equal(noisy[0], noisy[1])

@@ -49,8 +49,8 @@ def test_predictions_by_hand(toys: Any) -> None:
         toys.parts(torch.eye(2), [[1.0, 0.0], [0.0, 1.0]]), own, Context("a", 1)
     )
     probe = torch.tensor([[3.0, 4.0]])
-    assert algorithm.predict("global", working, probe, trainer).tolist() == [[3.0, 4.0]]
-    assert algorithm.predict("personal", working, probe, trainer).tolist() == [[3.5, 2.0]]
+    assert algorithm.predict("global", working, probe, trainer, "test").tolist() == [[3.0, 4.0]]
+    assert algorithm.predict("personal", working, probe, trainer, "test").tolist() == [[3.5, 2.0]]
 
 
 def test_nothing_of_the_intercepts_leaves(toys: Any) -> None:

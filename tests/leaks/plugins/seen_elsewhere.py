@@ -18,9 +18,9 @@ class Sends(FedAvgFT):
 
 
 class InTune(Sends):
-    def tune(self, working, trainer):
+    def tune(self, working, trainer, batches=None):
         SEEN[0] = float(trainer.examples.x.mean())
-        return super().tune(working, trainer)
+        return super().tune(working, trainer, batches)
 
 
 class InRecall(Sends):
@@ -30,9 +30,9 @@ class InRecall(Sends):
 
 
 class InPredict(Sends):
-    def predict(self, mode, working, x, view):
+    def predict(self, mode, working, x, view, split):
         SEEN[0] = float(x.mean())
-        return super().predict(mode, working, x, view)
+        return super().predict(mode, working, x, view, split)
 
 
 class InForward(Sends):
