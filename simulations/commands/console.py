@@ -1,22 +1,33 @@
-"""What all commands share: errors in one line, signals, the table of a run."""
+"""What commands share: arguments, errors in one line, signals, the table of a run."""
 
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
 
 import typer
 
 from fedpers.errors import FedpersError, RunError
 
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or of runs.")]
+Client = Annotated[str, typer.Option(help="A client's id, or its place from 0.")]
+
 STOPPED = 130
 # What a disk, or the system for it, says of files that it will not have written or read.
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+
+
+def find_plug_ins() -> None:
+    """Plug-ins by dotted path are looked for where the user is, last of all."""
+    sys.path.append(os.getcwd())
 
 
 def show(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands for devices: ``fedpers device check``, ``fedpers devices demo``, ``... units``."""
+"""``fedpers devices demo`` and ``fedpers devices units``: before devices are there."""
 
 from __future__ import annotations
 
@@ -7,45 +7,19 @@ from typing import Annotated
 
 import typer
 
-from simulations.commands.console import errors, show, signals
+from simulations.commands.console import Overrides, errors, show, signals
 
-app = typer.Typer(help="On a device.", no_args_is_help=True, pretty_exceptions_enable=False)
-rehearsal = typer.Typer(
+app = typer.Typer(
     help="Before devices are there.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
-
-
-@app.callback()
-def on_a_device() -> None:
-    """On a device."""
-
 
 @app.command()
-def check(
-    config: Annotated[Path, typer.Option(help="The run's settings, a YAML file.")],
-    data: Annotated[Path, typer.Option(help="The device's file: npz, csv or parquet.")],
-    client: Annotated[str, typer.Option(help="The client's id.")] = "device",
-    state: Annotated[Path | None, typer.Option(help="The device's folder.")] = None,
-    keys: Annotated[Path | None, typer.Option(help="The folder with client.key.")] = None,
-    overrides: Settings = None,
-) -> None:
-    """Check a device's data, model, key and budget before it joins. Nothing is sent."""
-    with errors():
-        from fedpers.config import load_config
-        from simulations.devices.check import check_device
-
-        for line in check_device(load_config(config, overrides or []), client, data, state, keys):
-            typer.echo(line)
-
-
-@rehearsal.command()
 def demo(
     config: Annotated[Path, typer.Argument(help="The run's settings, a YAML file.")] = Path(
         "configs/devices.yaml"
     ),
-    overrides: Settings = None,
+    overrides: Overrides = None,
 ) -> None:
     """Rehearse a deployment on this machine: TLS, node keys, three SuperNodes, each with its own
     data, state and encryption key."""
@@ -60,7 +34,7 @@ def demo(
         show(folder)
 
 
-@rehearsal.command()
+@app.command()
 def units(
     out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("units"),
 ) -> None:

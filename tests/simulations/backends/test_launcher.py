@@ -27,8 +27,8 @@ from functools import partial
 from simulations.backends import launcher
 launcher.launch = partial(
     launcher.launch, serverapp="toy_server:app", clientapp="toy_client:app")
-from simulations.commands import cli
-cli._show = lambda folder: None  # a toy has no report
+from simulations.commands import cli, run
+run.show = lambda folder: None  # a toy has no report
 cli.main()
 """
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 import fedpers
+import simulations.commands
 from simulations.commands.cli import app
 
 
@@ -78,3 +81,25 @@ def test_a_run_that_failed_is_one_line_and_exit_code_1(
 
 def test_version() -> None:
     assert invoke("--version").stdout == f"fedpers {fedpers.__version__}\n"
+
+
+def test_help_imports_nothing_that_takes_seconds() -> None:
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from simulations.commands.cli import app\n"
+        "for command in ([], ['run'], ['keys', 'new'], ['device', 'check'], ['devices', 'demo']):\n"
+        "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
+        "slow = {'torch', 'numpy', 'flwr', 'ray', 'tenseal', 'matplotlib', 'omegaconf', 'peft'}\n"
+        "print(*sorted(slow & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "\n"
+
+
+def test_every_command_has_a_file_of_its_own() -> None:
+    folder = Path(simulations.commands.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "cli", "console"}
+    named = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert files == named | {str(group.name) for group in app.registered_groups}

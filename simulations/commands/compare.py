@@ -1,0 +1,65 @@
+"""``fedpers compare``: several methods on the same splits and seeds."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpers.errors import RunError
+from simulations.commands.console import errors, find_plug_ins, progress, signals
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="A YAML file, as configs/digits.yaml.")],
+    strategies: Annotated[
+        str, typer.Option(help="Names, separated by commas; parameters as in ditto:mu=0.1.")
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value for all runs, or key=v1,v2 to compare both."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A method: adds paired differences to it.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one core each.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; runs/compare-NAME if not given.")
+    ] = None,
+) -> None:
+    """Run several methods on the same splits and seeds and print a table.
+
+    Stopped, it goes on where it was: a run whose report is there is not repeated.
+    """
+    with errors(), signals():
+        from simulations.experiments import compare as comparison
+        from simulations.experiments.compare_page import compare_html
+
+        find_plug_ins()
+        plan = comparison.cells(strategies.split(","), seeds, settings or [], first_seed)
+        folder = (out or Path("runs") / f"compare-{config.stem}").resolve()
+        reports, failed = {}, []
+        with progress(len(plan)) as advance:
+            for cell, report in comparison.compare(config, plan, folder, jobs=jobs):
+                advance(f"{cell.name}{'' if report else '  failed'}")
+                if report is None:
+                    failed.append(cell.name)
+                else:
+                    reports[cell] = report
+        in_order = {cell: reports[cell] for cell in plan if cell in reports}
+        text = comparison.table(in_order, against)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
+        if in_order:
+            title, command = f"{config.stem}: methods compared", ["fedpers", *sys.argv[1:]]
+            document = compare_html(title, in_order, against, shlex.join(command))
+            (folder / "compare.html").write_text(document, encoding="utf-8")
+        typer.echo(text)
+        if failed:
+            reason = folder / failed[0] / comparison.ERROR
+            raise RunError(f"{len(failed)} runs failed, see {reason}")
