@@ -1,0 +1,90 @@
+"""Shares by hand, as a property, and what fewer of them tell."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpers.channels.masked.shamir import BYTES, PRIME, combine, element, fits, split
+
+elements = st.integers(0, PRIME - 1)
+
+
+def drawn(*values: int) -> bytes:
+    return b"".join(value.to_bytes(BYTES, "big") for value in values)
+
+
+def test_the_modulus_is_the_largest_prime_of_128_bits() -> None:
+    def prime(n: int) -> bool:  # Miller and Rabin
+        odd, twos = n - 1, 0
+        while odd % 2 == 0:
+            odd, twos = odd // 2, twos + 1
+        for base in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41):
+            x = pow(base, odd, n)
+            if x in (1, n - 1):
+                continue
+            if all((x := x * x % n) != n - 1 for _ in range(twos - 1)):
+                return False
+        return True
+
+    assert prime(PRIME) and not any(prime(n) for n in range(PRIME + 2, 2**128, 2))
+
+
+def test_shares_by_hand() -> None:
+    """5 + 3 x + 2 x^2 and 7 + x + 0 x^2 at 1, 2 and 3; coefficients are drawn by power."""
+    shares = split([5, 7], 3, 3, lambda count: drawn(3, 1, 2, 0)[:count])
+    assert shares == [[10, 8], [19, 9], [32, 10]]
+    assert combine({1: shares[0], 2: shares[1], 3: shares[2]}) == [5, 7]
+
+
+def test_with_a_threshold_of_one_each_share_is_the_secret() -> None:
+    assert split([5], 2, 1, lambda count: bytes(count)) == [[5], [5]]
+
+
+@given(st.lists(elements, min_size=1, max_size=5), st.data())
+def test_any_threshold_of_shares_gives_the_secrets(secrets: list[int], data: st.DataObject) -> None:
+    points = data.draw(st.integers(1, 40))
+    threshold = data.draw(st.integers(1, points))
+    shares = split(secrets, points, threshold, os.urandom)
+    chosen = data.draw(st.permutations(range(1, points + 1)))[:threshold]
+    assert combine({point: shares[point - 1] for point in chosen}) == secrets
+    assert combine({point: shares[point - 1] for point in range(1, points + 1)}) == secrets
+    assert all(0 <= share < PRIME for row in shares for share in row)
+
+
+@given(elements, elements, st.integers(2, 9))
+def test_a_share_less_leaves_every_secret_possible(secret: int, guess: int, threshold: int) -> None:
+    """For each guess there is a polynomial that gives the shares seen: they tell nothing."""
+    shares = split([secret], threshold, threshold, os.urandom)
+    seen = {point: shares[point - 1] for point in range(1, threshold)}
+    last = combine({0 - threshold: [guess], **{p - threshold: row for p, row in seen.items()}})
+    assert combine({**seen, threshold: last}) == [guess]
+
+
+@given(st.integers(1, 9), st.integers(1, PRIME - 1))
+def test_a_wrong_share_gives_a_wrong_secret_and_does_not_fit(point: int, error: int) -> None:
+    shares = dict(enumerate(split([5], 9, 4, os.urandom), 1))
+    right = {p: shares[p] for p in shares if p != point}
+    wrong = [(shares[point][0] + error) % PRIME]
+    four = dict(list(right.items())[:3])
+    assert combine({**four, point: wrong}) != [5]
+    assert fits(dict(list(right.items())[:4]), point, shares[point])
+    assert not fits(dict(list(right.items())[:4]), point, wrong)
+
+
+@pytest.mark.parametrize(("points", "threshold"), [(1, 1), (99, 67), (431, 232)])
+def test_coefficients_do_not_run_into_each_other(points: int, threshold: int) -> None:
+    """The largest that there are, of all powers."""
+    secrets = [PRIME - 1] * 3
+    shares = split(secrets, points, threshold, lambda count: drawn(PRIME - 1) * (count // BYTES))
+    for point in (1, points):
+        value = sum((PRIME - 1) * pow(point, power, PRIME) for power in range(threshold)) % PRIME
+        assert shares[point - 1] == [value] * 3
+
+
+def test_bytes_become_elements() -> None:
+    assert element(bytes(15) + b"\x05") == 5
+    assert element(PRIME.to_bytes(16, "big")) == 0
