@@ -1,0 +1,135 @@
+"""What both sides hold of one tag: who takes part, in which graph, for which vector."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from fedpers.channels.masked.graph import Graph, Policy, degree
+from fedpers.channels.masked.messages import Refused, encode
+from fedpers.channels.masked.quantise import Layout
+from fedpers.channels.masked.registry import Registry
+from fedpers.channels.masked.shamir import BYTES
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a server proposes.
+
+    Args:
+        run: id of the run.
+        round: of the run.
+        tag: of this sum, higher than any that a client of the cohort has served, in any run.
+        cohort: the clients' ids, in order.
+        layout: of the vector.
+        contributions: to the graph's seed, in the cohort's order; none where all pairs mask, and
+            none when they are asked for.
+    """
+
+    run: str
+    round: int
+    tag: int
+    cohort: tuple[str, ...]
+    layout: Layout
+    contributions: tuple[bytes, ...] = ()
+
+
+class Session:
+    """Terms that hold under a registry and a policy.
+
+    Raises:
+        Refused: they do not.
+    """
+
+    def __init__(self, terms: Terms, registry: Registry, policy: Policy) -> None:
+        self.terms, self.registry, self.policy = terms, registry, policy
+        cohort, clients = terms.cohort, len(terms.cohort)
+        ordered(cohort, "cohort")
+        if clients < policy.minimum:
+            raise Refused(f"cohort: got {clients} clients, takes {policy.minimum} or more")
+        if clients > terms.layout.clients:
+            raise Refused(f"cohort: got {clients} clients, takes {terms.layout.clients} or fewer")
+        if terms.tag < 1 or terms.round < 0:
+            raise Refused(f"tag: got {terms.tag} in round {terms.round}, takes 1 or more")
+        self.publics = {client: registry[client] for client in cohort}
+        self.quorum = policy.quorum(clients)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether a random graph is needed, so contributions are."""
+        clients = len(self.terms.cohort)
+        return degree(clients, self.policy)[0] < clients - 1
+
+    @cached_property
+    def call(self) -> bytes:
+        """Digest of the terms without contributions, of the policy and of the cohort's keys."""
+        terms, policy = self.terms, self.policy
+        asked = encode(terms.run, terms.round, terms.tag, terms.layout.signed)
+        shares = encode(policy.minimum, policy.corrupt, policy.dropouts, policy.all_pairs)
+        bits = encode(policy.security, policy.correctness)
+        keys = [encode(public.signed, public.signature) for public in self.publics.values()]
+        whole = encode("fedpers masked call", asked, shares, bits, *keys)
+        return hashlib.sha256(whole).digest()
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Digest of all that was agreed: both sides have the same graph, keys and layout.
+
+        Raises:
+            Refused: a contribution is missing or not its client's own.
+        """
+        given, cohort = self.terms.contributions, self.terms.cohort
+        needed = len(cohort) if self.sparse else 0
+        if len(given) != needed:
+            raise Refused(f"contributions: got {len(given)}, takes {needed} from this cohort")
+        for client, value in zip(cohort, given, strict=False):
+            self.registry.check_contribution(client, self.terms.tag, value)
+        return hashlib.sha256(encode("fedpers masked session", self.call, *given)).digest()
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph. Its seed holds the cohort, fixed before anybody said a contribution, and
+        one of each client, so that a single honest client makes it one that the server could not
+        try out beforehand; dropping the tag to get another is what ``Policy.attempts`` limits.
+        """
+        return Graph.of(self.terms.cohort, self.digest, self.policy)
+
+    def survivors(self, clients: Sequence[str]) -> bytes:
+        """Digest of a set of survivors that protects its members and can be unmasked.
+
+        Raises:
+            Refused: it is below the minimum or the quorum, holds strangers, or cuts the graph.
+        """
+        ordered(clients, "survivors")
+        if strangers := set(clients) - set(self.terms.cohort):
+            raise Refused(f"survivors: got {sorted(strangers)}, takes clients of the cohort")
+        least = max(self.policy.minimum, self.quorum)
+        if len(clients) < least:
+            raise Refused(f"survivors: got {len(clients)}, takes {least} or more of the cohort")
+        if not self.graph.holds(frozenset(clients)):
+            raise Refused("survivors: got a set with too few in some place of the graph")
+        return hashlib.sha256(encode("fedpers masked survivors", self.digest, *clients)).digest()
+
+    def lost(self, owner: str, survivors: Collection[str]) -> list[str]:
+        """The owner's neighbours that dropped out, by id."""
+        return [other for other in self.graph.neighbours(owner) if other not in survivors]
+
+    def commitment(self, owner: str, other: str, seed: int) -> bytes:
+        """32 bytes that bind the owner to a seed: with ``other``, or its own (``other`` itself)."""
+        data = seed.to_bytes(BYTES, "big")
+        return hashlib.sha256(
+            encode("fedpers masked seed", self.digest, owner, other, data)
+        ).digest()
+
+
+def ordered(clients: Sequence[str], what: str) -> None:
+    """Whether ids are in order and differ: one set has one list.
+
+    Raises:
+        Refused: they are not.
+    """
+    if any(one >= after for one, after in pairwise(clients)):
+        raise Refused(f"{what}: got ids out of order or twice, takes each once, in order")
