@@ -102,6 +102,8 @@ def digests(made: Path, *, about: bool) -> dict[str, Any]:
     }
     report = json.loads((made / "report.json").read_text())
     report = {name: value for name, value in report.items() if name not in VOLATILE}
+    if isinstance(sealed := report.get("encryption"), dict):
+        report["encryption"] = {name: sealed[name] for name in sealed if name != "key_id"}
     if about:
         report = {name: report[name] for name in ("strategy", "rounds", "clients")}
     return {
