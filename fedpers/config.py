@@ -189,7 +189,8 @@ class Privacy:
     """Differential privacy of what leaves a client.
 
     ``epsilon`` and ``delta`` (default: a power of ten below 1 / 2n) hold for the whole run, and
-    for all runs on the same data whose ``state`` persists. ``deterministic_for_tests`` draws the
+    for all runs on the same data whose ``state`` persists. ``mechanism``: how sums are noised, a
+    registered name or ``package.module:Class``. ``deterministic_for_tests`` draws the
     noise from the run's seed, which protects nobody. ``input_range``: inputs, and targets
     that are numbers, beyond -input_range..input_range are set to its ends, and NaN to 0, lest an
     odd value turn an answer into an error.
@@ -209,6 +210,7 @@ class Privacy:
 
     enabled: bool = False
     unit: str = setting("example", choices=("example", "client"))
+    mechanism: str = "gaussian"
     weights: str = setting("uniform", choices=("uniform", "counts"))
     epsilon: float = setting(8.0, above=0, most=1e6)
     delta: float | None = setting(None, above=0, below=1)

@@ -12,7 +12,15 @@ import torch
 from fedpers.config import Config, Privacy
 from fedpers.errors import ConfigError
 from fedpers.parts import Part, Parts
-from fedpers.privacy import Budget, BudgetSpent, Ledger, Release, epsilon_of
+from fedpers.privacy import (
+    Budget,
+    BudgetSpent,
+    Ledger,
+    Mechanism,
+    Release,
+    epsilon_of,
+    mechanism_named,
+)
 from fedpers.privacy.accounting import LARGEST_NOISE, default_delta
 from fedpers.privacy.noise import sources
 from fedpers.robust import change, too_long
@@ -21,10 +29,10 @@ from fedpers.robust import change, too_long
 class ClientLevel:
     """The noised sum of a population's clipped updates, and its ledger.
 
-    A round releases w + (sum_i clip(u_i - w, C) + N(0, (sigma C)^2)) / (q N), where each of N
-    clients takes part with probability q, by itself: one client more or less changes the sum by C
-    at most. All else that is sent on is made of such releases. The server, which sees the updates,
-    is trusted; N is taken to be public.
+    A round releases w + (sum_i clip(u_i - w, C) + noise) / (q N), where each of N clients takes
+    part with probability q, by itself: one client more or less changes the sum by C at most. All
+    else that is sent on is made of such releases. The server, which sees the updates, is trusted; N
+    is taken to be public.
 
     Under encryption the server, which is not trusted then, sees sums of updates to which the
     clients have added their shares of the noise, enough of them in any ``encryption.honest`` of the
@@ -32,11 +40,19 @@ class ClientLevel:
 
     Args:
         config: the run's settings.
+
+    Raises:
+        ConfigError: there is no such mechanism, or clients cannot add its noise in shares.
     """
 
     def __init__(self, config: Config) -> None:
         self.config, self.shares = config, config.encryption.enabled
+        self.kind = mechanism_named(config.privacy.mechanism)
+        if self.shares and not self.kind.divisible:
+            takes = "under encryption one whose noise clients can add in shares, as gaussian"
+            raise ConfigError("privacy.mechanism", config.privacy.mechanism, takes)
         self.rate = 1.0 if self.shares else config.strategy.fraction
+        self.mechanism: Mechanism
         self.budget: Budget | None = None
         self.sources = sources(config.privacy.deterministic_for_tests, config.seed)
 
@@ -65,10 +81,10 @@ class ClientLevel:
         if resumed:
             return
         try:
-            self.sigma = self.budget.noise_multiplier(self.rate, self.config.rounds)
+            self.mechanism = self.budget.calibrated(self.kind, self.rate, self.config.rounds)
         except BudgetSpent:
             if not self.budget.spent:
-                most = Release(LARGEST_NOISE, self.rate, self.config.rounds)
+                most = Release(self.kind(LARGEST_NOISE, self.rate), self.config.rounds)
                 least, at = epsilon_of([most], self.delta), f"at delta {self.delta:.1g}"
                 takes = f"a number > {least:.2g}, the least that is kept to {at}"
                 raise ConfigError("privacy.epsilon", privacy.epsilon, takes) from None
@@ -78,7 +94,7 @@ class ClientLevel:
 
     def cohort(self, server_round: int, clients: Sequence[str]) -> list[str]:
         """Each client with probability q. Who it was is not to be known: the draw is secret."""
-        drawn = self.sources("cohort", server_round).sample(len(clients), self.rate)
+        drawn = self.mechanism.sample(len(clients), self.sources("cohort", server_round))
         return [clients[k] for k in drawn.tolist()]
 
     def honest(self, cohort: int) -> int:
@@ -92,7 +108,7 @@ class ClientLevel:
     def charge(self) -> None:
         """Charge one round, before it is released."""
         assert self.budget is not None
-        self.budget.charge([Release(self.sigma, self.rate, 1)])
+        self.budget.charge([Release(self.mechanism, 1)])
 
     def too_far(self, sent: Parts, update: Parts) -> str | None:
         """Why an update may not be added, if its change is longer than the clipping norm."""
@@ -118,7 +134,7 @@ class ClientLevel:
             total = torch.zeros(part.layout.size, dtype=torch.float64)
             for client, update in updates.items():
                 total += scales[client] * (update[name].vector.double() - part.vector.double())
-            total = source.noised(total, self.sigma * norm)
+            total = self.mechanism.noised(total, norm, source)
             mixed[name] = part.like(part.vector.double() + total / (self.rate * clients))
         return Parts(mixed)
 
@@ -127,7 +143,7 @@ class ClientLevel:
         if self.budget is None:
             return {"epsilon": 0.0, "delta": None, "mu": 0.0, "sigma": None}
         spent = {"epsilon": self.budget.spent, "delta": self.delta, "mu": self.budget.mu}
-        return {**spent, "sigma": self.sigma}
+        return {**spent, "sigma": self.mechanism.sigma}
 
 
 EXAMPLE_ONLY = ("weights", "steps", "sampling_rate", "lr")

@@ -208,7 +208,7 @@ class Method:
             "spending": self.spending,
             "noise": self.signal.variance,
             "last_round": self.last_round,
-            "sigma": self.client_level.sigma if self.client_level else None,
+            "sigma": self.client_level.mechanism.sigma if self.client_level else None,
             "counts": self.sealing.counts if self.sealing else {},
         }
         return groups, values
@@ -224,7 +224,8 @@ class Method:
         self.spent, self.spending = set(values["spent"]), dict(values["spending"])
         self.signal.variance, self.last_round = values["noise"], values["last_round"]
         if self.client_level is not None:
-            self.client_level.sigma = values["sigma"]
+            level = self.client_level
+            level.mechanism = level.kind(values["sigma"], level.rate)
 
     def header(self) -> dict[str, Any]:
         """What every message says about the run."""

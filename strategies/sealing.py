@@ -78,7 +78,7 @@ class Sealing:
         noise, level = {}, self.strategy.client_level
         if level is not None and level.budget is not None:
             honest = level.honest(len(self.strategy.asked))
-            noise = {"noise": {"sigma": level.sigma, "honest": honest}}
+            noise = {"noise": {"sigma": level.mechanism.sigma, "honest": honest}}
         return {
             **noise,
             "groups": groups,
@@ -188,7 +188,7 @@ class Sealing:
             ConfigError: a range below four standard deviations of a share.
         """
         norm = self.config.privacy.max_grad_norm
-        least = 4 * level.sigma * norm / level.honest(cohort) ** 0.5
+        least = 4 * level.mechanism.sigma * norm / level.honest(cohort) ** 0.5
         if self.config.encryption.range < least:
             takes = f"{least:.3g} or more, so that clients' shares of the noise fit"
             raise ConfigError("encryption.range", self.config.encryption.range, takes)

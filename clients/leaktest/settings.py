@@ -9,6 +9,7 @@ from typing import Any
 from clients.base import algorithms
 from fedpers.config import Config, Pretrain
 from fedpers.models.backbones import BACKBONES
+from fedpers.privacy import mechanism_named
 from fedpers.tasks import task_named
 
 FEW = 4  # clients that train in a group, and examples of others that a model is tried on
@@ -63,9 +64,11 @@ def rehearsed(config: Config, *, folded: bool = False) -> Config:
 
 
 def packages_of(config: Config, algorithm: str) -> list[str]:
-    """The top-level packages of code from outside: the method's, the backbone's and the task's."""
+    """The top-level packages of code from outside: the method's, the backbone's, the task's and the
+    mechanism's."""
     homes = [kind.__module__ for kind in algorithms.get(algorithm).__mro__]
     homes += [kind.__module__ for kind in task_named(config.task)[0].__mro__]
+    homes += [kind.__module__ for kind in mechanism_named(config.privacy.mechanism).__mro__]
     name = config.model.name
     if not name.startswith(("hf:", "sentence:")):
         homes += [kind.__module__ for kind in BACKBONES.get(name).__mro__]

@@ -19,6 +19,7 @@ from fedpers.channels.sealed.sealed_parts import Group, SealedParts, open_parts,
 from fedpers.config import Config
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
+from fedpers.privacy import mechanism_named
 from fedpers.privacy.noise import Sources, known
 from fedpers.records import Row
 
@@ -187,13 +188,17 @@ class Sealer:
     def _with_share(
         self, upload: Parts, noise: Mapping[str, Any], client: str, server_round: int
     ) -> Parts:
-        """The upload with this client's share of the noise: that of as many clients as are taken to
-        be honest adds up to sigma C."""
+        """The upload with this client's share of the noise: those of as many clients as are taken
+        to be honest add up to all of it."""
         privacy = self.config.privacy
-        spread = float(noise["sigma"]) * privacy.max_grad_norm / int(noise["honest"]) ** 0.5
-        source = self.sources("share", server_round, client)
+        mechanism = mechanism_named(privacy.mechanism)(float(noise["sigma"]), 1.0)
+        known = privacy.max_grad_norm, self.sources("share", server_round, client)
+        shares = int(noise["honest"])
         return Parts(
-            {n: p.like(source.noised(p.vector.float(), spread)) for n, p in upload.items()}
+            {
+                n: p.like(mechanism.noised_share(p.vector.float(), *known, shares))
+                for n, p in upload.items()
+            }
         )
 
     def _made(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +20,17 @@ from fedpers.privacy import (
     Budget,
     BudgetSpent,
     Ledger,
+    Mechanism,
     Release,
+    calibrated,
     data_digest,
     epsilon_of,
-    noise_multiplier,
+    mechanism_named,
 )
 from fedpers.privacy.accounting import LARGEST_NOISE, default_delta
 from fedpers.privacy.noise import Source, Sources
 
-# What is released once, beside the phases, and its share of the mu = 1 / sigma of a release that
+# What is released once, beside the phases, and its share of the 1 / sigma of a release that
 # would take the whole budget. mu^2 adds up: phases on whole batches are left sqrt(1 - share^2) of
 # it, so that an eighth costs them 0.8 % more noise, and three tenths 4.8 %.
 LABELS, EXAMPLES = "labels", "examples"
@@ -99,12 +102,12 @@ class Account:
         lasts = owner is not None or config.state is not None
         ledger = Ledger.named(ledgers, name, lasts=lasts)
         self.budget = Budget(ledger, privacy.epsilon, self.delta)
+        self.kind = mechanism_named(privacy.mechanism)
         self.phases = releases.phases
         names = [LABELS] if releases.labels else []
         names += [EXAMPLES] if privacy.protects_counts else []
         self.once = {name: self._at_a_share(privacy.epsilon, ONCE[name]) for name in names}
-        self.sigma = self._calibrated(config, store, run)
-        self.phase = Release(self.sigma, privacy.sampling_rate, privacy.steps)
+        self.phase = Release(self._calibrated(config, store, run), privacy.steps)
         self.round = self.phase._replace(steps=privacy.steps * self.phases)
         self._store = store
         self._count: int | None = None  # of its examples, where that was released
@@ -112,22 +115,23 @@ class Account:
         self._once_paid: set[str] = set()
 
     def _at_a_share(self, epsilon: float, share: float) -> Release:
-        return Release(noise_multiplier(epsilon, self.delta, 1.0, 1) / share, 1.0, 1)
+        whole = calibrated(self.kind, epsilon, self.delta, 1.0, 1)
+        return Release(replace(whole, sigma=whole.sigma / share), 1)
 
-    def _calibrated(self, config: Config, store: ClientStore, run: str) -> float:
-        """The noise multiplier of this run's phases; the same one whenever it is asked for."""
+    def _calibrated(self, config: Config, store: ClientStore, run: str) -> Mechanism:
+        """The mechanism of this run's phases; the same one whenever it is asked for."""
         known = store.load_json(ACCOUNT)
         if known.get("run") == run:
-            return float(known["sigma"])
+            return self.kind(float(known["sigma"]), config.privacy.sampling_rate)
         privacy, rounds = config.privacy, ceil(config.strategy.fraction * config.rounds)
         steps = max(1, rounds * self.phases * privacy.steps)
         once, rate = tuple(self.once.values()), privacy.sampling_rate
         try:
-            sigma = self.budget.noise_multiplier(rate, steps, once)
+            found = self.budget.calibrated(self.kind, rate, steps, once)
         except BudgetSpent:  # the first charge will say so again
-            sigma = noise_multiplier(privacy.epsilon, self.delta, rate, steps, once)
-        store.save_json(ACCOUNT, {"run": run, "sigma": sigma})
-        return sigma
+            found = calibrated(self.kind, privacy.epsilon, self.delta, rate, steps, once)
+        store.save_json(ACCOUNT, {"run": run, "sigma": found.sigma})
+        return found
 
     def charge(self, *once: str) -> None:
         """Charge one round, before anything of it is released.
@@ -171,7 +175,7 @@ class Account:
                 "and keep the noised counts, which may be sent again"
             )
         self._once_paid.remove(what)
-        return source.noised(counts, self.once[what].sigma).clamp_min(0)
+        return self.once[what].mechanism.noised(counts, 1.0, source).clamp_min(0)
 
     def due(self, *, first: bool) -> list[str]:
         """What is released once and was not yet: counts of labels in the client's first round, and
@@ -195,7 +199,7 @@ class Account:
         """
         if EXAMPLES in self._once_paid:
             noised = float(release(torch.ones(examples, 1), EXAMPLES))
-            self._count = max(1, round(max(noised, self.once[EXAMPLES].sigma)))
+            self._count = max(1, round(max(noised, self.once[EXAMPLES].mechanism.sigma)))
             self._store.save_json(RELEASED, {EXAMPLES: self._count})
         if self._count is not None and self.delta * self._count >= 1:
             takes = f"a number < {1 / self._count:.2g}: {self.client} has about {self._count}"
@@ -206,12 +210,14 @@ class Account:
         """What the client weighs: its released number of examples, or 1 as all others."""
         return 1 if self._count is None else self._count
 
-    def expected(self, rate: float, examples: int) -> float:
-        """The expected size of a sample, by which its noised sum is divided: nobody's secret.
+    def expected(self, examples: int) -> float:
+        """The expected size of a phase's sample of so many examples, by which its noised sum is
+        divided: nobody's secret.
 
         Raises:
             ClientError: the number of examples is protected, and was not released.
         """
+        rate = self.phase.mechanism.rate
         if EXAMPLES not in self.once:
             return rate * examples
         if self._count is None:
@@ -222,7 +228,7 @@ class Account:
         """What was spent so far, over all runs that the ledger knows of: epsilon at its delta, mu
         of Gaussian DP, and the noise multiplier of this run's phases."""
         spent = {"epsilon": self.budget.spent, "delta": self.delta, "mu": self.budget.mu}
-        return {**spent, "sigma": self.sigma}
+        return {**spent, "sigma": self.phase.mechanism.sigma}
 
 
 def check_client(config: Config, client: str, examples: int | None) -> None:
@@ -232,8 +238,9 @@ def check_client(config: Config, client: str, examples: int | None) -> None:
         examples: None where their number is protected, and a refusal would tell of it.
 
     Raises:
-        ConfigError: delta is no less than 1/n, the sampling rate is below 1/n, or epsilon is so
-            small that no noise is shown to be enough; naming the client, the setting and the cure.
+        ConfigError: delta is no less than 1/n, the sampling rate is below 1/n, there is no such
+            mechanism, or epsilon is so small that no noise is shown to be enough; naming the
+            client, the setting and the cure.
     """
     privacy = config.privacy
     if examples == 0:
@@ -245,7 +252,8 @@ def check_client(config: Config, client: str, examples: int | None) -> None:
         takes = f"a number >= {1 / examples:.2g}, for client {client} has {examples} examples"
         raise ConfigError("privacy.sampling_rate", privacy.sampling_rate, takes)
     delta = privacy.delta or default_delta(examples or 0)
-    least = epsilon_of([Release(LARGEST_NOISE, 1.0, config.rounds * privacy.steps)], delta)
+    most = mechanism_named(privacy.mechanism)(LARGEST_NOISE, 1.0)
+    least = epsilon_of([Release(most, config.rounds * privacy.steps)], delta)
     if privacy.epsilon <= least:
         takes = f"a number > {least:.2g}, the least that is kept to at delta {delta:.1g}"
         raise ConfigError("privacy.epsilon", privacy.epsilon, takes)

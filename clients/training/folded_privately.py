@@ -42,9 +42,7 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
     ]
     parameters = group.parameters
     optimizer = trainers[0].optimizer(phase, list(parameters.values()), group.share, privacy.lr)
-    expected = [
-        account.expected(account.phase.rate, n) for account, n in zip(accounts, sizes, strict=True)
-    ]
+    expected = [account.expected(n) for account, n in zip(accounts, sizes, strict=True)]
     divisors = torch.tensor(expected).to(group.device)
     scalars = sum(fold.layouts[slot].size for slot in parameters)
     width = max(1, min(ROWS, CHUNK_SCALARS // scalars) // len(trainers))
@@ -53,7 +51,7 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
     for _ in range(releases[0].steps):
         optimizer.zero_grad(set_to_none=False)
         drawn = [
-            source.sample(n, release.rate)
+            release.mechanism.sample(n, source)
             for n, release, source in zip(sizes, releases, draws, strict=True)
         ]
         index, counts = group.padded(drawn)
@@ -68,7 +66,7 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
         gradients = [p.grad for p in parameters.values() if p.grad is not None]
         for k, (release, source) in enumerate(zip(releases, draws, strict=True)):
             sums = [gradient[k] for gradient in gradients]
-            noised = source.noised(torch.cat(sums), release.sigma * privacy.max_grad_norm)
+            noised = release.mechanism.noised(torch.cat(sums), privacy.max_grad_norm, source)
             for into, found in zip(sums, torch.split(noised, [*map(len, sums)]), strict=True):
                 into.copy_(found)
         for gradient in gradients:

@@ -31,9 +31,9 @@ def private_steps(
 ) -> float:
     """``release.steps`` steps of DP-SGD on the parameters (Abadi et al. 2016, 1607.00133).
 
-    Each step: a Poisson sample of the examples, each with probability ``release.rate``; per-sample
-    gradients clipped to ``max_grad_norm``; Gaussian noise of ``release.sigma * max_grad_norm`` on
-    their sum; divided by the expected sample size. A step on an empty sample is noise alone.
+    Each step: a sample of the examples; per-sample gradients clipped to ``max_grad_norm``; their
+    sum noised by the mechanism; divided by the expected sample size. A step on an empty sample is
+    noise alone.
 
     Args:
         model: the model that holds the parameters; every other one is frozen.
@@ -58,7 +58,7 @@ def private_steps(
     held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     if held != {id(parameter) for parameter in parameters}:
         raise ClientError("private training: a trained tensor is frozen, or not the optimizer's")
-    private = NoisedOptimizer(optimizer, source, release.sigma, max_grad_norm, expected)
+    private = NoisedOptimizer(optimizer, source, release.mechanism, max_grad_norm, expected)
     chunk = max(1, CHUNK_SCALARS // sum(parameter.numel() for parameter in parameters))
     model.train()
     hooked = nn.ModuleList(_owners(model))
@@ -67,7 +67,7 @@ def private_steps(
     total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0
     try:
         for _ in range(release.steps):
-            drawn = source.sample(examples, release.rate)
+            drawn = release.mechanism.sample(examples, source)
             pieces = torch.split(drawn, chunk) if len(drawn) else [drawn]
             for k, piece in enumerate(pieces):
                 if len(piece):
@@ -108,7 +108,7 @@ def noise_in_update(
     pushes = [
         sum(group["momentum"] ** j for j in range(left)) for left in range(1, release.steps + 1)
     ]
-    step = group["lr"] * release.sigma * max_grad_norm / expected
+    step = group["lr"] * release.mechanism.sigma * max_grad_norm / expected
     return float(step * sum(push**2 for push in pushes) ** 0.5)
 
 

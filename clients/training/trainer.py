@@ -230,7 +230,7 @@ class Trainer(ModelView):
 
         optimizer = self.optimizer(phase, parameters, share, privacy.lr)
         release = self.account.take_phase()
-        expected = self.account.expected(release.rate, len(self.examples))
+        expected = self.account.expected(len(self.examples))
         spread = noise_in_update(optimizer, release, privacy.max_grad_norm, expected)
         if spread is not None and not phase.blend:
             self.noise |= dict.fromkeys((phase.model[slot] for slot in phase.trains), spread)

@@ -1,16 +1,28 @@
-"""Differential privacy: the plan checked before a run, DP-SGD under Opacus, the ledger."""
+"""Differential privacy: the plan checked before a run, mechanisms, DP-SGD, the ledger."""
 
-from fedpers.privacy.accounting import epsilon_of, mu_of, noise_multiplier
+from fedpers.privacy.accounting import calibrated, epsilon_of, mu_of
 from fedpers.privacy.ledger import Budget, BudgetSpent, Ledger, data_digest
-from fedpers.privacy.sampled import Release
+from fedpers.privacy.mechanisms import (
+    MECHANISMS,
+    Gaussian,
+    Mechanism,
+    Profile,
+    Release,
+    mechanism_named,
+)
 
 __all__ = [
+    "MECHANISMS",
     "Budget",
     "BudgetSpent",
+    "Gaussian",
     "Ledger",
+    "Mechanism",
+    "Profile",
     "Release",
+    "calibrated",
     "data_digest",
     "epsilon_of",
+    "mechanism_named",
     "mu_of",
-    "noise_multiplier",
 ]

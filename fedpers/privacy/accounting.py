@@ -1,9 +1,9 @@
 """What releases cost together: epsilon at a delta, mu, and the noise that keeps to a budget.
 
 The unit is one example, whose contribution is there or is taken away: it moves the sum of a step's
-clipped gradients by the clipping norm at most. Steps on whole batches are Gaussian releases, which
-compose exactly; steps on Poisson samples are composed by their privacy loss (see ``gaussian`` and
-``sampled``). All figures are upper bounds.
+clipped gradients by the clipping norm at most. Exact Gaussian releases are composed by their mu
+(see ``gdp``), all others, of whatever mechanisms, by their privacy loss (see ``composition``). All
+figures are upper bounds.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedpers.privacy.gaussian import ROUNDING, epsilon_at, log_delta, mu_at
-from fedpers.privacy.sampled import Release, coarsened, composed, variance_of_step
+from fedpers.privacy.composition import coarsened, composed
+from fedpers.privacy.gdp import ROUNDING, epsilon_at, log_delta, mu_at
+from fedpers.privacy.mechanisms import Gaussian, Mechanism, Release
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 LARGEST_NOISE = 1e6
-LEAST_NOISE = 1e-6  # below it is none
 PRECISION = 5e-4  # of the noise multiplier, relative
-WHOLE = 1 - 1e-9  # a rate from which on a sample is taken for the whole batch, which costs more
 LEAST_DELTA = 1e-12  # that convolutions in floating point can show
 MOST_STEPS = 2**31
 CURVE = 2048  # places at which the curve of (epsilon, delta) is compared with a Gaussian's,
@@ -36,28 +35,34 @@ def epsilon_of(releases: Sequence[Release], delta: float) -> float:
     """The epsilon of all ``releases`` together; 0 for none.
 
     Args:
-        delta: in (0, 1). Below 1e-12 samples are counted as whole batches.
+        delta: in (0, 1). Below 1e-12 all is counted as the Gaussian DP that it keeps to, samples
+            as whole batches.
     """
-    mu_squared, sampled = _kinds(releases)
-    return _epsilon(mu_squared, sampled, delta)
+    return _epsilon(*_sorted(releases), delta)
 
 
 def mu_of(releases: Sequence[Release], delta: float) -> float:
     """The mu of Gaussian DP of all ``releases`` together; 0 for none.
 
-    Of whole batches it is exact. Else it is the smallest for which mu-Gaussian-DP needs as much
-    delta as the releases at every epsilon from 0 to theirs at ``delta``, found numerically and from
-    above (Gomez et al. 2025, arXiv 2503.10945): it holds for this delta and all larger ones.
+    Of exact Gaussian releases it is exact. Else it is the smallest for which mu-Gaussian-DP needs
+    as much delta as the releases at every epsilon from 0 to theirs at ``delta``, found numerically
+    and from above (Gomez et al. 2025, arXiv 2503.10945): it holds for this delta and all larger
+    ones.
     """
-    mu_squared, sampled = _kinds(releases)
-    return _mu(mu_squared, sampled, delta)
+    return _mu(*_sorted(releases), delta)
 
 
 @lru_cache(maxsize=2**14)
-def noise_multiplier(
-    epsilon: float, delta: float, rate: float, steps: int, beside: tuple[Release, ...] = ()
-) -> float:
-    """The smallest sigma (to 0.1 %, from above) at which ``steps`` releases cost at most epsilon.
+def calibrated(
+    kind: type[Mechanism],
+    epsilon: float,
+    delta: float,
+    rate: float,
+    steps: int,
+    beside: tuple[Release, ...] = (),
+) -> Mechanism:
+    """The mechanism of the smallest sigma (to 0.1 %, from above) at which so many steps cost at
+    most epsilon.
 
     Args:
         epsilon: > 0.
@@ -69,31 +74,38 @@ def noise_multiplier(
     Raises:
         ValueError: no sigma up to a million is enough.
     """
-    mu_squared, sampled = _kinds(beside)
-    if rate >= WHOLE and not sampled:
+    mu_squared, others = _sorted(beside)
+    unit = kind(1.0, rate)
+    if unit.exact and not others:
         left = mu_at(epsilon, delta) ** 2 - mu_squared
-        sigma = math.sqrt(steps / left) * (1 + ROUNDING) if left > 0 else math.inf
+        sigma = math.sqrt(unit.mu_squared(steps) / left) * (1 + ROUNDING) if left > 0 else math.inf
     else:
-        sigma = _searched_noise(epsilon, delta, rate, steps, _few(beside))
+        sigma = _searched_noise(kind, epsilon, delta, rate, steps, _few(beside))
     if sigma > LARGEST_NOISE:
         raise ValueError(f"epsilon: got {epsilon:g} for {steps} steps, takes more, or fewer")
-    return sigma
+    return kind(sigma, rate)
 
 
 def _searched_noise(
-    epsilon: float, delta: float, rate: float, steps: int, beside: tuple[Release, ...]
+    kind: type[Mechanism],
+    epsilon: float,
+    delta: float,
+    rate: float,
+    steps: int,
+    beside: tuple[Release, ...],
 ) -> float:
     from scipy.optimize import brentq
 
     def excess(log_sigma: float) -> float:
-        return epsilon_of([*beside, Release(math.exp(log_sigma), rate, steps)], delta) - epsilon
+        release = Release(kind(math.exp(log_sigma), rate), steps)
+        return epsilon_of([*beside, release], delta) - epsilon
 
     # A Gaussian release's loss has the variance mu^2, and many small losses are nearly normal.
     left = mu_at(epsilon, delta) ** 2 - _variance(beside)
     low, high = math.log(1e-4), math.log(LARGEST_NOISE)
     while high - low > 0.1:
         middle = (low + high) / 2
-        if steps * variance_of_step(math.exp(middle), rate) > left:
+        if steps * kind(math.exp(middle), rate).variance > left:
             low = middle
         else:
             high = middle
@@ -111,29 +123,29 @@ def _searched_noise(
 
 @lru_cache(maxsize=2**14)
 def most_steps(
-    epsilon: float, delta: float, sigma: float, rate: float, beside: tuple[Release, ...] = ()
+    epsilon: float, delta: float, mechanism: Mechanism, beside: tuple[Release, ...] = ()
 ) -> int:
-    """How many steps at (sigma, rate) cost at most epsilon together with those beside.
+    """How many steps of a mechanism cost at most epsilon together with those beside.
 
-    Found once for a history that grows by steps of one kind. At least -1, where those beside cost
-    more by themselves, and at most 2^31.
+    Found once for a history that grows by steps of one mechanism. At least -1, where those beside
+    cost more by themselves, and at most 2^31.
     """
     others = _few(beside)
 
     def excess(steps: float) -> float:
-        return epsilon_of([*others, Release(sigma, rate, int(steps))], delta) - epsilon
+        return epsilon_of([*others, Release(mechanism, int(steps))], delta) - epsilon
 
     if excess(0) > 0:
         return -1
     left = max(mu_at(epsilon, delta) ** 2 - _variance(others), 0.0)
-    about = min(left / variance_of_step(sigma, rate), MOST_STEPS)
+    about = min(left / mechanism.variance, MOST_STEPS)
     low, high = 0.0, 1.05 * about + 1
     while excess(high) <= 0:
         if high > MOST_STEPS:
             return MOST_STEPS
         low, high = high, 2 * high
     steps = int(about)
-    if rate < WHOLE or any(r.rate < WHOLE for r in others):
+    if not all(m.exact for m in (mechanism, *(r.mechanism for r in others))):
         from scipy.optimize import brentq
 
         steps = int(brentq(excess, low, high, xtol=0.5))
@@ -144,65 +156,72 @@ def most_steps(
     return steps
 
 
-def _kinds(releases: Sequence[Release]) -> tuple[float, tuple[Release, ...]]:
-    """Whole batches' mu^2, and what was sampled, equal entries collapsed, in their order."""
-    mu_squared, sampled = 0.0, dict[tuple[float, float], int]()
-    for sigma, rate, steps in releases:
-        if steps > 0 and rate > 0 and sigma < math.inf:
-            if sigma < LEAST_NOISE:
-                mu_squared = math.inf
-            elif rate >= WHOLE:
-                mu_squared += steps / sigma**2
+def _sorted(releases: Sequence[Release]) -> tuple[float, tuple[Release, ...]]:
+    """The mu^2 of exact Gaussian releases, and all others, equal ones collapsed, in their order."""
+    mu_squared, others = 0.0, dict[Mechanism, int]()
+    for mechanism, steps in releases:
+        if steps > 0 and mechanism.rate > 0 and mechanism.sigma < math.inf:
+            if mechanism.exact:
+                mu_squared += mechanism.mu_squared(steps)
             else:
-                sampled[sigma, rate] = sampled.get((sigma, rate), 0) + steps
-    return mu_squared, tuple(Release(*kind, steps) for kind, steps in sampled.items())
+                others[mechanism] = others.get(mechanism, 0) + steps
+    return mu_squared, tuple(Release(*other) for other in others.items())
 
 
 def _few(releases: Sequence[Release]) -> tuple[Release, ...]:
     """Releases that cost no less, and are few."""
-    mu_squared, sampled = _kinds(releases)
-    return (*_gaussian(mu_squared), *coarsened(sampled))
+    mu_squared, others = _sorted(releases)
+    return (*_gaussian(mu_squared), *coarsened(others))
 
 
 def _gaussian(mu_squared: float) -> tuple[Release, ...]:
-    return (Release(mu_squared**-0.5, 1.0, 1),) if mu_squared > 0 else ()
+    return (Release(Gaussian(mu_squared**-0.5, 1.0), 1),) if mu_squared > 0 else ()
 
 
 def _variance(releases: Sequence[Release]) -> float:
-    return sum(r.steps * variance_of_step(r.sigma, r.rate) for r in releases)
+    return sum(r.steps * r.mechanism.variance for r in releases)
 
 
-def _as_whole(mu_squared: float, sampled: tuple[Release, ...]) -> float:
-    """mu, if all batches had been whole ones."""
-    return math.sqrt(mu_squared + sum(r.steps / r.sigma**2 for r in sampled))
+def _all_gaussian(mu_squared: float, others: tuple[Release, ...]) -> float:
+    """The mu of the Gaussian DP that all together keep to; infinite where none is known."""
+    return math.sqrt(mu_squared + sum(m.mu_squared(steps) for m, steps in others))
 
 
-def _composed(mu_squared: float, sampled: tuple[Release, ...]) -> PrivacyLossDistribution:
-    # A history grows in its last kind, or in whole batches: what is before them is composed once.
-    return composed((*sampled[:-1], *_gaussian(mu_squared), sampled[-1]))
+def _composed(mu_squared: float, others: tuple[Release, ...]) -> PrivacyLossDistribution:
+    # A history grows in its last mechanism, or in exact releases: what is before is composed once.
+    return composed((*others[:-1], *_gaussian(mu_squared), others[-1]))
 
 
 @lru_cache(maxsize=2**14)
-def _epsilon(mu_squared: float, sampled: tuple[Release, ...], delta: float) -> float:
-    at_most = epsilon_at(_as_whole(mu_squared, sampled), delta)
-    if not sampled or delta < LEAST_DELTA or at_most == math.inf:
+def _epsilon(mu_squared: float, others: tuple[Release, ...], delta: float) -> float:
+    at_most = epsilon_at(_all_gaussian(mu_squared, others), delta)
+    if not others or delta < LEAST_DELTA or mu_squared == math.inf:
         return at_most
-    return min(at_most, float(_composed(mu_squared, sampled).get_epsilon_for_delta(delta)))
+    return min(at_most, float(_composed(mu_squared, others).get_epsilon_for_delta(delta)))
 
 
 @lru_cache(maxsize=2**14)
-def _mu(mu_squared: float, sampled: tuple[Release, ...], delta: float) -> float:
-    low, high = 0.0, _as_whole(mu_squared, sampled)
-    epsilon = _epsilon(mu_squared, sampled, delta)
-    if not sampled or delta < LEAST_DELTA or epsilon > HIGHEST:
-        return high
+def _mu(mu_squared: float, others: tuple[Release, ...], delta: float) -> float:
+    at_most = _all_gaussian(mu_squared, others)
+    epsilon = _epsilon(mu_squared, others, delta)
+    if not others or delta < LEAST_DELTA or epsilon > HIGHEST:
+        return at_most
     epsilons = np.linspace(0, epsilon, CURVE)
-    deltas = np.asarray(_composed(mu_squared, sampled).get_delta_for_epsilon(epsilons))
+    deltas = np.asarray(_composed(mu_squared, others).get_delta_for_epsilon(epsilons))
     # Between two places delta is at most that of the first, and a Gaussian's least at the second.
     needed = np.log(np.maximum(deltas[:-1], 1e-300))
+
+    def covers(mu: float) -> bool:
+        return bool(np.all(log_delta(epsilons[1:], mu) >= needed))
+
+    low, high = 0.0, at_most
+    if high == math.inf:
+        high = 1.0
+        while not covers(high):
+            low, high = high, 2 * high
     while high - low > PRECISION * high:
         middle = (low + high) / 2
-        if np.all(log_delta(epsilons[1:], middle) >= needed):
+        if covers(middle):
             high = middle
         else:
             low = middle

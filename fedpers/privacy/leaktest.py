@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedpers.parts import Parts
 from fedpers.privacy.hidden import moved
-from fedpers.privacy.sampled import Release
+from fedpers.privacy.mechanisms import Release
 
 OTHERS = 1e-5  # of the longest gradient: by how much others' may differ, as sums in floats do
 SUMS = 1e-4  # likewise, for a sum and what it is made of
@@ -313,13 +313,14 @@ def unpaid(transcript: Transcript, charged: Mapping[str, Sequence[Release]], bou
                 what = f"a release with noise of {found.deviation:.4g} is not in the ledger"
                 transcript.find(_where(path), what, "declare it in phases() or releases_counts")
                 continue
-            account[max(fits, key=lambda r: r.sigma)] -= 1
+            account[max(fits, key=lambda r: r.mechanism.sigma)] -= 1
 
 
 def covers(charged: Release, found: Noised, bound: float) -> bool:
     """Whether a release in the ledger pays for a noised sum."""
-    return found.rate <= charged.rate and any(
-        found.norm <= limit * (1 + SUMS) and found.deviation >= charged.sigma * limit * (1 - 1e-6)
+    sigma, rate = charged.mechanism.sigma, charged.mechanism.rate
+    return found.rate <= rate and any(
+        found.norm <= limit * (1 + SUMS) and found.deviation >= sigma * limit * (1 - 1e-6)
         for limit in (bound, 1.0)
     )
 

@@ -11,17 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedpers.errors import ClientError
+from fedpers.errors import ClientError, ConfigError
 from fedpers.files import alone_with, read_own, write_own
-from fedpers.privacy.accounting import (
-    epsilon_of,
-    most_steps,
-    mu_of,
-    noise_multiplier,
-    rounded_up,
-)
-from fedpers.privacy.sampled import Release
+from fedpers.privacy.accounting import calibrated, epsilon_of, most_steps, mu_of, rounded_up
+from fedpers.privacy.mechanisms import Mechanism, Release
 
+RESTORE = "restore it from a backup: what it held was released and cannot be forgotten"
 LEFT = 0.01  # of epsilon, the least that another run can be planned for
 
 
@@ -49,8 +44,8 @@ class Ledger:
         """Open the ledger.
 
         Raises:
-            ClientError: the file cannot be read, or is not what the receipt says: without it, what
-                was spent is not known.
+            ClientError: the file cannot be read, is not what the receipt says, or holds releases
+                of a mechanism that is not there: what was spent is not known then.
         """
         self.path, self.receipt = path, receipt
         self._steps = self._read().steps
@@ -88,8 +83,7 @@ class Ledger:
             kept = self._read()
             self._steps, steps = kept.steps, dict(kept.steps)
             for release in releases:
-                key = (float(release.sigma), float(release.rate))
-                steps[key] = steps.get(key, 0) + release.steps
+                steps[release.mechanism] = steps.get(release.mechanism, 0) + release.steps
             if check is not None:
                 check(_collapsed(steps))
             self._write(Kept(steps, kept.ledger or secrets.token_hex(16), kept.charges + 1))
@@ -116,13 +110,16 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise self._refusal(f"cannot be read ({reason})", path) from error
+        except ConfigError as error:
+            why = f"holds releases of a mechanism that is not there ({error})"
+            cure = "install the package that brings it: what they cost counts"
+            raise self._refusal(why, path, cure) from error
 
-    def _refusal(self, why: str, path: Path | None = None) -> ClientError:
-        cure = "restore it from a backup: what it held was released and cannot be forgotten"
+    def _refusal(self, why: str, path: Path | None = None, cure: str = RESTORE) -> ClientError:
         return ClientError(f"ledger: {path or self.path} {why}; {cure}")
 
     def _write(self, kept: Kept) -> None:
-        rows = [[sigma, rate, count] for (sigma, rate), count in kept.steps.items()]
+        rows = [release.to_json() for release in _collapsed(kept.steps)]
         told = {"ledger": kept.ledger, "charges": kept.charges}
         write_own(self.path, json.dumps({**told, "releases": rows}))
         if self.receipt is not None:
@@ -133,12 +130,12 @@ class Kept(NamedTuple):
     """What a ledger's file holds, and without the steps its receipt.
 
     Attributes:
-        steps: by noise multiplier and rate.
+        steps: of each mechanism.
         ledger: a random name; empty until the first charge, and in files of earlier versions.
         charges: how often it was charged.
     """
 
-    steps: dict[tuple[float, float], int]
+    steps: dict[Mechanism, int]
     ledger: str = ""
     charges: int = 0
 
@@ -150,13 +147,9 @@ def _receipt_of(found: Any) -> Kept:
 
 
 def _kept_of(found: Any) -> Kept:
-    steps: dict[tuple[float, float], int] = {}
-    for sigma, rate, count in found["releases"]:
-        # Written so that NaN is refused, too.
-        if not (sigma > 0 and 0 < rate <= 1 and type(count) is int and count >= 0):
-            raise ValueError(f"impossible entry {[sigma, rate, count]}")
-        key = (float(sigma), float(rate))
-        steps[key] = steps.get(key, 0) + count
+    steps: dict[Mechanism, int] = {}
+    for mechanism, count in map(Release.from_json, found["releases"]):
+        steps[mechanism] = steps.get(mechanism, 0) + count
     return _receipt_of({"ledger": "", "charges": 0, **found})._replace(steps=steps)
 
 
@@ -182,8 +175,11 @@ class Budget:
         """The mu of Gaussian DP of what was released."""
         return mu_of(self.ledger.releases, self.delta)
 
-    def noise_multiplier(self, rate: float, steps: int, beside: tuple[Release, ...] = ()) -> float:
-        """The smallest sigma at which what is left covers ``steps`` releases, and those ``beside``.
+    def calibrated(
+        self, kind: type[Mechanism], rate: float, steps: int, beside: tuple[Release, ...] = ()
+    ) -> Mechanism:
+        """The mechanism with the least noise at which what is left covers so many steps of it, and
+        the releases ``beside``.
 
         Raises:
             BudgetSpent: less than a hundredth is left: that buys noise alone.
@@ -192,7 +188,7 @@ class Budget:
         if epsilon_of(earlier, self.delta) > (1 - LEFT) * self.epsilon:
             raise BudgetSpent(self._spent_line())
         try:
-            return noise_multiplier(self.epsilon, self.delta, rate, steps, (*beside, *earlier))
+            return calibrated(kind, self.epsilon, self.delta, rate, steps, (*beside, *earlier))
         except ValueError:
             raise BudgetSpent(self._spent_line()) from None
 
@@ -205,13 +201,13 @@ class Budget:
         Raises:
             BudgetSpent: it would exceed the budget; nothing is charged.
         """
-        kind = releases[0][:2]
+        growing = releases[0].mechanism
 
         def check(everything: list[Release]) -> None:
-            steps = sum(r.steps for r in everything if r[:2] == kind)
-            beside = tuple(r for r in everything if r[:2] != kind)
+            steps = sum(r.steps for r in everything if r.mechanism == growing)
+            beside = tuple(r for r in everything if r.mechanism != growing)
             # How many fit is found once, and the same as long as nothing else is released.
-            if steps > most_steps(self.epsilon, self.delta, *kind, beside):
+            if steps > most_steps(self.epsilon, self.delta, growing, beside):
                 raise BudgetSpent(self._spent_line())
 
         self.ledger.charge(releases, check)
@@ -223,8 +219,8 @@ class Budget:
         )
 
 
-def _collapsed(steps: dict[tuple[float, float], int]) -> list[Release]:
-    return [Release(sigma, rate, count) for (sigma, rate), count in steps.items()]
+def _collapsed(steps: dict[Mechanism, int]) -> list[Release]:
+    return [Release(mechanism, count) for mechanism, count in steps.items()]
 
 
 def data_digest(tensors: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> str:

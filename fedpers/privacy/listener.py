@@ -49,7 +49,7 @@ class Listener(Source):
         """Note what each example adds to the sum that comes next; they may come in pieces."""
         self._step.add(rows, factors)
 
-    def noised(self, total: Tensor, deviation: float) -> Tensor:
+    def noised(self, total: Tensor, deviation: float, noise: Tensor | None = None) -> Tensor:
         """What may be released of a sum; in the second world what was released in the first."""
         step, self._step = self._step, Step()
         rows, lengths, norm = step.rows()
@@ -57,7 +57,7 @@ class Listener(Source):
         kept = (rows, lengths, drawn, sketch(total[None])[0], norm, self._rate, step.excess(total))
         given = self._transcript.given(self._path)
         if given is None or given.shape != total.shape:
-            given = self._noise.noised(total, deviation)
+            given = self._noise.noised(total, deviation, noise)
         # Copies: who trains divides what is given out in place.
         found = Noised(tuple(total.shape), deviation, given.clone(), *kept)
         self._transcript.release(self._path, found)

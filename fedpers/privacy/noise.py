@@ -86,8 +86,8 @@ class Source:
             return torch.arange(examples)
         return (self.uniform(examples) <= rate).nonzero().view(-1)
 
-    def noised(self, total: Tensor, deviation: float) -> Tensor:
-        """What may be released of a sum: itself plus Gaussian noise, rounded to a grid.
+    def noised(self, total: Tensor, deviation: float, noise: Tensor | None = None) -> Tensor:
+        """What may be released of a sum: itself plus noise, rounded to a grid.
 
         The sum of two floats tells of its terms by its last bits: not every float can be made of a
         given one and the noise (Mironov 2012; Jin et al. 2022, arXiv 2112.05307). Rounded to
@@ -97,15 +97,20 @@ class Source:
         Args:
             total: [...], on any device; the result is on the same, in the same type.
             deviation: of the noise, >= 0; at 0 the sum itself is given.
+            noise: of this source, float64 of the total's shape, of deviation 1; overwritten. Left
+                out it is Gaussian.
         """
         if deviation <= 0:
             return total
         grid = 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)  # its multiples are exact
         given = total.detach().reshape(-1)
         found = torch.empty_like(given)
-        for into, piece in zip(torch.split(found, BLOCK), torch.split(given, BLOCK), strict=True):
-            noise = self.normal(len(piece)).to(piece.device, non_blocking=True)
-            places = noise.mul_(deviation / grid).add_(piece, alpha=1 / grid).round_()
+        others = noise.view(-1) if noise is not None else None
+        for start in range(0, len(given), BLOCK):
+            piece, into = given[start : start + BLOCK], found[start : start + BLOCK]
+            drawn = self.normal(len(piece)) if others is None else others[start : start + BLOCK]
+            drawn = drawn.to(piece.device, non_blocking=True)
+            places = drawn.mul_(deviation / grid).add_(piece, alpha=1 / grid).round_()
             torch.mul(places, grid, out=into)
         return found.view(total.shape)
 

@@ -17,7 +17,7 @@ from fedpers.context import Context
 from fedpers.data import Examples
 from fedpers.errors import ConfigError
 from fedpers.parts import Parts
-from fedpers.privacy import BudgetSpent, Release
+from fedpers.privacy import BudgetSpent, Gaussian, Release
 from fedpers.privacy.audit.membership import auc
 from fedpers.privacy.audit.one_run import (
     guess,
@@ -25,7 +25,7 @@ from fedpers.privacy.audit.one_run import (
     mu_by_guesses,
     mu_by_projection,
 )
-from fedpers.privacy.gaussian import epsilon_at
+from fedpers.privacy.gdp import epsilon_at
 from fedpers.privacy.noise import Source
 from fedpers.seeding import torch_generator
 from fedpers.tasks.base import Task
@@ -132,11 +132,11 @@ class _Free(Account):
 
     def take_phase(self) -> Release:
         """The steps of a phase, on all examples."""
-        return Release(0.0, 1.0, self.phase.steps)
+        return Release(Gaussian(0.0, 1.0), self.phase.steps)
 
-    def expected(self, rate: float, examples: int) -> float:
-        """Of the examples that there are."""
-        return rate * examples
+    def expected(self, examples: int) -> float:
+        """All that there are."""
+        return examples
 
     def noised(self, what: str, counts: Tensor, source: Source) -> Tensor:
         """The counts as they are."""

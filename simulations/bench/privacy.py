@@ -24,7 +24,7 @@ from fedpers.memory import keep_memory
 from fedpers.models import PersonalModel
 from fedpers.models.backbones import BACKBONES
 from fedpers.parts import Parts
-from fedpers.privacy import Release
+from fedpers.privacy import Gaussian, Release
 from simulations.bench.row import medians
 from simulations.bench.table import CLASSES, Free, Party, lora_model
 
@@ -82,7 +82,7 @@ def settings(steps: int) -> list[str]:
 def measured(party: Party, repeats: int) -> list[float]:
     """Seconds of a plain phase, of a private one with hooks, and where it can be of one without."""
     (phase,) = party.algorithm.phases()
-    release = Release(1.0, 1.0, party.config.privacy.steps)
+    release = Release(Gaussian(1.0, 1.0), party.config.privacy.steps)
 
     def trainer(account: Free | None) -> Trainer:
         (made,) = party.trainers([account])

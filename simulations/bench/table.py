@@ -33,7 +33,7 @@ from fedpers.models import PersonalModel
 from fedpers.models.backbones import BACKBONES
 from fedpers.models.lora import add_lora
 from fedpers.parts import Part, Parts, combine
-from fedpers.privacy import Release
+from fedpers.privacy import Gaussian, Release
 from fedpers.privacy.noise import secret
 from simulations.bench.flower import task_flower, tiny_flower
 from simulations.bench.processes import cnn_round
@@ -207,7 +207,7 @@ class Party:
                 optimizer,
                 losses,
                 examples=len(examples),
-                expected=release.rate * len(examples),
+                expected=release.mechanism.rate * len(examples),
                 release=release,
                 max_grad_norm=1.0,
                 after_noise=lambda: None,
@@ -266,7 +266,7 @@ def lora(name: str, repeats: int) -> Row:
 def lora_privately(name: str, repeats: int) -> Row:
     """The same under DP-SGD, against Opacus' hooks."""
     backbone, whole = _parsed(name.removeprefix("dp-"))
-    release = Release(1.0, 0.5, 2)
+    release = Release(Gaussian(1.0, 0.5), 2)
     private = ("privacy.enabled=true", "privacy.lr=0.05", "privacy.sampling_rate=0.5")
     party = Party(lora_model(backbone), CLIENTS, 2 * BATCH, *private, "privacy.steps=2")
     size, accounts = max(8, party.group()), [Free(release)] * CLIENTS

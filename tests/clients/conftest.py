@@ -19,6 +19,7 @@ from fedpers.config import Config, load_config
 from fedpers.data import ClientData, Examples
 from fedpers.models import PersonalModel
 from fedpers.parts import Part, Parts
+from fedpers.privacy import Gaussian
 from fedpers.privacy.noise import sources
 
 X = [[1.0, 2.0], [2.0, -1.0], [-1.0, 1.0], [0.0, 3.0]]
@@ -69,7 +70,8 @@ class Toys:
         store = ClientStore(folder / "store", "a")
         chosen = sources(config.privacy.deterministic_for_tests, config.seed)
         account = Account(config, algorithm.releases(), "a", data, folder, store, chosen)
-        account.phase = account.phase._replace(sigma=0.0)
+        silent = Gaussian(0.0, config.privacy.sampling_rate)
+        account.phase = account.phase._replace(mechanism=silent)
         account.charge(*account.once)
         return account
 

@@ -17,8 +17,8 @@ from fedpers.config import Config, load_config
 from fedpers.data import ClientData, Examples
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
-from fedpers.privacy import BudgetSpent, Ledger, Release, epsilon_of
-from fedpers.privacy.accounting import noise_multiplier
+from fedpers.privacy import BudgetSpent, Gaussian, Ledger, Release, epsilon_of
+from fedpers.privacy.accounting import calibrated
 from fedpers.privacy.noise import known
 
 EPSILON = 3.0
@@ -42,9 +42,9 @@ def account_of(toys: Any, folder: Path, name: str, *overrides: str) -> Account:
 
 def test_each_count_is_paid_for_and_noised_by_itself(toys: Any, tmp_path: Path) -> None:
     account = account_of(toys, tmp_path, "prior", "rounds=3")
-    whole = noise_multiplier(EPSILON, 1e-3, 1.0, 1)
+    whole = calibrated(Gaussian, EPSILON, 1e-3, 1.0, 1).sigma
     noise = {LABELS: whole / 0.3, EXAMPLES: whole / 0.125}
-    assert account.once == {what: Release(sigma, 1.0, 1) for what, sigma in noise.items()}
+    assert account.once == {what: Release(Gaussian(sigma, 1.0), 1) for what, sigma in noise.items()}
     account.charge(LABELS, EXAMPLES)
     source, counts = known(0)(), torch.full((20_000,), 1000.0)
     for what, sigma in noise.items():
@@ -100,7 +100,7 @@ def test_counts_differ_from_run_to_run_and_are_about_right(small: Any, tmp_path:
         _, report = host.train("0", 1, host.algorithm.initial)
         found.append(report["examples"])
         account = host._account("0")
-        assert account is not None and account.once[EXAMPLES].sigma < 1.2
+        assert account is not None and account.once[EXAMPLES].mechanism.sigma < 1.2
     # 12 examples, rounded to whole numbers: five standard deviations are 6.
     assert all(6 <= count <= 18 for count in found)
     config = small("fedavg", *private("privacy.epsilon=2", *COUNTS))
@@ -217,7 +217,7 @@ def test_the_count_is_on_disk_before_the_training(
 def test_a_sum_is_not_divided_by_a_count_that_was_not_released(toys: Any, tmp_path: Path) -> None:
     account = account_of(toys, tmp_path, "fedavg")
     with pytest.raises(ClientError, match="is used before it was released"):
-        account.expected(1.0, 20)
+        account.expected(20)
 
 
 def test_delta_has_to_be_set_and_no_refusal_tells_of_the_count(small: Any, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from fedpers.data.arrays import bounded
 from fedpers.errors import ClientError, ConfigError, DataError
 from fedpers.models import PersonalModel, build_model
 from fedpers.parts import Parts
-from fedpers.privacy import Release
+from fedpers.privacy import Gaussian, Release
 from fedpers.privacy.noise import Source, known
 
 PRIVATE = ("privacy.enabled=true", "privacy.deterministic_for_tests=true", "privacy.steps=2")
@@ -89,7 +89,7 @@ def moved(model: PersonalModel, x: Tensor, y: Tensor, start: list[Tensor]) -> Te
         lambda batch: F.cross_entropy(model(x[batch]).logits, y[batch], reduction="none"),
         examples=len(y),
         expected=len(y),
-        release=Release(0.0, 1.0, 1),
+        release=Release(Gaussian(0.0, 1.0), 1),
         max_grad_norm=0.3,
         after_noise=lambda: None,
         source=known(0)(),

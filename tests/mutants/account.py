@@ -5,7 +5,8 @@ from __future__ import annotations
 from mutant import Mutant, of
 
 LEDGER = "fedpers/privacy/ledger.py"
-ACCOUNTING, SAMPLED = "fedpers/privacy/accounting.py", "fedpers/privacy/sampled.py"
+ACCOUNTING, COMPOSITION = "fedpers/privacy/accounting.py", "fedpers/privacy/composition.py"
+GAUSSIAN = "fedpers/privacy/mechanisms/gaussian.py"
 PHASES = of("clients/training/test_account.py", "test_the_noise_is_calibrated_for_the_whole_run")
 
 ACCOUNT = [
@@ -81,8 +82,8 @@ ACCOUNT = [
     Mutant(
         "budget checked a round late",
         LEDGER,
-        "if steps > most_steps(self.epsilon, self.delta, *kind, beside):",
-        "if steps - releases[0].steps > most_steps(self.epsilon, self.delta, *kind, beside):",
+        "if steps > most_steps(self.epsilon, self.delta, growing, beside):",
+        "if steps - releases[0].steps > most_steps(self.epsilon, self.delta, growing, beside):",
         of(
             "fedpers/privacy/test_ledger.py",
             "test_the_budget_charges_up_to_its_limit_and_not_a_step_further",
@@ -106,7 +107,7 @@ ACCOUNT = [
         "a ledger forgotten when it is opened",
         LEDGER,
         "self._steps = self._read().steps",
-        "self._steps: dict[tuple[float, float], int] = {}",
+        "self._steps: dict[Mechanism, int] = {}",
         of("fedpers/privacy/test_ledger.py", "test_a_charge_is_on_disk_when_it_returns"),
     ),
     Mutant(
@@ -149,16 +150,17 @@ ACCOUNT = [
     Mutant(
         "releases merged by their noise alone",
         LEDGER,
-        "key = (float(release.sigma), float(release.rate))",
-        "key = (float(release.sigma), min([r for s, r in steps if s == release.sigma], "
-        "default=float(release.rate)))",
+        "steps[release.mechanism] = steps.get(release.mechanism, 0) + release.steps",
+        "like = [m for m in steps if m.sigma == release.mechanism.sigma]\n"
+        "                key = min(like, key=lambda m: m.rate, default=release.mechanism)\n"
+        "                steps[key] = steps.get(key, 0) + release.steps",
         of("fedpers/privacy/test_ledger.py", "test_equal_entries_are_one"),
     ),
     Mutant(
         "the last of equal releases counts",
         LEDGER,
-        "steps[key] = steps.get(key, 0) + release.steps",
-        "steps[key] = release.steps",
+        "steps[release.mechanism] = steps.get(release.mechanism, 0) + release.steps",
+        "steps[release.mechanism] = release.steps",
         of("fedpers/privacy/test_ledger.py", "test_equal_entries_are_one"),
     ),
     Mutant(
@@ -183,14 +185,14 @@ FIGURES = [
     ),
     Mutant(
         "epsilon of one direction alone",
-        SAMPLED,
-        "return PrivacyLossDistribution(removed, on_grid(-middle, -low, removed=False))",
-        "return PrivacyLossDistribution(on_grid(-middle, -low, removed=False))",
+        COMPOSITION,
+        "PrivacyLossDistribution(*map(on_grid, mechanism.profiles()))",
+        "PrivacyLossDistribution(on_grid(mechanism.profiles()[-1]))",
         of("fedpers/privacy/test_composition.py", "test_the_direction_that_costs_more_counts"),
     ),
     Mutant(
         "the square of the sampling rate",
-        SAMPLED,
+        GAUSSIAN,
         "log_scale = math.log(rate) + ",
         "log_scale = 2 * math.log(rate) + ",
         of("fedpers/privacy/test_composition.py", "test_the_delta_of_a_step_is_its_integral"),
@@ -198,15 +200,15 @@ FIGURES = [
     Mutant(
         "whole batches do not add up",
         ACCOUNTING,
-        "mu_squared += steps / sigma**2",
-        "mu_squared = max(mu_squared, steps / sigma**2)",
+        "mu_squared += mechanism.mu_squared(steps)",
+        "mu_squared = max(mu_squared, mechanism.mu_squared(steps))",
         of("fedpers/privacy/test_accounting.py", "test_one_full_gaussian_release_by_hand"),
     ),
     Mutant(
         "like releases as if all had the most noise",
-        SAMPLED,
-        "Release(min(r.sigma for r in g)",
-        "Release(max(r.sigma for r in g)",
+        COMPOSITION,
+        "sigma, rate = min(m.sigma for m in every)",
+        "sigma, rate = max(m.sigma for m in every)",
         of(
             "fedpers/privacy/test_composition.py",
             "test_many_kinds_become_few_that_cost_no_less",
@@ -229,7 +231,7 @@ FIGURES = [
     Mutant(
         "other releases left out of the budget",
         LEDGER,
-        "beside = tuple(r for r in everything if r[:2] != kind)",
+        "beside = tuple(r for r in everything if r.mechanism != growing)",
         "beside: tuple[Release, ...] = ()",
         of("fedpers/privacy/test_ledger.py", "test_the_budget_counts_releases_of_all_kinds"),
     ),

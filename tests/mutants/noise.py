@@ -94,15 +94,15 @@ ADDED_NOISE = [
     Mutant(
         "noise halved, with hooks",
         HOOKS,
-        "self.source.noised(sums, self.noise_multiplier * self.max_grad_norm)",
-        "self.source.noised(sums, self.noise_multiplier * self.max_grad_norm / 2)",
+        "self.mechanism.noised(sums, self.max_grad_norm, self.source)",
+        "self.mechanism.noised(sums, self.max_grad_norm / 2, self.source)",
         SPREAD,
     ),
     Mutant(
         "noise halved, in groups",
         FOLDED,
-        "source.noised(torch.cat(sums), release.sigma * privacy.max_grad_norm)",
-        "source.noised(torch.cat(sums), release.sigma * privacy.max_grad_norm / 2)",
+        "release.mechanism.noised(torch.cat(sums), privacy.max_grad_norm, source)",
+        "release.mechanism.noised(torch.cat(sums), privacy.max_grad_norm / 2, source)",
         ALIKE,
     ),
     Mutant(
@@ -137,22 +137,22 @@ ADDED_NOISE = [
     Mutant(
         "counts without noise",
         "clients/training/account.py",
-        "return source.noised(counts, self.once[what].sigma).clamp_min(0)",
+        "return self.once[what].mechanism.noised(counts, 1.0, source).clamp_min(0)",
         "return counts",
         of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),
     Mutant(
         "noise of counts halved",
         "clients/training/account.py",
-        "return source.noised(counts, self.once[what].sigma).clamp_min(0)",
-        "return source.noised(counts, self.once[what].sigma / 2).clamp_min(0)",
+        "return self.once[what].mechanism.noised(counts, 1.0, source).clamp_min(0)",
+        "return self.once[what].mechanism.noised(counts, 0.5, source).clamp_min(0)",
         of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),
     Mutant(
         "noise of a population halved",
         "strategies/client_level.py",
-        "total = source.noised(total, self.sigma * norm)",
-        "total = source.noised(total, self.sigma * norm / 2)",
+        "total = self.mechanism.noised(total, norm, source)",
+        "total = self.mechanism.noised(total, norm / 2, source)",
         of("strategies/test_client_level.py", "test_the_noise_has_the_declared_spread"),
     ),
     Mutant(
@@ -168,8 +168,8 @@ ADDED_NOISE = [
     Mutant(
         "a share of the noise too little",
         "clients/node/sealing.py",
-        'int(noise["honest"]) ** 0.5',
-        '(int(noise["honest"]) + 1) ** 0.5',
+        'int(noise["honest"])',
+        'int(noise["honest"]) + 1',
         SHARES,
     ),
     Mutant(

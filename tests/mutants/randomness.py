@@ -65,18 +65,15 @@ RANDOMNESS = [
     Mutant(
         "shares of the noise from the run's seed",
         "clients/node/sealing.py",
-        'source = self.sources("share", server_round, client)',
-        'source = known(self.config.seed)("share", server_round, client)',
+        'self.sources("share", server_round, client)',
+        'known(self.config.seed)("share", server_round, client)',
         of("clients/test_private_draws.py", "test_shares_and_rounding_are_nobodys_to_know"),
     ),
     Mutant(
         "cohorts from the run's seed",
         "strategies/client_level.py",
-        'drawn = self.sources("cohort", server_round).sample(len(clients), self.rate)',
-        "from fedpers.privacy.noise import known\n\n"
-        '        drawn = known(self.config.seed)("cohort", server_round).sample(\n'
-        "            len(clients), self.rate\n"
-        "        )",
+        'self.mechanism.sample(len(clients), self.sources("cohort", server_round))',
+        'self.mechanism.sample(len(clients), sources(True, 0)("cohort", server_round))',
         of(
             "strategies/test_client_level.py", "test_who_took_part_cannot_be_computed_from_the_seed"
         ),
@@ -94,8 +91,8 @@ RANDOMNESS = [
     Mutant(
         "torch's float32 normals",
         NOISE,
-        "noise = self.normal(len(piece)).to(",
-        "noise = torch.randn(len(piece)).double().to(",
+        "self.normal(len(piece)) if",
+        "torch.randn(len(piece)).double() if",
         DRAWN,
     ),
     Mutant(

@@ -93,7 +93,7 @@ def test_a_round_that_was_charged_is_charged_again_for_a_population(
     # Round 4 was paid for and its noise is drawn anew: nothing is left for round 6.
     assert resumed.returncode == 0 and "round 6: budget spent" in output, output
     (release,) = json.loads((folder / "state/ledgers/population.json").read_text())["releases"]
-    assert release[2] == 6
+    assert release["steps"] == 6
     assert json.loads((folder / "report.json").read_text())["privacy"]["epsilon_max"] <= 8
 
 

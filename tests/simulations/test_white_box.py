@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from clients.training.private_steps import private_steps
 from fedpers.models import PersonalModel
-from fedpers.privacy import Release
+from fedpers.privacy import Gaussian, Release
 from fedpers.privacy.audit.one_run import (
     guess,
     inclusion_scores,
     mu_by_guesses,
     mu_by_projection,
 )
-from fedpers.privacy.gaussian import epsilon_at, mu_at
+from fedpers.privacy.gdp import epsilon_at, mu_at
 from fedpers.privacy.noise import Source, known
 
 DELTA, STEPS, OWN = 1e-5, 2, 20
@@ -42,7 +42,7 @@ def released(examples: Tensor, sigma: float, source: Source) -> Tensor:
         lambda batch: model(examples[batch]).scores[:, 0],
         examples=len(examples),
         expected=len(examples),
-        release=Release(sigma, 1.0, STEPS),
+        release=Release(Gaussian(sigma, 1.0), STEPS),
         max_grad_norm=1.0,
         after_noise=lambda: None,
         source=source,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fedpers.config import load_config
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Part, Parts
-from fedpers.privacy import BudgetSpent, Ledger, Release, epsilon_of
+from fedpers.privacy import BudgetSpent, Gaussian, Ledger, Release, epsilon_of
 from strategies.base import PersonalizedStrategy, strategies
 from strategies.client_level import ClientLevel
 from strategies.mixing import Mixing
@@ -26,11 +26,10 @@ FIXED = "privacy.deterministic_for_tests=true"
 ALL = [["1", "2"], ["3"]]
 
 
-def level_of(*overrides: str, sigma: float | None = None) -> ClientLevel:
+def level_of(*overrides: str, sigma: float = 0.0) -> ClientLevel:
     """One without a ledger, at a noise multiplier of the test's choice."""
     level = ClientLevel(load_config(None, [*PRIVATE, *overrides]))
-    if sigma is not None:
-        level.sigma = sigma
+    level.mechanism = Gaussian(sigma, level.rate)
     return level
 
 
@@ -162,11 +161,12 @@ def test_the_run_is_calibrated_and_charged_round_by_round(
     for done in range(1, 6):
         level.charge()
         accountant = PLDAccountant()
-        sampled = PoissonSampledDpEvent(rate, GaussianDpEvent(level.sigma))
+        sampled = PoissonSampledDpEvent(rate, GaussianDpEvent(level.mechanism.sigma))
         expected = accountant.compose(sampled, done).get_epsilon(delta)
         assert level.spending()["epsilon"] == pytest.approx(expected, rel=1e-3)
-        assert level.spending()["mu"] <= done**0.5 / level.sigma
-        assert Ledger(tmp_path / "population.json").releases == [Release(level.sigma, rate, done)]
+        own = Gaussian(level.mechanism.sigma, rate)
+        assert level.spending()["mu"] <= done**0.5 / level.mechanism.sigma
+        assert Ledger(tmp_path / "population.json").releases == [Release(own, done)]
     assert 0.99 * 3 < level.spending()["epsilon"] <= 3
     with pytest.raises(BudgetSpent):
         level.charge()
@@ -189,10 +189,10 @@ def test_another_run_is_refused_or_has_what_is_left(tmp_path: Path) -> None:
     second.open(50, tmp_path)
     fresh = level_of("rounds=4", "privacy.epsilon=3")
     fresh.open(50, tmp_path / "fresh")
-    assert second.sigma > 1.2 * fresh.sigma  # 2 of the 3 are gone
+    assert second.mechanism.sigma > 1.2 * fresh.mechanism.sigma  # 2 of the 3 are gone
     for _ in range(4):
         second.charge()
-    releases = [Release(first.sigma, 1.0, 4), Release(second.sigma, 1.0, 4)]
+    releases = [Release(Gaussian(x.mechanism.sigma, 1.0), 4) for x in (first, second)]
     assert Ledger(tmp_path / "population.json").releases == releases
     assert 0.99 * 3 < epsilon_of(releases, second.delta) <= 3
     with pytest.raises(BudgetSpent):
@@ -300,7 +300,7 @@ def test_runs_that_share_a_state_share_the_budget(run: Any, tmp_path: Path) -> N
         run("ditto", *PRIVATE, *settings, "seed=5")
     more = run("ditto", *PRIVATE, *settings, "privacy.epsilon=5")
     rows = json.loads((tmp_path / "s" / "ledgers" / "population.json").read_text())["releases"]
-    assert [row[1:] for row in rows] == [[1.0, 2], [1.0, 2]]
+    assert [(row["kind"], row["rate"], row["steps"]) for row in rows] == [("gaussian", 1.0, 2)] * 2
     assert 0.99 * 5 < more.report["privacy"]["epsilon_max"] <= 5
     (tmp_path / "s" / "ledgers" / "population.json").unlink()
     with pytest.raises(ClientError, match=r"population\.json is gone; restore it from a backup"):

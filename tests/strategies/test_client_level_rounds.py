@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedpers.parts import Parts
-from fedpers.privacy import Ledger, Release
+from fedpers.privacy import Gaussian, Ledger, Release
 
 PRIVATE = ("privacy.enabled=true", "privacy.unit=client")
 FIXED = "privacy.deterministic_for_tests=true"
@@ -33,7 +33,7 @@ def opened(serve: Any, folder: Path, *overrides: str, acts: Any = None) -> Any:
 
 def test_a_round(serve: Any, tmp_path: Path) -> None:
     server = opened(serve, tmp_path, "privacy.max_grad_norm=10")
-    assert server.strategy.client_level.sigma < 0.002  # at such an epsilon
+    assert server.strategy.client_level.mechanism.sigma < 0.002  # at such an epsilon
     assert server.train() == {"answered": 3, "loss": 0.5}
     # Nobody is clipped, and all count alike: the mean of 1, 2 and 3.
     for part in server.strategy.parts.values():
@@ -43,7 +43,8 @@ def test_a_round(serve: Any, tmp_path: Path) -> None:
     assert server.strategy.answers.rows == {}  # the noised value is the only one kept
     server.train(2)
     (release,) = Ledger(tmp_path / "population.json").releases
-    assert release == Release(server.strategy.client_level.sigma, 1.0, 2)
+    sigma = server.strategy.client_level.mechanism.sigma
+    assert release == Release(Gaussian(sigma, 1.0), 2)
 
 
 def test_an_update_that_is_too_long_is_left_out_by_name(serve: Any, tmp_path: Path) -> None:
@@ -75,9 +76,10 @@ def test_a_round_of_nobody_is_noise_alone(serve: Any, tmp_path: Path) -> None:
     moved = flat(server.strategy.parts) - flat(before)
     assert bool((moved != 0).all())
     # sigma C / (q N)
-    typical = level.sigma / 0.003
+    sigma = level.mechanism.sigma
+    typical = sigma / 0.003
     assert 0.3 * typical < float(moved.std()) < 3 * typical
-    assert Ledger(tmp_path / "population.json").releases == [Release(level.sigma, 0.001, 1)]
+    assert Ledger(tmp_path / "population.json").releases == [Release(Gaussian(sigma, 0.001), 1)]
 
 
 @pytest.mark.parametrize(
@@ -98,10 +100,10 @@ def test_a_round_in_which_all_fail_is_noise_alone(
         assert set(server.strategy.answers.failures) == {"1", "2", "3"}
         moved = flat(server.strategy.parts) - flat(before)
         assert bool((moved != 0).all())
-        typical = level.sigma / 3  # sigma C / (q N)
+        typical = level.mechanism.sigma / 3  # sigma C / (q N)
         assert 0.3 * typical < float(moved.std()) < 3 * typical
     (release,) = Ledger(tmp_path / "population.json").releases
-    assert release == Release(level.sigma, 1.0, 5)
+    assert release == Release(Gaussian(level.mechanism.sigma, 1.0), 5)
 
 
 def test_a_round_that_is_not_charged_releases_nothing(serve: Any, tmp_path: Path) -> None:

@@ -648,7 +648,7 @@ def test_all_clients_are_told_the_same_share(seal: Any, tmp_path: Path) -> None:
     server.strategy.client_level.open(4, tmp_path)
     messages = server.strategy.configure_train(1, ArrayRecord(), ConfigRecord(), server.grid)
     told = [unpack(message.content)[1]["sealing"]["noise"] for message in messages]
-    sigma = server.strategy.client_level.sigma
+    sigma = server.strategy.client_level.mechanism.sigma
     assert told == [{"sigma": sigma, "honest": 2}] * len(told)  # of 3 that are asked
 
 

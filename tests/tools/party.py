@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,9 @@ class Party:
                 self.config, self.algorithm.releases(), str(k), data, folder, store, draws
             )
             # Each client has noise of its own, as it has where it has spent before.
-            own = account.phase._replace(sigma=account.phase.sigma * (1 + k / 10))
-            account.phase = release or own
+            mechanism = account.phase.mechanism
+            own = replace(mechanism, sigma=mechanism.sigma * (1 + k / 10))
+            account.phase = release or account.phase._replace(mechanism=own)
             account.charge()
             made.append(account)
         return made

@@ -17,8 +17,8 @@ from fedpers.data import ClientData, Examples
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Parts
 from fedpers.phases import Phase
-from fedpers.privacy import BudgetSpent, Ledger, Release, data_digest, epsilon_of
-from fedpers.privacy.accounting import default_delta, noise_multiplier
+from fedpers.privacy import BudgetSpent, Gaussian, Ledger, Release, data_digest, epsilon_of
+from fedpers.privacy.accounting import calibrated, default_delta
 from fedpers.privacy.noise import known, secret
 
 EPSILON = 3.0
@@ -52,10 +52,11 @@ def test_the_noise_is_calibrated_for_the_whole_run(
     settings = ["rounds=7", "privacy.steps=3", f"privacy.sampling_rate={rate}"]
     account = account_of(toys, tmp_path, name, *settings)
     assert account.delta == default_delta(20) == 1e-3
-    assert account.sigma == noise_multiplier(EPSILON, 1e-3, rate, 7 * phases * 3)
+    steps = 7 * phases * 3
+    assert account.phase.mechanism == calibrated(Gaussian, EPSILON, 1e-3, rate, steps)
     for _ in range(7):
         account.charge()
-    assert account.budget.ledger.releases == [Release(account.sigma, rate, 7 * phases * 3)]
+    assert account.budget.ledger.releases == [Release(account.phase.mechanism, steps)]
     assert 0.99 * EPSILON < account.budget.spent <= EPSILON
     with pytest.raises(BudgetSpent):
         account.charge()
@@ -74,11 +75,11 @@ def test_clients_of_like_size_share_one_calibration(toys: Any, tmp_path: Path) -
             tmp_path,
             store,
         )
-        return Account(*opening, secret).sigma
+        return Account(*opening, secret).phase.mechanism.sigma
 
-    first, before = sigma(10), noise_multiplier.cache_info().misses
+    first, before = sigma(10), calibrated.cache_info().misses
     assert {sigma(n) for n in range(11, 111)} == {first}
-    assert noise_multiplier.cache_info().misses == before
+    assert calibrated.cache_info().misses == before
 
 
 def test_a_client_that_is_chosen_more_often_than_expected_runs_out(
@@ -95,11 +96,12 @@ def test_counts_are_paid_for_once_and_noised(toys: Any, tmp_path: Path) -> None:
     account = account_of(toys, tmp_path, "prior", "rounds=2")
     (release,) = account.once.values()
     # It takes .3^2 = 9 % of mu^2, which adds up.
-    assert release == Release(noise_multiplier(EPSILON, 1e-3, 1.0, 1) / 0.3, 1.0, 1)
+    whole = calibrated(Gaussian, EPSILON, 1e-3, 1.0, 1)
+    assert release == Release(Gaussian(whole.sigma / 0.3, 1.0), 1)
     account.charge(LABELS)
     source, counts = known(0)(), torch.full((20_000,), 1000.0)
     noise = account.noised(LABELS, counts, source) - counts
-    assert float(noise.std()) == pytest.approx(release.sigma, rel=0.03)
+    assert float(noise.std()) == pytest.approx(release.mechanism.sigma, rel=0.03)
     with pytest.raises(ClientError, match="not charged for counts"):
         account.noised(LABELS, counts, source)  # a second look at them
     account.charge()
@@ -286,20 +288,19 @@ def test_the_noise_of_a_run_stays_the_same_when_it_is_opened_again(
     for _ in range(2):
         first.charge()
     again = opened("monday")  # another process: half is spent, and the plan is the same
-    assert again.sigma == first.sigma
+    assert again.phase == first.phase
     for _ in range(2):
         again.charge()
-    assert again.budget.ledger.releases == [Release(first.sigma, 1.0, 8)]
+    assert again.budget.ledger.releases == [Release(first.phase.mechanism, 8)]
     with pytest.raises(BudgetSpent):
         opened("monday").charge()
     with pytest.raises(BudgetSpent):
         opened("tuesday").charge()  # nothing is left for another run
     other = opened("wednesday", epsilon=2 * EPSILON)
-    fresh = noise_multiplier(2 * EPSILON, 1e-3, 1.0, 8)
-    assert other.sigma > 1.1 * fresh  # part of this epsilon is gone
-    assert other.sigma == noise_multiplier(
-        2 * EPSILON, 1e-3, 1.0, 8, (Release(first.sigma, 1.0, 8),)
-    )
+    fresh = calibrated(Gaussian, 2 * EPSILON, 1e-3, 1.0, 8).sigma
+    assert other.phase.mechanism.sigma > 1.1 * fresh  # part of this epsilon is gone
+    spent = (Release(first.phase.mechanism, 8),)
+    assert other.phase.mechanism == calibrated(Gaussian, 2 * EPSILON, 1e-3, 1.0, 8, spent)
     for _ in range(4):
         other.charge()
     assert 0.99 * 2 * EPSILON < other.budget.spent <= 2 * EPSILON

@@ -18,7 +18,7 @@ from fedpers.errors import ClientError
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts
 from fedpers.phases import Prox
-from fedpers.privacy import Release
+from fedpers.privacy import Gaussian, Release
 from fedpers.privacy.noise import known
 
 
@@ -58,7 +58,7 @@ def test_clipping_is_that_of_a_loop_over_examples(name: str, tmp_path: Path) -> 
     settings = [*PRIVACY, f"privacy.lr={lr}", f"privacy.max_grad_norm={norm}"]
     party = Party(name, *settings, sizes=(5, 8))
     phase = party.algorithm.phases()[1]
-    release = Release(0.0, 1.0, 1)
+    release = Release(Gaussian(0.0, 1.0), 1)
     found, _ = party.together(phase, party.accounts(tmp_path, release))
     clipped = 0
     for k, examples in enumerate(party.examples):
@@ -84,7 +84,7 @@ def test_clipping_is_that_of_a_loop_over_examples(name: str, tmp_path: Path) -> 
 def test_an_empty_sample_is_a_step_of_noise_alone(tmp_path: Path) -> None:
     party = Party("small", *PRIVACY, "privacy.lr=0.001", "training.lr=9", sizes=(3, 4))
     phase = replace(party.algorithm.phases()[1], name="empty")
-    release = Release(2.0, 1e-4, 1)
+    release = Release(Gaussian(2.0, 1e-4), 1)
     found, trainers = party.together(phase, party.accounts(tmp_path, release))
     for k, trainer in enumerate(trainers):
         n = len(trainer.examples)

@@ -22,7 +22,7 @@ from fedpers.errors import ClientError
 from fedpers.models import PersonalModel, build_model
 from fedpers.parts import Parts
 from fedpers.phases import Phase, Prox
-from fedpers.privacy import Release
+from fedpers.privacy import Gaussian, Release
 from fedpers.privacy.noise import known, secret
 
 LR, C = 0.5, 0.3
@@ -100,7 +100,7 @@ def run(
         loss_of(model, examples),
         examples=len(examples),
         expected=rate * len(examples),
-        release=Release(sigma, rate, steps),
+        release=Release(Gaussian(sigma, rate), steps),
         max_grad_norm=clip,
         after_noise=after_noise,
         source=known(seed)(),
@@ -192,7 +192,7 @@ def test_the_noise_has_the_declared_spread(
 
 def test_noise_in_an_update_by_hand() -> None:
     # One step's noise is sigma C / expected = 2 * 3 / 12 = .5, and moves a scalar by lr = .1 of it.
-    weight, release = [nn.Parameter(torch.zeros(2))], Release(2.0, 0.5, 3)
+    weight, release = [nn.Parameter(torch.zeros(2))], Release(Gaussian(2.0, 0.5), 3)
     plain = torch.optim.SGD(weight, lr=0.1)
     assert noise_in_update(plain, release, 3.0, 12.0) == pytest.approx(0.05 * 3**0.5)
     # With momentum .5 the first step's noise moves it by 1 + .5 + .25 of that, the next's by 1.5.
@@ -205,14 +205,14 @@ def test_noise_in_an_update_by_hand() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_noise_in_an_update_is_what_steps_on_noise_alone_make(momentum: float) -> None:
-    weight, release = nn.Parameter(torch.zeros(40_000)), Release(1.3, 0.25, 6)
+    weight, release = nn.Parameter(torch.zeros(40_000)), Release(Gaussian(1.3, 0.25), 6)
     optimizer = torch.optim.SGD([weight], lr=0.2, momentum=momentum)
     generator = torch.Generator().manual_seed(0)
     for _ in range(release.steps):
         noise = torch.randn(weight.shape, generator=generator)
-        weight.grad = release.sigma * 0.7 * noise / (release.rate * 60)
+        weight.grad = 1.3 * 0.7 * noise / (0.25 * 60)
         optimizer.step()
-    declared = noise_in_update(optimizer, release, 0.7, release.rate * 60)
+    declared = noise_in_update(optimizer, release, 0.7, 0.25 * 60)
     assert float(weight.detach().std()) == pytest.approx(declared, rel=0.02)
 
 
@@ -262,7 +262,7 @@ def test_the_model_is_left_as_it_was_after_an_error(mlp: PersonalModel, examples
             fails,
             examples=len(examples),
             expected=len(examples),
-            release=Release(1.0, 1.0, 1),
+            release=Release(Gaussian(1.0, 1.0), 1),
             max_grad_norm=C,
             after_noise=lambda: None,
             source=secret(),
@@ -281,7 +281,7 @@ def test_a_frozen_tensor_is_noticed(mlp: PersonalModel, examples: Examples) -> N
             loss_of(mlp, examples),
             examples=len(examples),
             expected=len(examples),
-            release=Release(1.0, 1.0, 1),
+            release=Release(Gaussian(1.0, 1.0), 1),
             max_grad_norm=C,
             after_noise=lambda: None,
             source=secret(),

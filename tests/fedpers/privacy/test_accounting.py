@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import RDPAccountant
 
-from fedpers.privacy import Ledger, Release, epsilon_of, mu_of, noise_multiplier
+from fedpers.privacy import Gaussian, Ledger, Release, calibrated, epsilon_of, mu_of
 from fedpers.privacy.accounting import (
     LARGEST_NOISE,
     MOST_STEPS,
@@ -33,28 +33,29 @@ def test_the_history_of_a_ledger_adds_up_whenever_it_is_opened(tmp_path: Path) -
         steps[kind] += count
         if rng.random() < 0.3:
             ledger = Ledger(ledger.path)
-        ledger.charge([Release(*kind, count)])
-    at_once = epsilon_of([Release(*kind, count) for kind, count in steps.items()], DELTA)
+        ledger.charge([Release(Gaussian(*kind), count)])
+    at_once = epsilon_of([Release(Gaussian(*kind), count) for kind, count in steps.items()], DELTA)
     assert len(ledger.releases) == 2 and at_once > 1
     assert ledger.epsilon(DELTA) == pytest.approx(at_once, rel=1e-4)  # another order, no more
 
 
 def test_rounds_add_up_where_a_new_accountant_each_round_forgets() -> None:
     # q = 32/400, sigma = 1, an epoch of 12 steps a round, 100 rounds.
-    one, all_rounds = Release(1.0, 0.08, 12), Release(1.0, 0.08, 1200)
+    one, all_rounds = Release(Gaussian(1.0, 0.08), 12), Release(Gaussian(1.0, 0.08), 1200)
     assert epsilon_of([one] * 100, DELTA) == epsilon_of([all_rounds], DELTA)
     assert epsilon_of([all_rounds], DELTA) > 5 * epsilon_of([one], DELTA)
 
 
 def test_nothing_released_costs_nothing() -> None:
-    nothing = [Release(1.0, 0.1, 0), Release(math.inf, 1.0, 5), Release(math.inf, 0.5, 5)]
+    none = [Release(Gaussian(math.inf, rate), 5) for rate in (1.0, 0.5)]
+    nothing = [Release(Gaussian(1.0, 0.1), 0), *none]
     assert epsilon_of([], DELTA) == mu_of([], DELTA) == 0
     assert epsilon_of(nothing, DELTA) == mu_of(nothing, DELTA) == 0
 
 
 def test_without_noise_nothing_is_private() -> None:
     for rate in (1.0, 0.1):
-        assert epsilon_of([Release(0.0, rate, 1)], DELTA) == math.inf
+        assert epsilon_of([Release(Gaussian(0.0, rate), 1)], DELTA) == math.inf
 
 
 def test_one_full_gaussian_release_by_hand() -> None:
@@ -62,23 +63,24 @@ def test_one_full_gaussian_release_by_hand() -> None:
     def phi(x: float) -> float:
         return math.erfc(-x / 2**0.5) / 2
 
-    epsilon = epsilon_of([Release(2.0, 1.0, 1)], DELTA)
+    epsilon = epsilon_of([Release(Gaussian(2.0, 1.0), 1)], DELTA)
     assert phi(0.25 - 2 * epsilon) - math.exp(epsilon) * phi(-0.25 - 2 * epsilon) == pytest.approx(
         DELTA, rel=1e-6
     )
     # Four times the noise in each of 16 releases is one release.
-    assert epsilon_of([Release(8.0, 1.0, 16)], DELTA) == pytest.approx(epsilon, rel=1e-12)
-    mixed = [Release(8.0, 1.0, 4), Release(4.0, 1.0, 3)]
+    assert epsilon_of([Release(Gaussian(8.0, 1.0), 16)], DELTA) == pytest.approx(epsilon, rel=1e-12)
+    mixed = [Release(Gaussian(8.0, 1.0), 4), Release(Gaussian(4.0, 1.0), 3)]
     assert epsilon_of(mixed, DELTA) == pytest.approx(epsilon, rel=1e-12)
     assert mu_of(mixed, DELTA) == 0.5
 
 
 def test_a_rate_of_one_up_to_rounding_is_one() -> None:
-    whole = epsilon_of([Release(3.0, 1.0, 30)], DELTA)
+    whole = epsilon_of([Release(Gaussian(3.0, 1.0), 30)], DELTA)
     for rate in (1 - 1e-16, 1 - 1e-12, 1 + 1e-15):
-        assert epsilon_of([Release(3.0, rate, 30)], DELTA) == whole
+        assert epsilon_of([Release(Gaussian(3.0, rate), 30)], DELTA) == whole
     # Continuous there.
-    assert epsilon_of([Release(3.0, 1 - 1e-6, 30)], DELTA) == pytest.approx(whole, rel=1e-3)
+    nearly = [Release(Gaussian(3.0, 1 - 1e-6), 30)]
+    assert epsilon_of(nearly, DELTA) == pytest.approx(whole, rel=1e-3)
 
 
 # -- calibration ---------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def test_a_rate_of_one_up_to_rounding_is_one() -> None:
     ("epsilon", "sigma"), [(0.5, 26.358), (1.0, 14.247), (2.0, 7.756), (8.0, 2.429)]
 )
 def test_on_whole_batches_sigma_is_the_exact_one(epsilon: float, sigma: float) -> None:
-    assert noise_multiplier(epsilon, 1e-4, 1.0, 20) == pytest.approx(sigma, abs=6e-4)
+    assert calibrated(Gaussian, epsilon, 1e-4, 1.0, 20).sigma == pytest.approx(sigma, abs=6e-4)
 
 
 @pytest.mark.parametrize("share", [0, 0.25])
@@ -105,56 +107,60 @@ def test_sigma_is_the_smallest_that_keeps_to_epsilon(
 ) -> None:
     beside: tuple[Release, ...] = ()
     if share:  # as counts take it that are released, too
-        beside = (Release(noise_multiplier(share * epsilon, delta, 1.0, 1), 1.0, 1),)
-    sigma = noise_multiplier(epsilon, delta, rate, steps, beside)
-    assert epsilon_of([*beside, Release(sigma, rate, steps)], delta) <= epsilon
-    assert epsilon_of([*beside, Release(0.999 * sigma, rate, steps)], delta) > epsilon
+        beside = (Release(calibrated(Gaussian, share * epsilon, delta, 1.0, 1), 1),)
+    sigma = calibrated(Gaussian, epsilon, delta, rate, steps, beside).sigma
+    assert epsilon_of([*beside, Release(Gaussian(sigma, rate), steps)], delta) <= epsilon
+    assert epsilon_of([*beside, Release(Gaussian(0.999 * sigma, rate), steps)], delta) > epsilon
     if beside:
-        assert sigma > noise_multiplier(epsilon, delta, rate, steps)
+        assert sigma > calibrated(Gaussian, epsilon, delta, rate, steps).sigma
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.1])
 def test_an_epsilon_that_what_stands_beside_has_used_up_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match=r"^epsilon: got 0\.5 for 3 steps, takes more, or fewer$"):
-        noise_multiplier(0.5, DELTA, rate, 3, (Release(1.0, 1.0, 1),))
+        calibrated(Gaussian, 0.5, DELTA, rate, 3, (Release(Gaussian(1.0, 1.0), 1),))
     with pytest.raises(ValueError, match=r"^epsilon: got 1e-06 for 3 steps"):
-        noise_multiplier(1e-6, 1e-9, 1.0, 3)  # beyond the largest noise
+        calibrated(Gaussian, 1e-6, 1e-9, 1.0, 3)  # beyond the largest noise
 
 
 def test_shares_of_a_budget_add_up_exactly() -> None:
     # As an account plans two counts beside its phases: mu^2 is what adds up.
-    whole = noise_multiplier(1.0, DELTA, 1.0, 1)
-    counts = (Release(whole / 0.3, 1.0, 1), Release(whole / 0.125, 1.0, 1))
-    sigma = noise_multiplier(1.0, DELTA, 1.0, 20, counts)
-    alone = noise_multiplier(1.0, DELTA, 1.0, 20)
+    whole = calibrated(Gaussian, 1.0, DELTA, 1.0, 1).sigma
+    counts = (Release(Gaussian(whole / 0.3, 1.0), 1), Release(Gaussian(whole / 0.125, 1.0), 1))
+    sigma = calibrated(Gaussian, 1.0, DELTA, 1.0, 20, counts).sigma
+    alone = calibrated(Gaussian, 1.0, DELTA, 1.0, 20).sigma
     assert sigma == pytest.approx(alone / (1 - 0.3**2 - 0.125**2) ** 0.5, rel=1e-6)
 
 
 # -- the look-ahead ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("beside", [(), (Release(9.0, 1.0, 2),), (Release(4.0, 0.3, 5),)])
+BESIDE = [(), (Release(Gaussian(9.0, 1.0), 2),), (Release(Gaussian(4.0, 0.3), 5),)]
+
+
+@pytest.mark.parametrize("beside", BESIDE)
 @pytest.mark.parametrize(("sigma", "rate"), [(2.0, 0.1), (15.0, 1.0)])
 def test_as_many_steps_are_affordable_as_cost_no_more(
     sigma: float, rate: float, beside: tuple[Release, ...]
 ) -> None:
     for epsilon in (0.9, 2.0):
-        steps = most_steps(epsilon, DELTA, sigma, rate, beside)
+        steps = most_steps(epsilon, DELTA, Gaussian(sigma, rate), beside)
         assert steps > 0
-        assert epsilon_of([*beside, Release(sigma, rate, steps)], DELTA) <= epsilon
-        assert epsilon_of([*beside, Release(sigma, rate, steps + 1)], DELTA) > epsilon
+        assert epsilon_of([*beside, Release(Gaussian(sigma, rate), steps)], DELTA) <= epsilon
+        assert epsilon_of([*beside, Release(Gaussian(sigma, rate), steps + 1)], DELTA) > epsilon
 
 
 def test_all_steps_that_were_planned_are_affordable() -> None:
     for rate, steps in ((1.0, 20), (0.1, 20), (0.1, 333)):
-        sigma = noise_multiplier(2.0, DELTA, rate, steps)
-        assert steps <= most_steps(2.0, DELTA, sigma, rate) <= 1 + 1.002 * steps
+        sigma = calibrated(Gaussian, 2.0, DELTA, rate, steps).sigma
+        assert steps <= most_steps(2.0, DELTA, Gaussian(sigma, rate)) <= 1 + 1.002 * steps
 
 
 def test_affordable_steps_at_the_edges() -> None:
-    assert most_steps(1.0, DELTA, 2.0, 0.1, (Release(0.5, 1.0, 1),)) == -1
-    assert most_steps(1.0, DELTA, 0.5, 1.0) == most_steps(1.0, DELTA, 0.3, 0.5) == 0
-    assert most_steps(1.0, DELTA, LARGEST_NOISE, 1.0) == MOST_STEPS
+    assert most_steps(1.0, DELTA, Gaussian(2.0, 0.1), (Release(Gaussian(0.5, 1.0), 1),)) == -1
+    for much in (Gaussian(0.5, 1.0), Gaussian(0.3, 0.5)):
+        assert most_steps(1.0, DELTA, much) == 0
+    assert most_steps(1.0, DELTA, Gaussian(LARGEST_NOISE, 1.0)) == MOST_STEPS
 
 
 # -- the edges of time and memory ----------------------------------------------------------------
@@ -177,10 +183,10 @@ def test_affordable_steps_at_the_edges() -> None:
 def test_odd_histories_take_neither_long_nor_much_memory(
     schedule: list[tuple[float, float, int]], delta: float
 ) -> None:
-    releases, started = [Release(*kind) for kind in schedule], time.process_time()
+    releases, started = [Release(Gaussian(s, q), n) for s, q, n in schedule], time.process_time()
     epsilon, mu = epsilon_of(releases, delta), mu_of(releases, delta)
     assert time.process_time() - started < 20
-    assert 0 <= mu <= 1.0001 * math.sqrt(sum(r.steps / r.sigma**2 for r in releases))
+    assert 0 <= mu <= 1.0001 * math.sqrt(sum(n / s**2 for s, _, n in schedule))
     if len(schedule) > 30:
         schedule = [(schedule[0][0], schedule[0][1], len(schedule))]
     assert 0 <= epsilon <= 1.001 * by_renyi(schedule, delta)
@@ -189,14 +195,14 @@ def test_odd_histories_take_neither_long_nor_much_memory(
 @pytest.mark.parametrize("epsilon", [1e6, 1e-3])
 def test_a_huge_and_a_tiny_epsilon_are_met(epsilon: float) -> None:
     for rate in (1.0, 0.1):
-        sigma = noise_multiplier(epsilon, 1e-4, rate, 20)
+        sigma = calibrated(Gaussian, epsilon, 1e-4, rate, 20).sigma
         assert 0 < sigma < LARGEST_NOISE
-        spent = epsilon_of([Release(sigma, rate, 20)], 1e-4)
+        spent = epsilon_of([Release(Gaussian(sigma, rate), 20)], 1e-4)
         assert 0.998 * epsilon < spent <= epsilon
 
 
 def test_below_what_can_be_convolved_samples_count_as_whole_batches() -> None:
-    sampled, whole = Release(10.0, 0.1, 1000), Release(10.0, 1.0, 1000)
+    sampled, whole = Release(Gaussian(10.0, 0.1), 1000), Release(Gaussian(10.0, 1.0), 1000)
     assert epsilon_of([sampled], 1e-15) == epsilon_of([whole], 1e-15)
     assert epsilon_of([sampled], 1e-12) < 0.1 * epsilon_of([whole], 1e-12)
 
@@ -216,8 +222,8 @@ def by_renyi(schedule: list[tuple[float, float, int]], delta: float) -> float:
 def test_no_more_is_claimed_than_by_renyi_dp_nor_less_than_without_sampling(
     sigma: float, rate: float, steps: int, delta: float
 ) -> None:
-    epsilon = epsilon_of([Release(sigma, rate, steps)], delta)
-    assert epsilon <= epsilon_of([Release(sigma, 1.0, steps)], delta)
+    epsilon = epsilon_of([Release(Gaussian(sigma, rate), steps)], delta)
+    assert epsilon <= epsilon_of([Release(Gaussian(sigma, 1.0), steps)], delta)
     assert epsilon <= 1.001 * by_renyi([(sigma, rate, steps)], delta)
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 
-from fedpers.privacy.accounting import Release, epsilon_of, mu_of, noise_multiplier
-from fedpers.privacy.gaussian import epsilon_at, log_delta
-from fedpers.privacy.sampled import KINDS, coarsened, delta_of_step
+from fedpers.privacy import Gaussian, Release, calibrated, epsilon_of, mu_of
+from fedpers.privacy.composition import APART, coarsened
+from fedpers.privacy.gdp import epsilon_at, log_delta
+from fedpers.privacy.mechanisms.gaussian import delta_of_step
 
 Floats = NDArray[np.float64]
 Schedule = list[tuple[float, float, int]]
@@ -37,6 +38,10 @@ SCHEDULES: list[tuple[Schedule, float]] = [  # (sigma, rate, steps), delta
     ([(0.21, 0.1, 20), (2.0, 1.0, 1)], 1e-5),  # 100
     ([(1.3, 0.013, 4711)], 1e-9),
 ]
+
+
+def releases_of(schedule: Schedule) -> list[Release]:
+    return [Release(Gaussian(sigma, rate), steps) for sigma, rate, steps in schedule]
 
 
 def losses(sigma: float, rate: float, *, removed: bool) -> tuple[Floats, Floats]:
@@ -92,7 +97,7 @@ def test_epsilon_is_what_an_independent_implementation_finds(
     schedule: Schedule, delta: float
 ) -> None:
     directions = [epsilon_by_cosines(schedule, delta, removed=x) for x in (True, False)]
-    found = epsilon_of([Release(*kind) for kind in schedule], delta)
+    found = epsilon_of(releases_of(schedule), delta)
     assert max(directions) <= found + 1e-9  # from above
     assert found <= max(directions) + 1e-3
     assert found <= max(directions) * (1 + 1e-3)
@@ -101,7 +106,7 @@ def test_epsilon_is_what_an_independent_implementation_finds(
 @pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
 @pytest.mark.parametrize("steps", [20, 200, 2000])
 def test_sigma_is_a_thousandth_above_exact_at_most(epsilon: float, steps: int) -> None:
-    sigma = noise_multiplier(epsilon, 1e-4, 0.1, steps)
+    sigma = calibrated(Gaussian, epsilon, 1e-4, 0.1, steps).sigma
 
     def spent(sigma: float) -> float:  # an example that is removed costs more, see below
         return epsilon_by_cosines([(sigma, 0.1, steps)], 1e-4, removed=True)
@@ -113,7 +118,7 @@ def test_the_direction_that_costs_more_counts() -> None:
     schedule: Schedule = [(1.0, 0.1, 200)]
     removed, added = (epsilon_by_cosines(schedule, 1e-5, removed=x) for x in (True, False))
     assert added < 0.7 * removed
-    assert epsilon_of([Release(*schedule[0])], 1e-5) == pytest.approx(removed, rel=1e-4)
+    assert epsilon_of(releases_of(schedule), 1e-5) == pytest.approx(removed, rel=1e-4)
 
 
 @pytest.mark.parametrize(("sigma", "rate"), [(1.0, 0.1), (0.4, 0.5), (20.0, 0.003), (3.0, 1.0)])
@@ -139,7 +144,7 @@ def test_the_delta_of_a_step_is_its_integral(sigma: float, rate: float, removed:
 def test_other_accountants_give_no_less_and_prv_nearly_the_same(
     schedule: Schedule, delta: float
 ) -> None:
-    found = epsilon_of([Release(*kind) for kind in schedule], delta)
+    found = epsilon_of(releases_of(schedule), delta)
     rdp, prv = RDPAccountant(), PRVAccountant()
     rdp.history = prv.history = list(schedule)
     assert 0.8 * rdp.get_epsilon(delta) < found < rdp.get_epsilon(delta)
@@ -149,14 +154,14 @@ def test_other_accountants_give_no_less_and_prv_nearly_the_same(
 
 @pytest.mark.parametrize(("schedule", "delta"), [SCHEDULES[k] for k in (0, 1, 4)])
 def test_mu_covers_the_whole_curve_and_hardly_more(schedule: Schedule, delta: float) -> None:
-    releases = [Release(*kind) for kind in schedule]
+    releases = releases_of(schedule)
     mu = mu_of(releases, delta)
     larger = delta * np.logspace(0, math.log10(0.1 / delta), 6)
     excess = [epsilon_at(mu, d) - epsilon_of(releases, d) for d in larger]
     assert min(excess) > -1e-6
     assert min(excess) < 2e-3 * max(epsilon_of(releases, delta), 0.01)
     # As if all batches had been whole ones would cover it, too.
-    assert mu < 0.5 * math.sqrt(sum(r.steps / r.sigma**2 for r in releases))
+    assert mu < 0.5 * math.sqrt(sum(n / s**2 for s, _, n in schedule))
 
 
 def test_gaussian_delta_by_mpmath() -> None:
@@ -172,7 +177,7 @@ def test_gaussian_delta_by_mpmath() -> None:
 def test_many_kinds_become_few_that_cost_no_less() -> None:
     rng = np.random.default_rng(0)
     many = tuple(
-        Release(float(s), float(q), int(n))
+        Release(Gaussian(float(s), float(q)), int(n))
         for s, q, n in zip(
             rng.uniform(3, 9, 3000),
             rng.uniform(0.01, 0.2, 3000),
@@ -181,10 +186,10 @@ def test_many_kinds_become_few_that_cost_no_less() -> None:
         )
     )
     few = coarsened(many)
-    assert len(few) <= KINDS and sum(r.steps for r in few) == sum(r.steps for r in many)
-    assert coarsened(many[:KINDS]) == many[:KINDS]
-    for release in many:
-        assert any(r.sigma <= release.sigma and r.rate >= release.rate for r in few)
+    assert len(few) <= APART and sum(r.steps for r in few) == sum(r.steps for r in many)
+    assert coarsened(many[:APART]) == many[:APART]
+    for one, _ in many:
+        assert any(m.sigma <= one.sigma and m.rate >= one.rate for m, _ in few)
     # 17 of them, where both can be composed.
-    exact = epsilon_by_cosines([*many[:17]], 1e-5, removed=True)
+    exact = epsilon_by_cosines([(m.sigma, m.rate, n) for m, n in many[:17]], 1e-5, removed=True)
     assert exact <= epsilon_of(many[:17], 1e-5) <= 1.1 * exact

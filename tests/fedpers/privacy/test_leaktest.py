@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedpers.parts import Part, Parts
+from fedpers.privacy import Gaussian, Release
 from fedpers.privacy.leaktest import Said, Transcript, covers, difference, unpaid
 from fedpers.privacy.listener import listening, sketch
-from fedpers.privacy.sampled import Release
 
 PATH = (1, "ann", "local training")
 
@@ -213,20 +213,25 @@ def test_a_release_is_covered_by_no_less_noise_and_no_lower_rate() -> None:
     step(transcript, ROWS, bound=2.0, sigma=3.0)
     (found,) = transcript.noised[PATH]
     assert found.norm == pytest.approx(2.0) and found.deviation == 6.0
-    assert covers(Release(3.0, 1.0, 1), found, 2.0)
-    assert covers(Release(2.9, 1.0, 1), found, 2.0)
-    assert not covers(Release(3.1, 1.0, 1), found, 2.0)
-    assert not covers(Release(3.0, 0.5, 1), found, 2.0)  # all examples were used
-    assert not covers(Release(3.0, 1.0, 1), found, 1.0)  # a row is longer than that
+    assert covers(Release(Gaussian(3.0, 1.0), 1), found, 2.0)
+    assert covers(Release(Gaussian(2.9, 1.0), 1), found, 2.0)
+    assert not covers(Release(Gaussian(3.1, 1.0), 1), found, 2.0)
+    assert not covers(Release(Gaussian(3.0, 0.5), 1), found, 2.0)  # all examples were used
+    assert not covers(Release(Gaussian(3.0, 1.0), 1), found, 1.0)  # a row is longer than that
 
 
 def test_each_step_is_paid_once() -> None:
     transcript = Transcript()
     for _ in range(3):
         step(transcript, ROWS)
-    unpaid(transcript, {"ann": [Release(0.5, 1.0, 3)]}, 1.0)
+    half = Gaussian(0.5, 1.0)
+    unpaid(transcript, {"ann": [Release(half, 3)]}, 1.0)
     assert transcript.findings == []
-    unpaid(transcript, {"ann": [Release(0.5, 1.0, 2)], "bob": [Release(0.5, 1.0, 9)]}, 1.0)
+    unpaid(
+        transcript,
+        {"ann": [Release(half, 2)], "bob": [Release(half, 9)]},
+        1.0,
+    )
     (finding,) = transcript.findings
     assert finding.what == "a release with noise of 0.5 is not in the ledger"
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from fedpers.errors import ClientError
 from fedpers.files import write_own
-from fedpers.privacy import Budget, BudgetSpent, Ledger, Release, data_digest, epsilon_of
+from fedpers.privacy import Budget, BudgetSpent, Gaussian, Ledger, Release, data_digest, epsilon_of
 
-ONE = Release(2.0, 0.1, 3)
+ONE = Release(Gaussian(2.0, 0.1), 3)
 DELTA = 1e-5
 
 
@@ -32,15 +32,16 @@ def path(tmp_path: Path) -> Path:
 def test_a_charge_is_on_disk_when_it_returns(path: Path) -> None:
     ledger = Ledger(path)
     assert ledger.releases == [] and ledger.epsilon(DELTA) == 0 and not path.exists()
-    ledger.charge([ONE, Release(1.0, 1.0, 2)])
-    assert Ledger(path).releases == ledger.releases == [ONE, Release(1.0, 1.0, 2)]
+    ledger.charge([ONE, Release(Gaussian(1.0, 1.0), 2)])
+    assert Ledger(path).releases == ledger.releases == [ONE, Release(Gaussian(1.0, 1.0), 2)]
     assert path.stat().st_mode & 0o077 == 0
 
 
 def test_equal_entries_are_one(path: Path) -> None:
+    whole, half = Gaussian(1.0, 1.0), Gaussian(2.0, 0.5)
     for _ in range(4):
-        Ledger(path).charge([ONE, ONE, Release(1.0, 1.0, 2), Release(2.0, 0.5, 1)])
-    merged = [Release(2.0, 0.1, 24), Release(1.0, 1.0, 8), Release(2.0, 0.5, 4)]
+        Ledger(path).charge([ONE, ONE, Release(whole, 2), Release(half, 1)])
+    merged = [Release(Gaussian(2.0, 0.1), 24), Release(whole, 8), Release(half, 4)]
     assert Ledger(path).releases == merged
     assert len(json.loads(path.read_text())["releases"]) == 3
     assert Ledger(path).epsilon(DELTA) == epsilon_of(Ledger(path).releases, DELTA)
@@ -86,7 +87,7 @@ def test_a_ledger_that_broke_while_it_was_open_is_not_overwritten(path: Path) ->
 def test_entries_that_stand_there_twice_add_up(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('{"releases": [[2.0, 0.1, 3], [2.0, 0.1, 4]]}')
-    assert Ledger(path).releases == [Release(2.0, 0.1, 7)]
+    assert Ledger(path).releases == [Release(Gaussian(2.0, 0.1), 7)]
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -102,14 +103,14 @@ def forked(work: Callable[[], None]) -> int:
 
 def test_a_killed_process_has_charged_at_least_what_it_announced(path: Path) -> None:
     rng, announced, kills = random.Random(0), 0, 20
-    Ledger(path).charge([Release(2.0, 0.1, 1)])
+    Ledger(path).charge([Release(Gaussian(2.0, 0.1), 1)])
     for kill in range(kills):
         reader, writer = os.pipe()
 
         def release_in_a_loop(writer: int = writer) -> None:
             ledger = Ledger(path)
             while True:
-                ledger.charge([Release(2.0, 0.1, 1)])
+                ledger.charge([Release(Gaussian(2.0, 0.1), 1)])
                 os.write(writer, b"x")  # what is released after the charge
 
         child = forked(release_in_a_loop)
@@ -134,7 +135,7 @@ def test_processes_that_share_a_ledger_forget_nothing(path: Path) -> None:
     for child in children:
         assert os.waitpid(child, 0)[1] == 0
     ledger.charge([ONE])  # this object has not seen the others' charges
-    assert ledger.releases == Ledger(path).releases == [Release(2.0, 0.1, 3 * 92)]
+    assert ledger.releases == Ledger(path).releases == [Release(Gaussian(2.0, 0.1), 3 * 92)]
 
 
 def test_a_ledger_that_lasts_is_vouched_for(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_a_ledger_that_lasts_is_vouched_for(tmp_path: Path) -> None:
     assert receipt == {"ledger": content["ledger"], "charges": 1} and len(content["ledger"]) == 32
     ledger, backup = opened(), opened().path.read_text()
     ledger.charge([ONE])
-    assert opened().releases == [Release(2.0, 0.1, 6)]
+    assert opened().releases == [Release(Gaussian(2.0, 0.1), 6)]
     ledger.path.write_text(backup)  # while it is open
     with pytest.raises(ClientError, match=r"is older than what was released \(1 of 2 charges\);"):
         ledger.charge([ONE])
@@ -175,7 +176,7 @@ def test_a_crash_between_ledger_and_receipt_costs_nothing(
         with pytest.raises(OSError, match="no space left"):
             ledger.charge([ONE])
     ledger.charge([ONE])  # over-counted, never under
-    assert Ledger.named(tmp_path / "ledgers", "a").releases == [Release(2.0, 0.1, 9)]
+    assert Ledger.named(tmp_path / "ledgers", "a").releases == [Release(Gaussian(2.0, 0.1), 9)]
 
 
 def test_processes_that_share_a_lasting_ledger_refuse_nothing(tmp_path: Path) -> None:
@@ -186,11 +187,11 @@ def test_processes_that_share_a_lasting_ledger_refuse_nothing(tmp_path: Path) ->
 
     children = [forked(work) for _ in "abc"]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-    assert Ledger.named(tmp_path / "ledgers", "a").releases == [Release(2.0, 0.1, 3 * 90)]
+    assert Ledger.named(tmp_path / "ledgers", "a").releases == [Release(Gaussian(2.0, 0.1), 3 * 90)]
 
 
 def test_the_budget_charges_up_to_its_limit_and_not_a_step_further(path: Path) -> None:
-    limit = epsilon_of([Release(2.0, 0.1, 10)], DELTA)
+    limit = epsilon_of([Release(Gaussian(2.0, 0.1), 10)], DELTA)
     budget = Budget(Ledger(path), limit, DELTA)
     for _ in range(3):
         budget.charge([ONE])
@@ -198,16 +199,16 @@ def test_the_budget_charges_up_to_its_limit_and_not_a_step_further(path: Path) -
     with pytest.raises(BudgetSpent, match=r"^budget spent: [\d.]+ of epsilon [\d.]+ is used, and"):
         budget.charge([ONE])  # 12 steps in all
     assert path.read_bytes() == before
-    assert budget.ledger.releases == Ledger(path).releases == [Release(2.0, 0.1, 9)]
-    assert budget.spent == epsilon_of([Release(2.0, 0.1, 9)], DELTA)
-    budget.charge([Release(2.0, 0.1, 1)])
+    assert budget.ledger.releases == Ledger(path).releases == [Release(Gaussian(2.0, 0.1), 9)]
+    assert budget.spent == epsilon_of([Release(Gaussian(2.0, 0.1), 9)], DELTA)
+    budget.charge([Release(Gaussian(2.0, 0.1), 1)])
     assert budget.spent == limit
     with pytest.raises(BudgetSpent):
-        budget.charge([Release(2.0, 0.1, 1)])
+        budget.charge([Release(Gaussian(2.0, 0.1), 1)])
 
 
 def test_the_budget_counts_what_others_charged_meanwhile(path: Path) -> None:
-    limit = epsilon_of([Release(2.0, 0.1, 9)], DELTA)
+    limit = epsilon_of([Release(Gaussian(2.0, 0.1), 9)], DELTA)
     mine, theirs = (Budget(Ledger(path), limit, DELTA) for _ in range(2))
     for budget in (mine, theirs, mine):
         budget.charge([ONE])
@@ -217,7 +218,8 @@ def test_the_budget_counts_what_others_charged_meanwhile(path: Path) -> None:
 
 
 def test_the_budget_counts_releases_of_all_kinds(path: Path) -> None:
-    kinds = [Release(2.0, 0.1, 9), Release(9.0, 1.0, 4), Release(5.0, 1.0, 1)]
+    known = (Gaussian(2.0, 0.1), Gaussian(9.0, 1.0), Gaussian(5.0, 1.0))
+    kinds = [Release(mechanism, steps) for mechanism, steps in zip(known, (9, 4, 1), strict=True)]
     budget = Budget(Ledger(path), 1.000001 * epsilon_of(kinds, DELTA), DELTA)
     for kind in kinds:
         budget.charge([kind])
@@ -232,10 +234,10 @@ def test_the_look_ahead_is_quick(
     path: Path, capsys: pytest.CaptureFixture[str], rate: float, kinds: int
 ) -> None:
     ledger = Ledger(path)
-    ledger.charge([Release(100.0 + k / 100, 0.1, 1) for k in range(kinds)])
+    ledger.charge([Release(Gaussian(100.0 + k / 100, 0.1), 1) for k in range(kinds)])
     budget, seconds = Budget(ledger, 2.0, DELTA), []
-    sigma = budget.noise_multiplier(rate, 40)
-    budget.charge([Release(sigma, rate, 1)])
+    sigma = budget.calibrated(Gaussian, rate, 40).sigma
+    budget.charge([Release(Gaussian(sigma, rate), 1)])
     look = ledger.charge
 
     def timed(releases: Sequence[Release], check: Callable[[list[Release]], None]) -> None:
@@ -250,9 +252,9 @@ def test_the_look_ahead_is_quick(
 
     ledger.charge = timed  # type: ignore[method-assign, assignment]
     for _ in range(39):  # a history that grows
-        budget.charge([Release(sigma, rate, 1)])
+        budget.charge([Release(Gaussian(sigma, rate), 1)])
     with pytest.raises(BudgetSpent):
-        budget.charge([Release(sigma, rate, 2)])
+        budget.charge([Release(Gaussian(sigma, rate), 2)])
     warm = sorted(seconds)[len(seconds) // 2]
     with capsys.disabled():
         print(f" [look-ahead with {kinds} kinds before: {1e3 * warm:.3f} ms]", end="")

@@ -63,4 +63,5 @@ class EveryRound(Counts):
         source = trainer.account.sources(trainer.server_round, trainer.client, "labels")
         labels = self.labels(trainer)
         source.witness([labels], torch.ones(len(labels)))
-        return source.noised(labels.sum(dim=0), next(iter(trainer.account.once.values())).sigma)
+        (release,) = trainer.account.once.values()
+        return release.mechanism.noised(labels.sum(dim=0), 1.0, source)

@@ -31,7 +31,7 @@ class WithNoiseUnpaid(Releases):
         rows = trainer.examples.x.flatten(1)[:, :1]
         factors = 1 / rows.norm(dim=1).clamp_min(1)
         source.witness([rows], factors)
-        return source.noised((factors @ rows), trainer.account.sigma)
+        return trainer.account.phase.mechanism.noised(factors @ rows, 1.0, source)
 
 
 class ShownOthers(Releases):
@@ -39,7 +39,8 @@ class ShownOthers(Releases):
 
     def released(self, source, trainer):
         source.witness([torch.zeros(len(trainer.examples), 1)], torch.ones(len(trainer.examples)))
-        return source.noised(trainer.examples.x.mean().reshape(1), trainer.account.sigma)
+        mean = trainer.examples.x.mean().reshape(1)
+        return trainer.account.phase.mechanism.noised(mean, 1.0, source)
 
 
 class Longer(Releases):
@@ -48,7 +49,7 @@ class Longer(Releases):
     def released(self, source, trainer):
         rows = 100 * trainer.examples.x.flatten(1)[:, :1]
         source.witness([rows], torch.ones(len(rows)))
-        return 1e-3 * source.noised(rows.sum(dim=0), trainer.account.sigma)
+        return 1e-3 * trainer.account.phase.mechanism.noised(rows.sum(dim=0), 1.0, source)
 
 
 class OwnNoise(Releases):

@@ -4,6 +4,7 @@ import torch
 
 from clients.methods.fedavg import FedAvg
 from fedpers.parts import Part
+from fedpers.privacy import Gaussian
 
 
 class Odd(FedAvg):
@@ -95,5 +96,7 @@ class Examples(FedAvg):
     accounted = True
 
     def conclude(self, working, trainer):
-        trainer.account.sigma = float(trainer.examples.x.abs().mean())
+        seen = float(trainer.examples.x.abs().mean())
+        account = trainer.account
+        account.phase = account.phase._replace(mechanism=Gaussian(seen, 1.0))
         return working

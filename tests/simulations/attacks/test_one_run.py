@@ -4,6 +4,7 @@ code."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
     def make(*, noise: float = 1.0, clips: bool = True) -> None:
         def steps(*args: Any, release: Release, max_grad_norm: float, **kwargs: Any) -> float:
             clip = max_grad_norm if clips else 1e6
-            sigma = noise * release.sigma * max_grad_norm / clip
-            release = release._replace(sigma=sigma)
+            own = release.mechanism
+            sigma = noise * own.sigma * max_grad_norm / clip
+            release = release._replace(mechanism=replace(own, sigma=sigma))
             return real(*args, release=release, max_grad_norm=clip, **kwargs)
 
         monkeypatch.setattr(clients.training.trainer, "private_steps", steps)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from clients.node.device import Device
 from fedpers.channels.sealed import new_keys
-from fedpers.privacy import Ledger, Release
+from fedpers.privacy import Gaussian, Ledger, Release
 from simulations.commands.cli import app
 
 CONFIG = Path(__file__).parents[3] / "configs" / "devices.yaml"
@@ -82,9 +82,9 @@ def test_settings_that_protect_nothing_here(check: Check) -> None:
 
 def test_a_budget_that_is_spent(check: Check, tmp_path: Path) -> None:
     ledger = Ledger.named(tmp_path / "state" / "ledgers", "clinic-7")
-    ledger.charge([Release(2.0, 1.0, 3)])
+    ledger.charge([Release(Gaussian(2.0, 1.0), 3)])
     assert check().exit_code == 0
-    ledger.charge([Release(1.0, 1.0, 10)])
+    ledger.charge([Release(Gaussian(1.0, 1.0), 10)])
     line = refusal(check())
     assert line.startswith("privacy.epsilon: got 8.0, takes more than the ")
     assert line.endswith("that earlier runs have spent")

@@ -23,7 +23,7 @@ from fedpers.privacy.audit.one_run import (
     mu_by_guesses,
     mu_by_projection,
 )
-from fedpers.privacy.gaussian import epsilon_at
+from fedpers.privacy.gdp import epsilon_at
 
 
 def chance(canaries: int, guesses: int, correct: int, mu: float) -> float:
