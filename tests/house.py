@@ -1,5 +1,7 @@
 """What the design says of the house, counted: `python tests/house.py [--verbose]`.
 
+    python tests/house.py --draw docs/house.svg    # the picture of it
+
 Exit code 1 where a count is above its bound.
 """
 
@@ -15,6 +17,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from drawing import draw
 from syntax import (
     PACKAGES,
     ROOT,
@@ -153,7 +156,11 @@ def main() -> int:
     """Print the counts; 1 if one is above its bound."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--verbose", action="store_true", help="show each one")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="draw the house instead, as SVG")
     given = parser.parse_args()
+    if given.draw is not None:
+        given.draw.write_text(draw(), encoding="utf-8")
+        return 0
     failed = False
     for count in COUNTS:
         found = count.found()

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from drawing import draw, floor_of
 from syntax import channel_settings, circles, imports, names, override_lookups
 
 SCRIPT = Path(__file__).with_name("house.py")
@@ -109,3 +110,27 @@ def test_words_of_a_channel() -> None:
         assert HOUSE.names_a_channel(text), text
     for text in ("revealed", "sealskin", "client levels", "attention_mask", "channel"):
         assert not HOUSE.names_a_channel(text), text
+
+
+def test_who_imports_stands_above_what_is_imported() -> None:
+    below = {"fedpers.data.sources": 1}
+    graph = {
+        "fedpers.models.build": {**below, "fedpers.config": 1},
+        "fedpers.models.lora": {},
+        "fedpers.data.sources": {"fedpers.config": 1, "fedpers.errors": 1},
+        "fedpers.errors": {},
+        "fedpers.config": {"fedpers.errors": 1},
+    }
+    floor = [[box.title or box.text for box in row] for row in floor_of("fedpers", graph)]
+    assert floor == [["models"], ["data"], ["config · errors"]]
+    # Two rooms that import each other's files, though no two files do.
+    graph["fedpers.data.sources"]["fedpers.models.lora"] = 1
+    floor = [[box.title or box.text for box in row] for row in floor_of("fedpers", graph)]
+    assert floor == [["models"], ["data"], ["config · errors"]]
+
+
+def test_the_picture_has_every_room() -> None:
+    picture = draw()
+    for name in ("attacks", "methods", "training", "channels", "tasks"):
+        assert f">{name}/<" in picture
+    assert "prefers-color-scheme: dark" in picture

@@ -1,1 +1,1 @@
-"""The leak test: a method is rehearsed on made-up clients before it may run privately."""
+"""Leak test: a method is rehearsed on made-up clients before it may run privately."""

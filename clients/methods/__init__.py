@@ -1,1 +1,1 @@
-"""The methods, client side; the server side of each has the same name in strategies.methods."""
+"""Methods: one file each, of the same name as in strategies.methods."""

@@ -1,1 +1,1 @@
-"""What runs on a node: the Flower app, its answers, its clients' stores, a device."""
+"""Node: the Flower app, its answers, the clients it hosts and what they keep."""

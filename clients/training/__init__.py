@@ -1,1 +1,1 @@
-"""How clients train: one by one, folded, privately; and what that costs of a budget."""
+"""Training: one client or a fold of them, in the clear or privately, and the account of it."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from clients.base import LocalAlgorithm
-from clients.methods.local import Local
 from clients.training.features import FeatureCache
 from clients.training.trainer import ModelView
 from fedpers.compute import CPU
@@ -74,7 +73,7 @@ class Scoring:
     def __init__(
         self,
         algorithm: LocalAlgorithm,
-        local: Local,
+        local: LocalAlgorithm,
         data: FederatedData,
         examples: FederatedData | FeatureCache,
         model: PersonalModel,

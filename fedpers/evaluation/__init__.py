@@ -1,4 +1,4 @@
-"""Metrics from per-client counts, the files of a run, and its report."""
+"""Evaluation: results of clients, the gate, the files of a run and its report."""
 
 from fedpers.evaluation.gate import choose, gated
 from fedpers.evaluation.html import write_html

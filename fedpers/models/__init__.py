@@ -1,4 +1,4 @@
-"""Models: a trunk (small backbone or transformer), LoRA adapters by PEFT, and a linear head."""
+"""Models: a trunk, LoRA adapters by PEFT, and the task's head."""
 
 from fedpers.models.adapter_folder import save_adapter
 from fedpers.models.backbones import BACKBONES, Backbone

@@ -1,4 +1,4 @@
-"""Differential privacy: the plan checked before a run, mechanisms, DP-SGD, the ledger."""
+"""Privacy: the plan checked before a run, mechanisms, their accounting, the ledger."""
 
 from fedpers.privacy.accounting import calibrated, epsilon_of, mu_of
 from fedpers.privacy.ledger import Budget, BudgetSpent, Ledger, data_digest

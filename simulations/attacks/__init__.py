@@ -1,1 +1,1 @@
-"""Attacks on a run, and what they find: poisoned updates, membership, inversion, audits."""
+"""Attacks: poisoned updates, membership, inversion, audits."""

@@ -1,1 +1,1 @@
-"""What a run runs on: this process, or Flower with Ray."""
+"""Backends: this process, or Flower with Ray."""

@@ -1,1 +1,1 @@
-"""How long things take, side by side."""
+"""Bench: how long things take, side by side."""

@@ -1,1 +1,1 @@
-"""The command line."""
+"""Commands: the command line, a file a command."""

@@ -1,1 +1,1 @@
-"""Devices: a rehearsal of them on this machine, certificates, units, a check."""
+"""Devices: a rehearsal on this machine, certificates, units, a check."""

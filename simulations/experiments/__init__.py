@@ -1,1 +1,1 @@
-"""What is done with runs: compare, watch, predict."""
+"""Experiments: compare, watch, predict, export."""

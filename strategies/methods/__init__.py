@@ -1,1 +1,1 @@
-"""The methods, server side; the client side of each has the same name in clients.methods."""
+"""Methods: one file each, of the same name as in clients.methods."""
