@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clients.training.account import Releases
-from clients.training.trainer import ModelView, Trainer
+from clients.training.trainer import Trainer
+from clients.training.view import ModelView
 from fedpers.config import Config, NoParams, params_of
 from fedpers.context import Context
 from fedpers.errors import ClientError, ConfigError

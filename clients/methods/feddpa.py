@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms, blended_branches, mixture
-from clients.training.trainer import ModelView, Trainer
+from clients.training.trainer import Trainer
+from clients.training.view import ModelView
 from fedpers.config import setting
 from fedpers.context import Context
 from fedpers.parts import Part, Parts

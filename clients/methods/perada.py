@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms, two_branches
-from clients.training.trainer import ModelView
+from clients.training.view import ModelView
 from fedpers.config import setting
 from fedpers.context import Context
 from fedpers.parts import Part, Parts

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms
-from clients.training.trainer import ModelView, Trainer
+from clients.training.trainer import Trainer
+from clients.training.view import ModelView
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 

@@ -22,11 +22,13 @@ from clients.node.keeper import Keeper, stores_of
 from clients.node.loading import data_and_model
 from clients.node.store import ClientStore
 from clients.training.account import Account, check_client
+from clients.training.baseline import train_baselines
 from clients.training.clipping import clipped
 from clients.training.features import FeatureCache
 from clients.training.groups import Groups, sizes_on, train_group
 from clients.training.scoring import Scoring
-from clients.training.trainer import ModelView, Trainer, fill
+from clients.training.trainer import Trainer
+from clients.training.view import ModelView, fill
 from fedpers.compute import device_for
 from fedpers.config import Config, config_from_json
 from fedpers.context import Context
@@ -308,25 +310,13 @@ class ClientHost(Keeper):
     def train_baselines(self, clients: Sequence[str]) -> dict[str, Exception]:
         """Train local-only models: as many epochs as the run, on each client's data alone; in
         groups where those were found to be faster. What those that failed raised."""
-        local, failures = self.local, {}
         order = sorted(clients, key=self.data.size, reverse=True)
-        size = self.groups.known
-        for first in range(0, len(order), size):
-            fold = self.groups.fold if size > 1 else None
-            some = order[first : first + size]
-            workings = {c: local.receive(Parts(), Parts(), Context(c, 1)) for c in some}
-            for server_round in range(1, self.config.rounds + 1):
-                trainers = [self._trainer(client, server_round, local) for client in workings]
-                trained = train_group(local, fold, trainers, [*workings.values()])
-                for client, working in zip([*workings], trained, strict=True):
-                    if isinstance(working, Exception):
-                        failures[client] = working
-                        del workings[client]
-                    else:
-                        workings[client] = working
-            for client, working in workings.items():
-                self.store(client).save(BASELINE, local.keep(working))
-        return failures
+        fold, size = self.groups.fold, self.groups.known
+
+        def keep(client: str, parts: Parts) -> None:
+            self.store(client).save(BASELINE, parts)
+
+        return train_baselines(self.local, order, self._trainer, keep, fold, size)
 
     def evaluate(
         self, client: str, server_round: int, broadcast: Parts, *, common: bool = True
@@ -387,8 +377,15 @@ class ClientHost(Keeper):
         account: Account | None = None,
     ) -> Trainer:
         known = (self.config, self.model, algorithm or self.algorithm)
-        examples = self.examples.client(client).train
-        return Trainer(*known, examples, server_round=server_round, client=client, account=account)
+        split = self.examples.client(client)
+        return Trainer(
+            *known,
+            split.train,
+            server_round=server_round,
+            client=client,
+            account=account,
+            validation=split.val,
+        )
 
     def _evaluated(self, server_round: int) -> str:
         # Only a report chosen by validation can ask for an earlier round's model.

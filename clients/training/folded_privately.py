@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clients.training.clipping import clip_factors, without
 from clients.training.folded import Group
+from clients.training.optimizers import optimizer_of
 from clients.training.private_steps import CHUNK_SCALARS, noise_in_update
 from fedpers.errors import ClientError
 
@@ -41,7 +42,8 @@ def descend_privately(group: Group) -> tuple[list[float], list[float]]:
         for account, trainer in zip(accounts, trainers, strict=True)
     ]
     parameters = group.parameters
-    optimizer = trainers[0].optimizer(phase, list(parameters.values()), group.share, privacy.lr)
+    given = (group.share, config, trainers[0].server_round, privacy.lr)
+    optimizer = optimizer_of(phase, list(parameters.values()), *given)
     expected = [account.expected(n) for account, n in zip(accounts, sizes, strict=True)]
     divisors = torch.tensor(expected).to(group.device)
     scalars = sum(fold.layouts[slot].size for slot in parameters)

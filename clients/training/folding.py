@@ -15,6 +15,7 @@ from clients.base import LocalAlgorithm
 from clients.training.folded import Group
 from clients.training.folded_privately import descend_privately
 from clients.training.layers import Fold, stacked_layers
+from clients.training.optimizers import optimizer_of
 from clients.training.trainer import Trainer
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts
@@ -91,7 +92,8 @@ def descend(group: Group, batches: Sequence[Sequence[Tensor]]) -> list[float]:
         batches: each client's, as indices of its own examples; those with the most first.
     """
     phase, fold = group.phase, group.fold
-    optimizer = group.trainers[0].optimizer(phase, list(group.parameters.values()), group.share)
+    first, trained = group.trainers[0], list(group.parameters.values())
+    optimizer = optimizer_of(phase, trained, group.share, first.config, first.server_round)
     total, count = torch.zeros(2, len(batches), device=group.device)
     active = 0
     for step in range(len(batches[0])):

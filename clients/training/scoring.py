@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clients.base import LocalAlgorithm
 from clients.training.features import FeatureCache
-from clients.training.trainer import ModelView
+from clients.training.view import ModelView
 from fedpers.compute import CPU
 from fedpers.data import Examples, FederatedData
 from fedpers.evaluation import ClientResult

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from clients.training.account import LABELS, Account
+from clients.training.account import Account
+from clients.training.objective import Objective, objective
+from clients.training.optimizers import optimizer_of
 from clients.training.private_steps import noise_in_update, private_steps
+from clients.training.releasing import Releasing
+from clients.training.view import ForwardPass
 from fedpers.compute import computing_in
 from fedpers.config import Config
 from fedpers.data import Examples
@@ -20,55 +23,10 @@ from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
-from fedpers.privacy.noise import Source
 from fedpers.seeding import drawn_from, seeded, torch_generator
 
-EVALUATION_BATCH = 256  # what stays in a core's cache; 1024 takes an eighth longer
 
-
-class ForwardPass(Protocol):
-    """What of a method is needed to compute with a model: see ``clients.base.LocalAlgorithm``."""
-
-    slots: tuple[str, ...]
-
-    def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
-        """The outputs for a batch x of the model, filled as it is."""
-
-
-class ModelView:
-    """Runs one resident model, and sees neither examples nor the account.
-
-    Args:
-        model: the resident model; its slots are overwritten.
-        algorithm: the method, for its forward pass.
-    """
-
-    def __init__(self, model: PersonalModel, algorithm: ForwardPass) -> None:
-        self.model, self.algorithm = model, algorithm
-        self.device, self.task = model.device, model.task
-
-    def outputs(self, filling: Mapping[str, str], working: Parts, x: Tensor) -> Outputs:
-        """Features [n, d] and scores [n, ...] of the model filled with working parts, on its
-        device.
-
-        Raises:
-            ClientError: a slot is not filled, and would hold what was there before.
-        """
-        self._fill(filling, working)
-        with torch.no_grad():
-            pieces = [
-                self.algorithm.forward(self.model, piece.to(self.device))
-                for piece in torch.split(x, EVALUATION_BATCH)
-            ]
-        return Outputs.cat(pieces)
-
-    def _fill(self, filling: Mapping[str, str], working: Parts) -> None:
-        if missing := [slot for slot in self.algorithm.slots if slot not in filling]:
-            raise ClientError(f"model: nothing is said to fill the slot {missing[0]!r}")
-        fill(self.model, filling, working)
-
-
-class Trainer(ModelView):
+class Trainer(Releasing):
     """Trains and predicts with one resident model on the examples of one client.
 
     Args:
@@ -78,6 +36,7 @@ class Trainer(ModelView):
         server_round: for the learning rate and the seeds.
         client: for the seeds.
         account: with privacy, what may be released; the round has been charged to it.
+        validation: the client's validation examples.
     """
 
     def __init__(
@@ -90,15 +49,32 @@ class Trainer(ModelView):
         server_round: int,
         client: str,
         account: Account | None = None,
+        validation: Examples | None = None,
     ) -> None:
-        super().__init__(model, algorithm)
-        self.config = config
-        self.examples = examples.to(self.device)
-        self.server_round, self.client = server_round, client
-        self.account = account
+        super().__init__(config, model, algorithm, examples, server_round, client, account)
         self.losses: dict[str, float] = {}
         self.noise: dict[str, float] = {}  # of a part's scalars, in standard deviations
         self.broken: dict[str, Exception] = {}  # phases that changed nothing, see ``run``
+        self._validation, self._releasing = validation, False
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}  # of phases taken step by step
+        self._drawn = Counter[str]()  # forward passes beside ``run``, by phase
+        self._seen = Counter[str]()  # examples in the steps of a phase
+
+    @property
+    def validation(self) -> Examples:
+        """The client's validation examples, for choices that stay on the client.
+
+        Raises:
+            ClientError: a released phase is being trained; it may read the training examples alone.
+        """
+        if self._releasing:
+            raise ClientError(
+                "trainer.validation: a released phase reads it, whose account pays for training "
+                "examples alone; make what stays on the client of it, outside of the phase"
+            )
+        if self._validation is None:
+            return self.examples.take(torch.arange(0, device=self.device))
+        return self._validation.to(self.device)
 
     def run(self, phase: Phase, working: Parts) -> Parts:
         """Train one phase; its trained parts are replaced in the result.
@@ -109,30 +85,104 @@ class Trainer(ModelView):
         Raises:
             ClientError: as in ``check_finite``, or a released phase drew what can be guessed.
         """
+
+        def descend(reference: Outputs | None) -> None:
+            with self._drawing(phase):
+                self.losses[phase.name] = self._descend(phase, working, reference)
+
+        return self._unless_broken(phase, working, self.examples, descend)
+
+    def step(self, phase: Phase, working: Parts, batch: Tensor) -> Parts:
+        """One gradient step on some examples, by the phase's optimiser, whose momentum goes on from
+        step to step of this round; steps on all ``batches`` are what ``run`` does.
+
+        Args:
+            batch: indices of the examples, [n].
+
+        Raises:
+            ClientError: as in ``run``; or the phase is released, and the round private.
+        """
+        self._check_free(phase, "step")
+        chosen = self.examples.take(batch.to(self.device))
+
+        def descend(reference: Outputs | None) -> None:
+            parameters, share = self._only(phase.trains), self._share(phase)
+            known = (phase, parameters, share, self.config, self.server_round)
+            optimizer = self._optimizers.get(phase.name) or optimizer_of(*known)
+            self._optimizers[phase.name] = optimizer
+            anchors = self._anchors(phase, working)
+            with self._drawing(phase, self._drawn[phase.name]):
+                loss = self._step(phase, optimizer, anchors, chosen, reference)
+            self._drawn[phase.name] += 1
+            before, count = self._seen[phase.name], len(chosen)
+            total = before * self.losses.get(phase.name, 0.0) + count * float(loss)
+            self._seen[phase.name] = before + count
+            self.losses[phase.name] = total / (before + count)
+
+        return self._unless_broken(phase, working, chosen, descend)
+
+    def objective(self, phase: Phase, working: Parts) -> Objective:
+        """A phase's mean loss as a function of what it trains, for gradients of any order: a step
+        within it, and the gradient through that step (MAML; Finn et al. 2017, arXiv 1703.03400).
+
+        Nothing is random in its forward passes, or they draw what torch's generator gives.
+
+        Raises:
+            ClientError: the phase is released, and the round private.
+        """
+        self._check_free(phase, "objective")
+        return objective(self, phase, working, self.examples)
+
+    def _check_free(self, phase: Phase, what: str) -> None:
+        """Refuse what adds no noise where noise is due."""
+        if phase.released and self.account is not None:
+            raise ClientError(
+                f"phase {phase.name!r}: trainer.{what} adds no noise, and the phase is released; "
+                "take trainer.run"
+            )
+
+    def _share(self, phase: Phase) -> float:
+        return 1.0 if phase.blend is None else phase.blend[1]
+
+    def _unless_broken(
+        self,
+        phase: Phase,
+        working: Parts,
+        examples: Examples,
+        descend: Callable[[Outputs | None], None],
+    ) -> Parts:
         released = phase.released and self.account is not None
-        if len(self.examples) == 0 and not released:  # a client without examples breaks nothing
+        if len(examples) == 0 and not released:  # a client without examples breaks nothing
             return working
+        self._releasing = released
         try:
-            return working | self._trained(phase, working)
+            return working | self._trained(phase, working, examples, descend)
         except Exception as error:
             if not self.config.privacy.enabled or phase.released:
                 raise
             self.broken[phase.name] = error
             return working
+        finally:
+            self._releasing = False
 
-    def _trained(self, phase: Phase, working: Parts) -> dict[str, Part]:
+    def _trained(
+        self,
+        phase: Phase,
+        working: Parts,
+        examples: Examples,
+        descend: Callable[[Outputs | None], None],
+    ) -> dict[str, Part]:
         """The parts that a phase trains, trained."""
         blend, share = phase.blend or ({}, 1.0)
         reference = None
-        if phase.reference is not None and len(self.examples):
+        if phase.reference is not None and len(examples):
             # It is frozen and nothing in it is random: once for all epochs is enough.
-            reference = self.outputs(phase.reference, working, self.examples.x)
+            reference = self.outputs(phase.reference, working, examples.x)
         self._fill(phase.model, working)
         for slot, part in blend.items():
             own, frozen = working[phase.model[slot]], working[part].vector
             self.model.write(slot, own.like(share * own.vector + (1 - share) * frozen))
-        with self._drawing(phase):
-            self.losses[phase.name] = self._descend(phase, working, reference, share)
+        descend(reference)
         trained = {phase.model[slot]: self.model.read(slot) for slot in phase.trains}
         for slot, part in blend.items():
             mixed, frozen = trained[phase.model[slot]], working[part].vector
@@ -157,13 +207,16 @@ class Trainer(ModelView):
             )
 
     @contextmanager
-    def _drawing(self, phase: Phase) -> Iterator[None]:
+    def _drawing(self, phase: Phase, *more: int) -> Iterator[None]:
         """Within, what is random in a forward pass is known, or secret where it is released.
+
+        Args:
+            more: which of several.
 
         Raises:
             ClientError: a released phase drew from torch's generator, of which 32 bits are secret.
         """
-        path = ("forward", self.server_round, self.client, phase.name)
+        path: tuple[int | str, ...] = ("forward", self.server_round, self.client, phase.name, *more)
         if self.account is None or not phase.released:
             with seeded(self.config.seed, *path, device=self.device):
                 yield
@@ -180,32 +233,43 @@ class Trainer(ModelView):
                 "guessed; draw by model.uniform"
             )
 
-    def _descend(
-        self, phase: Phase, working: Parts, reference: Outputs | None, share: float
-    ) -> float:
+    def _descend(self, phase: Phase, working: Parts, reference: Outputs | None) -> float:
         """Gradient descent on the filled model; returns the mean loss over all steps."""
-        x, y = self.examples.x, self.examples.y
-        parameters = self._only(phase.trains)
+        parameters, share = self._only(phase.trains), self._share(phase)
         if phase.released and self.account is not None:
             return self._descend_privately(phase, working, reference, share)
+        optimizer = optimizer_of(phase, parameters, share, self.config, self.server_round)
         anchors = self._anchors(phase, working)
-        optimizer, objective = self.optimizer(phase, parameters, share), phase.objective(self.task)
         # Summed where they are: no step waits for its loss.
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for drawn in self.batches(phase):
             batch = drawn.to(self.device, non_blocking=True)
-            outputs = self._forward(x[batch])
             seen = None if reference is None else reference.take(batch)
-            loss = objective(outputs, y[batch], seen).mean()
-            total.add_(loss.detach(), alpha=len(batch))
+            loss = self._step(phase, optimizer, anchors, self.examples.take(batch), seen)
+            total.add_(loss, alpha=len(batch))
             count += len(batch)
-            if phase.batch_loss is not None:
-                loss = loss + phase.batch_loss(outputs, y[batch], seen)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._penalise(phase, anchors)
-            optimizer.step()
         return float(total) / max(count, 1)
+
+    def _step(
+        self,
+        phase: Phase,
+        optimizer: torch.optim.Optimizer,
+        anchors: list[tuple[torch.nn.Parameter, Tensor]],
+        chosen: Examples,
+        reference: Outputs | None,
+    ) -> Tensor:
+        """One step of the filled model; returns the mean loss per sample, without what looks across
+        the batch."""
+        outputs = self._forward(chosen.x)
+        loss: Tensor = phase.objective(self.task)(outputs, chosen.y, reference).mean()
+        mean = loss.detach()
+        if phase.batch_loss is not None:
+            loss = loss + phase.batch_loss(outputs, chosen.y, reference)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._penalise(phase, anchors)
+        optimizer.step()
+        return mean
 
     def _forward(self, x: Tensor) -> Outputs:
         """The forward pass of training, in ``training.precision``; the outputs are float32."""
@@ -228,7 +292,9 @@ class Trainer(ModelView):
             seen = None if reference is None else reference.take(batch)
             return objective(outputs, self.examples.y[batch], seen)
 
-        optimizer = self.optimizer(phase, parameters, share, privacy.lr)
+        optimizer = optimizer_of(
+            phase, parameters, share, self.config, self.server_round, privacy.lr
+        )
         release = self.account.take_phase()
         expected = self.account.expected(len(self.examples))
         spread = noise_in_update(optimizer, release, privacy.max_grad_norm, expected)
@@ -253,40 +319,16 @@ class Trainer(ModelView):
             assert parameter.grad is not None and phase.prox is not None
             parameter.grad.add_(parameter.detach() - anchor, alpha=phase.prox.mu)
 
-    def release_counts(self, contributions: Tensor, what: str = LABELS) -> Tensor:
-        """Counts [C] of the client's examples that are to be sent.
-
-        Under privacy what an example adds is clipped to norm 1, and the sum is noised for that.
-
-        Args:
-            contributions: what each training example adds, in their order, [n, C] on the CPU.
-
-        Raises:
-            ClientError: not one row an example; or, under privacy, as ``Account.noised``.
-        """
-        if contributions.ndim != 2 or len(contributions) != len(self.examples):
-            got, n = tuple(contributions.shape), len(self.examples)
-            raise ClientError(f"counts: got {got}, takes what each example adds, [{n}, C]")
-        if self.account is None:
-            return contributions.sum(0)
-        source = self._source(what)
-        finite = torch.isfinite(contributions).all(1, keepdim=True)
-        contributions = torch.where(finite, contributions, 0.0)
-        factors = (1 / contributions.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)
-        source.witness([contributions], factors)
-        return self.account.noised(what, factors @ contributions, source)
-
-    def _source(self, purpose: str) -> Source:
-        """What is secret in this round and serves one purpose."""
-        assert self.account is not None
-        return self.account.sources(self.server_round, self.client, purpose)
-
     def gradient(self, phase: Phase, working: Parts, batch: Tensor) -> tuple[Parts, float]:
         """The gradient of a phase's mean loss on some examples, per trained slot, and the loss.
 
         Args:
             batch: indices of the examples, [n].
+
+        Raises:
+            ClientError: the phase is released, and the round private.
         """
+        self._check_free(phase, "gradient")
         self._fill(phase.model, working)
         for parameter in self._only(phase.trains):
             parameter.grad = torch.zeros_like(parameter)
@@ -323,32 +365,6 @@ class Trainer(ModelView):
         )
         return islice(batches, phase.steps)
 
-    def optimizer(
-        self,
-        phase: Phase,
-        parameters: Sequence[torch.nn.Parameter],
-        share: float,
-        private_lr: float | None = None,
-    ) -> torch.optim.Optimizer:
-        """The optimiser of a phase, over ``parameters`` that hold ``share`` of what is trained."""
-        training = self.config.training
-        lr = private_lr or phase.lr or training.lr
-        if phase.decays:
-            lr = decayed(lr, self.config, self.server_round)
-        if training.optimizer == "sgd":
-            # The model holds e = share * v + (1 - share) * w. A step on v moves e by share times
-            # it, and the gradient for v is share times that for e: SGD on v is SGD on e at
-            # lr * share^2.
-            return torch.optim.SGD(
-                parameters,
-                lr=lr * share**2,
-                momentum=training.momentum,
-                weight_decay=training.weight_decay,
-            )
-        adam = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
-        # Adam's step does not depend on the gradient's scale: one factor is left.
-        return adam(parameters, lr=lr * share, weight_decay=training.weight_decay)
-
     def _anchors(self, phase: Phase, working: Parts) -> list[tuple[torch.nn.Parameter, Tensor]]:
         if phase.prox is None:
             return []
@@ -357,16 +373,3 @@ class Trainer(ModelView):
             anchor = Part(working[part].layout, working[part].vector.to(self.device))
             pairs += list(zip(self.model.trainable([slot]), anchor.values(), strict=True))
         return pairs
-
-
-def decayed(lr: float, config: Config, server_round: int) -> float:
-    """The learning rate of a round: constant, or a half cosine from ``lr`` down to 0."""
-    if config.training.lr_decay == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * (server_round - 1) / config.rounds))
-    return lr
-
-
-def fill(model: PersonalModel, filling: Mapping[str, str], working: Parts) -> None:
-    """Write working parts into the model's slots."""
-    for slot, part in filling.items():
-        model.write(slot, working[part])

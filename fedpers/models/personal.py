@@ -131,6 +131,10 @@ class PersonalModel(nn.Module):
         """The live tensors of each slot, by clean name, in a fixed order."""
         return {slot: self._tensors(slot) for slot in self._paths}
 
+    def paths(self, slot: str) -> Mapping[str, str]:
+        """Where each tensor of a slot is in this module, by clean name."""
+        return self._paths[slot]
+
     def add_slot(self, name: str, module: nn.Module) -> None:
         """Add a method's own module, such as FedCP's gate, as submodule and slot ``name``.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clients.node.host import ClientHost
-from clients.training.trainer import fill
+from clients.training.view import fill
 from fedpers.config import Config
 from fedpers.context import Context
 from fedpers.data import Examples

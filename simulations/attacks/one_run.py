@@ -11,7 +11,8 @@ from torch import Tensor
 from clients.node.host import ClientHost
 from clients.node.store import ClientStore
 from clients.training.account import Account
-from clients.training.trainer import Trainer, decayed
+from clients.training.optimizers import decayed
+from clients.training.trainer import Trainer
 from fedpers.config import Config
 from fedpers.context import Context
 from fedpers.data import Examples

@@ -23,7 +23,8 @@ from clients.training.account import Account
 from clients.training.groups import group_size, train_group
 from clients.training.layers import Fold
 from clients.training.private_steps import private_steps
-from clients.training.trainer import Trainer, fill
+from clients.training.trainer import Trainer
+from clients.training.view import fill
 from fedpers.config import Config, Lora, load_config
 from fedpers.context import Context
 from fedpers.data import Examples

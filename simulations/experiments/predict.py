@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, find_algorithm
-from clients.training.trainer import EVALUATION_BATCH, fill
+from clients.training.view import EVALUATION_BATCH, fill
 from fedpers.config import Config, load_config
 from fedpers.context import Context
 from fedpers.data import Signature, load_data

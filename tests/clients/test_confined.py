@@ -15,7 +15,8 @@ from clients.base import LocalAlgorithm, check_private
 from clients.node.host import ClientHost
 from clients.node.store import ClientStore
 from clients.training.account import LABELS, Account
-from clients.training.trainer import ModelView, Trainer
+from clients.training.trainer import Trainer
+from clients.training.view import ModelView
 from fedpers.context import Context
 from fedpers.data import ClientData
 from fedpers.errors import ClientError, ConfigError

@@ -83,7 +83,7 @@ CLIPPING = [
     ),
     Mutant(
         "counts not clipped per example",
-        "clients/training/trainer.py",
+        "clients/training/releasing.py",
         "factors = (1 / contributions.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)",
         "factors = torch.ones(len(contributions))",
         of("clients/test_confined.py", "test_an_example_adds_no_more_than_one_to_counts"),

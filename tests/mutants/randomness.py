@@ -50,7 +50,7 @@ RANDOMNESS = [
     ),
     Mutant(
         "all rounds have one key",
-        "clients/training/trainer.py",
+        "clients/training/releasing.py",
         "return self.account.sources(self.server_round, self.client, purpose)",
         "return self.account.sources(self.client, purpose)",
         of("clients/test_sources.py", "test_each_round_client_and_purpose_has_a_source_of_its_own"),

@@ -12,7 +12,8 @@ from torch import Tensor
 from clients.base import LocalAlgorithm
 from clients.node.host import ClientHost
 from clients.training.scoring import Splits
-from clients.training.trainer import ModelView, Trainer
+from clients.training.trainer import Trainer
+from clients.training.view import ModelView
 from fedpers.config import Config
 from fedpers.parts import Parts
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.training.trainer import Trainer, decayed
+from clients.training.optimizers import decayed
+from clients.training.trainer import Trainer
 from fedpers.config import load_config
 from fedpers.context import Context
 from fedpers.errors import ClientError
