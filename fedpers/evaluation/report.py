@@ -22,6 +22,7 @@ PACKAGES = ("flwr", "torch", "peft", "transformers", "opacus", "tenseal", "numpy
 COMMUNICATION = ("uplink_bytes_per_client_round", "downlink_bytes_per_client_round", "total_bytes")
 PRIVACY = (
     "unit",
+    "mechanism",
     "epsilon_max",
     "epsilon_mean",
     "delta",
@@ -32,9 +33,9 @@ PRIVACY = (
     "max_grad_norm",
 )
 ACCOUNTANT = (
-    "whole batches as Gaussian releases, exactly; samples by the distribution of their privacy "
-    "loss (connect the dots), from above, and their mu as the smallest whose Gaussian covers them "
-    "at this delta and all larger ones"
+    "Gaussian releases of whole batches exactly; all else by the distribution of its privacy loss "
+    "(connect the dots), from above, and its mu as the smallest whose Gaussian covers it at this "
+    "delta and all larger ones"
 )
 ENCRYPTION = ("scheme", "bytes_per_parameter", "security_bits")
 SECONDS = ("total", "round_median", "train", "combine", "encrypt", "decrypt", "evaluate")
@@ -165,6 +166,7 @@ def privacy_figures(
     return {
         "enabled": True,
         "unit": settings.unit,
+        "mechanism": settings.mechanism,
         "epsilon_max": max((s["epsilon"] for s in spent), default=0.0),
         "epsilon_mean": sum(s["epsilon"] for s in spent) / len(spent) if spent else 0.0,
         "delta": max((s["delta"] for s in spent), default=None),

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from party import PRIVACY, Party, assert_same
+from spherical import Spherical
 from torch import Tensor, nn
 
 from clients.base import find_algorithm
@@ -40,6 +41,17 @@ def test_private_groups_draw_clip_and_account_as_each_client_alone(
     assert all(("body" in t.noise) == (n > 0) for t, n in zip(together[1], sizes, strict=True))
     with pytest.raises(ClientError, match="one more; declare it"):  # one phase was charged for
         party.together(phase, accounts)
+
+
+def test_a_group_and_each_client_alone_ask_the_same_mechanism(tmp_path: Path) -> None:
+    party, kinds = Party("small", *PRIVACY, sizes=(9, 2, 14)), (Spherical, Gaussian)
+    phase, found = party.algorithm.phases()[1], []
+    for kind in kinds:
+        release = Release(kind(2.0, 0.5), 2)
+        one = party.alone(phase, party.accounts(tmp_path, release))
+        assert_same(one, party.together(phase, party.accounts(tmp_path, release)))
+        found.append(one[0][0]["body"].vector)
+    assert not torch.allclose(*found, atol=1e-3)
 
 
 def test_a_private_group_in_pieces_gives_the_same(

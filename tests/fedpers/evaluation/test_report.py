@@ -89,8 +89,8 @@ def test_later_issues_are_null_and_the_rest_is_json() -> None:
     assert isinstance(privacy, dict) and isinstance(encryption, dict)
     assert privacy.pop("enabled") is False and encryption.pop("enabled") is False
     assert set(privacy) == {
-        *("unit", "epsilon_max", "epsilon_mean", "delta", "mu", "neighbours", "accountant"),
-        *("noise_multiplier", "max_grad_norm"),
+        *("unit", "mechanism", "epsilon_max", "epsilon_mean", "delta", "mu", "neighbours"),
+        *("accountant", "noise_multiplier", "max_grad_norm"),
     }
     assert set(encryption) == {"scheme", "bytes_per_parameter", "security_bits"}
     assert {*privacy.values(), *encryption.values()} == {None}

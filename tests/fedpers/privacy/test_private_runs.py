@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,3 +247,47 @@ def test_what_protects_nobody_is_refused_before_training(
     assert ran.code == 2
     assert ran.error.startswith(starts) and ran.error.count("\n") == 1
     assert not any(kind == "train" for kind, _ in replies)
+
+
+def test_a_run_by_a_mechanism_from_outside(go: Go, tmp_path: Path) -> None:
+    settings = ["strategy.name=prior", "rounds=2", "privacy.delta=1e-4"]
+    settings.append(f"state={tmp_path / 'kept'}")
+    ran = go(*settings, "privacy.mechanism=spherical:Spherical")
+    assert ran.code == 0, ran.error
+    privacy = ran.report["privacy"]
+    assert privacy["mechanism"] == "spherical:Spherical"
+    ledgers = [path.read_text() for path in (tmp_path / "kept" / "ledgers").glob("*.json")]
+    rows = [row for text in ledgers for row in json.loads(text)["releases"]]
+    # Of pure epsilon sqrt(4096 + 1) / sigma each: two rounds, and counts of labels once.
+    epsilons = {row["sigma"]: 4097**0.5 / row["sigma"] for row in rows}
+    phases, counts = privacy["noise_multiplier"], max(epsilons)
+    assert {row["kind"] for row in rows} == {"spherical"} and len(epsilons) == 2
+    assert sorted(row["steps"] for row in rows) == 5 * [1] + 5 * [2]
+    whole = 2 * epsilons[phases] + epsilons[counts]
+    # With a probability far above delta the loss is all of it; a grid adds less than a hundredth.
+    assert whole - 1e-3 < privacy["epsilon_max"] <= 4 < 1.01 * whole
+
+
+def test_a_mechanism_that_nobody_knows_is_refused_before_anything(go: Go) -> None:
+    for unit in ("example", "client"):
+        ran = go("privacy.mechanism=laplace", f"privacy.unit={unit}", "strategy.name=fedavg")
+        assert ran.code == 2 and ran.report == {}
+        line = "privacy.mechanism: got 'laplace', takes one of gaussian, "
+        assert ran.error.startswith(f"error: {line}")
+
+
+def test_a_population_by_a_mechanism_from_outside(go: Go) -> None:
+    settings = ["privacy.mechanism=spherical:Spherical", "privacy.unit=client"]
+    settings += ["strategy.name=fedavg", "privacy.delta=1e-3", "rounds=2"]
+    ran = go(*settings)
+    assert ran.code == 0, ran.error
+    privacy = ran.report["privacy"]
+    # Two steps of pure e: the loss is 2 e with probability kept^2, or it is nothing.
+    step = 4097**0.5 / privacy["noise_multiplier"]
+    kept = 1 / (1 + math.exp(-step))
+    by_hand = 2 * step + math.log1p(-1e-3 / kept**2)
+    assert privacy["epsilon_max"] == pytest.approx(by_hand, rel=1e-3)
+    sealed = go(*settings, "encryption.enabled=true")
+    assert sealed.code == 2
+    line = "privacy.mechanism: got 'spherical:Spherical', takes under encryption one whose noise"
+    assert line in sealed.error
