@@ -14,8 +14,8 @@ from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.memory import Memory
 from fedpers.channels.masked.messages import Refused, Shares, Upload, encode
 from fedpers.channels.masked.registry import Registry, verified
-from fedpers.channels.masked.session import Session, Terms
-from fedpers.privacy.noise import secret
+from fedpers.channels.masked.session import Session, Terms, agreed
+from fedpers.privacy.noise import Source, secret
 
 NONCE = 12
 
@@ -59,7 +59,8 @@ class MaskedClient:
         """ShareKeys and MaskedInputCollection: the upload.
 
         y = x + PRG(b) + sum of +-PRG(s_ij) over the neighbours; b and this tag's s_ij are shared
-        among the neighbours, each share in a box that its helper alone opens.
+        among the neighbours. All but a threshold of them derive their shares, which are what draws
+        the polynomials; for each of the others they are in a box that it alone opens.
 
         Args:
             words: of the terms' layout, uint64 [layout.words]; not changed.
@@ -72,11 +73,12 @@ class MaskedClient:
             raise Refused(f"vector: got {len(words)} words, takes {terms.layout.words}")
         self.memory.upload(session)
         neighbours = session.graph.neighbours(self.me)
-        seeds = {self.me: shamir.element(secret("self mask", self.me).bits(shamir.BYTES))}
-        seeds |= {other: self._pair(session, other) for other in neighbours}
-        draw = secret("shares", self.me).bits
-        rows = shamir.split([*seeds.values()], len(neighbours), session.graph.threshold, draw)
-        boxes = [self._box(session, o, row) for o, row in zip(neighbours, rows, strict=True)]
+        (own,) = shamir.elements(secret("self mask", self.me).bits(shamir.BYTES))
+        seeds = {self.me: own, **{other: self._pair(session, other) for other in neighbours}}
+        drawn = [self._derived(session, self.me, helper) for helper in session.deriving(self.me)]
+        rows = shamir.split([*seeds.values()], drawn, len(neighbours))
+        boxed = zip(session.boxed(self.me), rows, strict=True)
+        boxes = [self._box(session, helper, row) for helper, row in boxed]
         bound = [session.commitment(self.me, other, seed) for other, seed in seeds.items()]
         masked = words.copy()
         for other, seed in seeds.items():
@@ -109,7 +111,8 @@ class MaskedClient:
 
         Args:
             signatures: of survivors under the set, a quorum of them.
-            boxes: of surviving neighbours, for this client. One that does not open is left out.
+            boxes: for this client, of those surviving neighbours whose shares it does not derive.
+                One that does not open is left out.
 
         Raises:
             Refused: not the set that this client signed, or without a quorum.
@@ -127,18 +130,23 @@ class MaskedClient:
         self.memory.reveal(session, digest)
         owners = {}
         for owner in session.graph.neighbours(self.me):
-            row = self._opened(session, owner, boxes.get(owner, b"")) if owner in there else None
+            if owner not in there:
+                continue
+            if self.me in session.boxed(owner):
+                row = self._opened(session, owner, boxes.get(owner, b""))
+            else:
+                row = self._derived(session, owner, self.me)
             if row:
-                neighbours = session.graph.neighbours(owner)
-                lost = [1 + neighbours.index(other) for other in session.lost(owner, there)]
-                owners[owner] = b"".join(row[index] for index in (0, *lost))
+                places = session.places(owner)
+                given = [row[places[other]] for other in (owner, *session.lost(owner, there))]
+                owners[owner] = b"".join(share.to_bytes(shamir.BYTES, "big") for share in given)
         bare = Shares(self.me, digest, owners)
         return replace(bare, signature=self.identity.sign(bare.signed)).to_bytes()
 
     def _session(self, terms: Terms) -> Session:
         if self.me not in terms.cohort:
             raise Refused(f"cohort: got one without {self.me}, takes one with it")
-        return Session(terms, self.registry, self.policy)
+        return agreed(terms, self.registry, self.policy)
 
     def _agreed(self, session: Session, survivors: Sequence[str]) -> bytes:
         if self.me not in survivors:
@@ -148,7 +156,16 @@ class MaskedClient:
     def _pair(self, session: Session, other: str) -> int:
         """s_ij of this tag; revealing it tells nothing of any other tag's."""
         public = session.publics[other]
-        return shamir.element(self.identity.seed(public, "mask", session.digest))
+        (seed,) = shamir.elements(
+            self.identity.seed(public, "mask", session.digest)[: shamir.BYTES]
+        )
+        return seed
+
+    def _derived(self, session: Session, owner: str, helper: str) -> list[int]:
+        """A row of shares that owner and helper derive, so that it is not sent."""
+        other = session.publics[helper if owner == self.me else owner]
+        key = self.identity.seed(other, "shares", session.digest, owner, helper)
+        return shamir.elements(Source(key).bits(shamir.BYTES * (1 + session.graph.k)))
 
     def _box(self, session: Session, helper: str, row: Sequence[int]) -> bytes:
         key = self.identity.seed(session.publics[helper], "box", session.digest, self.me, helper)
@@ -156,12 +173,11 @@ class MaskedClient:
         data = b"".join(share.to_bytes(shamir.BYTES, "big") for share in row)
         return nonce + ChaCha20Poly1305(key).encrypt(nonce, data, encode(self.me, helper))
 
-    def _opened(self, session: Session, owner: str, box: bytes) -> list[bytes] | None:
+    def _opened(self, session: Session, owner: str, box: bytes) -> list[int] | None:
         """The owner's row of shares for this client; None where it is no such row."""
         key = self.identity.seed(session.publics[owner], "box", session.digest, owner, self.me)
         try:
             data = ChaCha20Poly1305(key).decrypt(box[:NONCE], box[NONCE:], encode(owner, self.me))
         except (InvalidTag, ValueError):
             return None
-        row = [data[at : at + shamir.BYTES] for at in range(0, len(data), shamir.BYTES)]
-        return row if len(data) == shamir.BYTES * (1 + session.graph.k) else None
+        return shamir.elements(data) if len(data) == shamir.BYTES * (1 + session.graph.k) else None

@@ -136,17 +136,21 @@ class Graph:
         """Whether all pairs mask."""
         return self.k == len(self.ring) - 1
 
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        return {client: place for place, client in enumerate(self.ring)}
-
     def neighbours(self, client: str) -> tuple[str, ...]:
         """Whom a client masks with and who helps with its shares, by id."""
+        return self._neighbours[client]
+
+    @cached_property
+    def _neighbours(self) -> dict[str, tuple[str, ...]]:
         if self.complete:
-            return tuple(sorted(other for other in self.ring if other != client))
-        place, reach = self._places[client], self.k // 2
-        around = [*range(-reach, 0), *range(1, reach + 1)]
-        return tuple(sorted(self.ring[(place + step) % len(self.ring)] for step in around))
+            names = tuple(sorted(self.ring))
+            return {name: (*names[:at], *names[at + 1 :]) for at, name in enumerate(names)}
+        twice, reach, found = self.ring * 2, self.k // 2, {}
+        for place, client in enumerate(self.ring):
+            after = twice[place + 1 : place + 1 + reach]
+            before = twice[place + len(self.ring) - reach : place + len(self.ring)]
+            found[client] = tuple(sorted(before + after))
+        return found
 
     def holds(self, survivors: Collection[str]) -> bool:
         """Whether a sum over ``survivors`` protects them and can be unmasked.

@@ -13,15 +13,20 @@ from fedpers.channels.masked.session import Session
 from fedpers.errors import ConfigError
 from fedpers.files import alone_with, read_own, write_own
 
-JOINED, UPLOADED, SIGNED = "joined", "uploaded", "signed"
-
 
 @dataclass(frozen=True)
 class Served:
-    """The last tag, how far it went, and how many tags each round of the last run took."""
+    """The last tag, and how many tags each round of the last run took.
+
+    Args:
+        tag: 0 at first.
+        session: digest of its terms, without contributions until the vector is masked.
+        survivors: digest of the set that was signed; empty before.
+        run: id of the run.
+        attempts: round -> tags.
+    """
 
     tag: int = 0
-    stage: str = SIGNED
     session: str = ""
     survivors: str = ""
     run: str = ""
@@ -57,31 +62,31 @@ class Memory:
     def join(self, session: Session) -> None:
         """A contribution is about to leave."""
         with self._step() as served:
-            self._write(self._next(served, session, JOINED, session.call))
+            self._write(self._next(served, session))
 
     def upload(self, session: Session) -> None:
         """A masked vector is about to leave."""
         with self._step() as served:
             if not session.sparse:
-                served = self._next(served, session, JOINED, session.call)
-            self._same(served, session, session.call, JOINED)
-            self._write(replace(served, stage=UPLOADED, session=session.digest.hex()))
+                served = self._next(served, session)
+            self._same(served, session, session.call)
+            self._write(replace(served, session=session.digest.hex()))
 
     def sign(self, session: Session, survivors: bytes) -> None:
         """A signature under a set of survivors is about to leave; for the same set, again."""
         with self._step() as served:
-            self._same(served, session, session.digest, UPLOADED, SIGNED)
-            if served.stage == SIGNED:
+            self._same(served, session, session.digest)
+            if served.survivors:
                 self._one_set(served, survivors)
-            self._write(replace(served, stage=SIGNED, survivors=survivors.hex()))
+            self._write(replace(served, survivors=survivors.hex()))
 
     def reveal(self, session: Session, survivors: bytes) -> None:
         """Shares for a set of survivors are about to leave."""
         with self._step() as served:
-            self._same(served, session, session.digest, SIGNED)
+            self._same(served, session, session.digest)
             self._one_set(served, survivors)
 
-    def _next(self, served: Served, session: Session, stage: str, digest: bytes) -> Served:
+    def _next(self, served: Served, session: Session) -> Served:
         terms, most = session.terms, session.policy.attempts
         if terms.tag <= served.tag:
             raise Refused(f"tag: got {terms.tag}, takes one above {served.tag}, which was served")
@@ -90,14 +95,14 @@ class Memory:
         if count > most:
             raise Refused(f"round {terms.round}: got tag number {count}, takes {most} a round")
         attempts[str(terms.round)] = count
-        return Served(terms.tag, stage, digest.hex(), "", terms.run, attempts)
+        return Served(terms.tag, session.call.hex(), "", terms.run, attempts)
 
-    def _same(self, served: Served, session: Session, digest: bytes, *stages: str) -> None:
-        got = f"tag {session.terms.tag}"
+    def _same(self, served: Served, session: Session, digest: bytes) -> None:
         if (served.tag, served.session) != (session.terms.tag, digest.hex()):
-            raise Refused(f"{got}: got terms that this client has not agreed to, takes tag's own")
-        if served.stage not in stages:
-            raise Refused(f"{got}: got a step after {served.stage!r}, takes one after {stages}")
+            got = (
+                f"tag {session.terms.tag}: got terms, or a step, that this client has not agreed to"
+            )
+            raise Refused(f"{got}, takes those of tag {served.tag} in turn")
 
     def _one_set(self, served: Served, survivors: bytes) -> None:
         if served.survivors != survivors.hex():

@@ -11,7 +11,7 @@ from fedpers.channels.masked import masks, shamir
 from fedpers.channels.masked.graph import Policy
 from fedpers.channels.masked.messages import Dropped, Refused, Shares, Upload
 from fedpers.channels.masked.registry import Registry, verified
-from fedpers.channels.masked.session import Session, Terms
+from fedpers.channels.masked.session import Terms, agreed
 
 NONCE_AND_TAG = 12 + 16  # bytes of a box beside its row
 COMMITMENT = 32
@@ -40,7 +40,7 @@ class MaskedServer:
     """
 
     def __init__(self, terms: Terms, registry: Registry, policy: Policy) -> None:
-        self.session = Session(terms, registry, policy)
+        self.session = agreed(terms, registry, policy)
         self.total = np.zeros(terms.layout.words, np.uint64)
         self.suspects: set[str] = set()
         self.survivors: tuple[str, ...] = ()
@@ -71,14 +71,13 @@ class MaskedServer:
             raise Refused(f"{client}: got an upload for other terms, takes one for {takes}")
         if client in self._boxes:
             raise Refused(f"{client}: got a second upload, takes one a tag")
-        box = shamir.BYTES * (1 + k) + NONCE_AND_TAG
+        box, boxed = shamir.BYTES * (1 + k) + NONCE_AND_TAG, session.boxed(client)
         sizes = len(upload.boxes), len(upload.commitments), len(upload.vector)
-        if sizes != (due := (box * k, COMMITMENT * (1 + k), layout.nbytes)):
+        if sizes != (due := (box * len(boxed), COMMITMENT * (1 + k), layout.nbytes)):
             raise Refused(f"{client}: got boxes, commitments, vector of {sizes} bytes, takes {due}")
-        neighbours = session.graph.neighbours(client)
-        self._boxes[client] = dict(zip(neighbours, _pieces(upload.boxes, box), strict=True))
+        self._boxes[client] = dict(zip(boxed, _pieces(upload.boxes, box), strict=True))
         bound = _pieces(upload.commitments, COMMITMENT)
-        self._commitments[client] = dict(zip((client, *neighbours), bound, strict=True))
+        self._commitments[client] = dict(zip(session.places(client), bound, strict=True))
         self.total += layout.unpacked(upload.vector)
         return client
 
@@ -139,14 +138,13 @@ class MaskedServer:
             raise Refused(f"{helper}: got shares for another set, takes those of the survivors")
         rows = {}
         for owner, row in given.owners.items():
-            if helper not in self._boxes.get(owner, {}):
+            if owner == helper or helper not in self._commitments.get(owner, {}):
                 raise Refused(f"{helper}: got shares of {owner}, takes its surviving neighbours'")
             if len(row) != shamir.BYTES * (1 + len(self.session.lost(owner, self.survivors))):
                 raise Refused(f"{helper}: got {len(row)} bytes of {owner}, takes its row")
-            rows[owner] = [int.from_bytes(p, "big") for p in _pieces(row, shamir.BYTES)]
+            rows[owner] = shamir.elements(row)
         for owner, values in rows.items():
-            point = 1 + list(self._boxes[owner]).index(helper)
-            self._shares.setdefault(owner, {})[point] = values
+            self._shares.setdefault(owner, {})[self.session.places(owner)[helper]] = values
         return helper
 
     def unmask(self) -> masks.Words:
@@ -171,7 +169,7 @@ class MaskedServer:
             got = f"{len(shares)} shares of {owner}'s seeds"
             raise Dropped(f"the round is dropped: {got}, takes {threshold}")
         bound = [self._commitments[owner][other] for other in (owner, *lost)]
-        helpers = list(self._boxes[owner])
+        helpers = self.session.graph.neighbours(owner)
         for tried, chosen in enumerate(_windows(sorted(shares), threshold)):
             seeds = shamir.combine({point: shares[point] for point in chosen})
             named = zip((owner, *lost), seeds, strict=True)

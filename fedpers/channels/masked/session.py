@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from fedpers.channels.masked.graph import Graph, Policy, degree
@@ -56,6 +56,7 @@ class Session:
             raise Refused(f"tag: got {terms.tag} in round {terms.round}, takes 1 or more")
         self.publics = {client: registry[client] for client in cohort}
         self.quorum = policy.quorum(clients)
+        self._accepted: tuple[tuple[str, ...], bytes] = (), b""
 
     @property
     def sparse(self) -> bool:
@@ -97,12 +98,35 @@ class Session:
         """
         return Graph.of(self.terms.cohort, self.digest, self.policy)
 
+    def deriving(self, owner: str) -> tuple[str, ...]:
+        """The neighbours that derive their shares of the owner's seeds: one below the threshold."""
+        return self.graph.neighbours(owner)[: self.graph.threshold - 1]
+
+    def boxed(self, owner: str) -> tuple[str, ...]:
+        """The other neighbours, who are sent theirs."""
+        return self.graph.neighbours(owner)[self.graph.threshold - 1 :]
+
+    def places(self, owner: str) -> dict[str, int]:
+        """Where a row of shares has the owner's own seed and those with its neighbours; also the
+        point at which a neighbour has its shares."""
+        return self._places[owner]
+
+    @cached_property
+    def _places(self) -> dict[str, dict[str, int]]:
+        return {
+            owner: {other: place for place, other in enumerate((owner, *neighbours))}
+            for owner in self.terms.cohort
+            for neighbours in [self.graph.neighbours(owner)]
+        }
+
     def survivors(self, clients: Sequence[str]) -> bytes:
         """Digest of a set of survivors that protects its members and can be unmasked.
 
         Raises:
             Refused: it is below the minimum or the quorum, holds strangers, or cuts the graph.
         """
+        if self._accepted[0] == tuple(clients):  # in a simulation thousands ask for the same set
+            return self._accepted[1]
         ordered(clients, "survivors")
         if strangers := set(clients) - set(self.terms.cohort):
             raise Refused(f"survivors: got {sorted(strangers)}, takes clients of the cohort")
@@ -111,7 +135,9 @@ class Session:
             raise Refused(f"survivors: got {len(clients)}, takes {least} or more of the cohort")
         if not self.graph.holds(frozenset(clients)):
             raise Refused("survivors: got a set with too few in some place of the graph")
-        return hashlib.sha256(encode("fedpers masked survivors", self.digest, *clients)).digest()
+        digest = hashlib.sha256(encode("fedpers masked survivors", self.digest, *clients)).digest()
+        self._accepted = tuple(clients), digest
+        return digest
 
     def lost(self, owner: str, survivors: Collection[str]) -> list[str]:
         """The owner's neighbours that dropped out, by id."""
@@ -123,6 +149,16 @@ class Session:
         return hashlib.sha256(
             encode("fedpers masked seed", self.digest, owner, other, data)
         ).digest()
+
+
+@lru_cache(4)  # in a simulation the clients of a process agree to the same terms
+def agreed(terms: Terms, registry: Registry, policy: Policy) -> Session:
+    """The session of these terms.
+
+    Raises:
+        Refused: they do not hold.
+    """
+    return Session(terms, registry, policy)
 
 
 def ordered(clients: Sequence[str], what: str) -> None:

@@ -5,43 +5,52 @@ Secrets and shares are integers modulo the largest prime below 2^128, 16 bytes e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 PRIME = 2**128 - 159
 BYTES = 16
 
 
-def element(data: bytes) -> int:
-    """Bytes as an integer modulo the prime; 16 uniform ones are uniform to within 2^-120."""
-    return int.from_bytes(data, "big") % PRIME
+def elements(data: bytes) -> list[int]:
+    """Each 16 bytes as an integer modulo the prime; uniform bytes are uniform to within 2^-120."""
+    return [
+        int.from_bytes(data[at : at + BYTES], "big") % PRIME for at in range(0, len(data), BYTES)
+    ]
 
 
-def split(
-    secrets: Sequence[int], points: int, threshold: int, draw: Callable[[int], bytes]
-) -> list[list[int]]:
-    """Shares of several secrets, for the points 1 to ``points``: [point][secret].
+def split(secrets: Sequence[int], drawn: Sequence[Sequence[int]], points: int) -> list[list[int]]:
+    """Shares of several secrets for the points up to ``points``, those of the first ones given.
+
+    A polynomial of degree t - 1 is as uniform if its values at 1 to t - 1 are drawn as if its
+    coefficients were. So who can derive its share need not be sent it.
 
     Args:
         secrets: each in [0, PRIME).
-        threshold: in [1, points].
-        draw: uniform bytes, secret ones.
+        drawn: [t - 1][secret], uniform: the shares of the points 1 to t - 1.
+        points: at least t.
+
+    Returns:
+        [points - t + 1][secret]: the shares of the points t to ``points``.
     """
-    # All polynomials at once: each coefficient holds those of all secrets side by side, so far
-    # apart that nothing carries over, and a power of a small point is one product of long integers.
-    apart = BYTES + (threshold * points.bit_length() + 15) // 8
-    rest = draw(BYTES * len(secrets) * (threshold - 1))
-    drawn = [element(rest[at : at + BYTES]) for at in range(0, len(rest), BYTES)]
-    rows = [list(secrets)]
-    rows += [drawn[at : at + len(secrets)] for at in range(0, len(drawn), len(secrets))]
+    # Lagrange through 0 to t - 1. A point's values of all secrets lie side by side in one long
+    # integer, so far apart that no sum of t products of two elements carries over.
+    t = len(drawn) + 1
+    apart = 2 * BYTES + (t.bit_length() + 7) // 8
     long = [
         int.from_bytes(b"".join(value.to_bytes(apart, "little") for value in row), "little")
-        for row in rows
+        for row in (secrets, *drawn)
     ]
+    inverse = [0, *(pow(n, -1, PRIME) for n in range(1, points + 1))]
+    factorial = [1]  # inverse ones
+    for n in range(1, t):
+        factorial.append(factorial[-1] * inverse[n] % PRIME)
+    scales = [(-1) ** (t - 1 - j) * factorial[j] * factorial[t - 1 - j] for j in range(t)]
     shares = []
-    for point in range(1, points + 1):
-        total = 0
-        for coefficient in reversed(long):  # Horner
-            total = total * point + coefficient
+    for point in range(t, points + 1):
+        every = math.prod(range(point - t + 1, point + 1)) % PRIME
+        weights = [every * inverse[point - j] * scales[j] % PRIME for j in range(t)]
+        total = sum(w * values for w, values in zip(weights, long, strict=True))
         data = total.to_bytes(apart * len(secrets), "little")
         found = [data[at : at + apart] for at in range(0, len(data), apart)]
         shares.append([int.from_bytes(piece, "little") % PRIME for piece in found])

@@ -123,6 +123,11 @@ def test_neighbours_by_hand() -> None:
     assert ring(4, 3, 1).neighbours("002") == ("000", "001", "003")
 
 
+def test_all_pairs_hold_while_each_has_a_threshold_of_others() -> None:
+    graph = ring(5, 4, 3)
+    assert graph.holds(graph.ring[:4]) and not graph.holds(graph.ring[:3])
+
+
 def test_each_seed_orders_the_ring_anew() -> None:
     """A client's left neighbour is any other one, about as often: chi-squared over 30 seeds."""
     names = [f"{n}" for n in range(5)]

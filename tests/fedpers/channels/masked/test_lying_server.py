@@ -17,6 +17,7 @@ from fedpers.channels.masked.memory import Memory
 from fedpers.channels.masked.messages import Dropped, Refused, Shares, Upload
 from fedpers.channels.masked.quantise import Layout
 from fedpers.channels.masked.registry import Registry
+from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Session, Terms
 
 PAIRS = Policy(minimum=4, corrupt=0.25, dropouts=0.3)
@@ -80,6 +81,31 @@ def test_a_set_of_survivors_that_does_not_hold_is_not_signed(
     cohort.uploaded(terms, cohort.words(terms), terms.cohort)
     with pytest.raises(Refused, match=match):
         cohort.clients["client-0000"].sign(terms, chosen(terms.cohort))  # type: ignore[operator]
+
+
+def test_a_set_that_cuts_the_graph_is_not_signed(tmp_path: Path) -> None:
+    """Of thirty clients enough are there, but two gaps set a stretch of the ring apart."""
+    cohort = Cohort(tmp_path, 30, replace(SPARSE, corrupt=0.1))
+    terms = cohort.terms()
+    graph = Session(terms, cohort.registry, cohort.policy).graph
+    gap, most = graph.k // 2, len(graph.ring) // 2
+    assert 2 <= graph.k < 14
+    gone = {*graph.ring[:gap], *graph.ring[most : most + gap]}
+    left = tuple(name for name in terms.cohort if name not in gone)
+    assert len(left) >= cohort.policy.quorum(30)
+    one = cohort.clients[left[0]]
+    one.mask(terms, cohort.words(terms)[one.me])
+    with pytest.raises(Refused, match="too few in some place of the graph"):
+        one.sign(terms, left)
+
+
+def test_the_minimum_is_of_survivors_too(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, 8, replace(PAIRS, minimum=8))
+    terms = cohort.terms()
+    one = cohort.clients["client-0000"]
+    one.mask(terms, cohort.words(terms)[one.me])
+    with pytest.raises(Refused, match="survivors: got 7, takes 8 or more"):
+        one.sign(terms, terms.cohort[:7])
 
 
 def test_a_second_set_is_signed_by_nobody_and_the_first_again(cohort: Cohort) -> None:
@@ -158,10 +184,10 @@ def revealed(
     for name in there:
         boxes = {}
         for owner, upload in uploads.items():  # of those that are out too: it may try
-            neighbours = session.graph.neighbours(owner)
-            size = len(upload.boxes) // len(neighbours)
-            if name in neighbours:
-                at = neighbours.index(name) * size
+            boxed = session.boxed(owner)
+            size = len(upload.boxes) // len(boxed)
+            if name in boxed:
+                at = boxed.index(name) * size
                 boxes[owner] = upload.boxes[at : at + size]
         answer = cohort.clients[name].reveal(terms, there, signatures, boxes)
         answers.append(Shares.from_bytes(answer))
@@ -210,8 +236,9 @@ def test_boxes_of_other_helpers_owners_and_tags_do_not_open(cohort: Cohort) -> N
     terms, uploads, answers = revealed(cohort, ())
     assert old.tag < terms.tag and all(len(answer.owners) == 7 for answer in answers)
     session = Session(terms, cohort.registry, PAIRS)
-    one = cohort.clients["client-0000"]
-    size = len(uploads["client-0001"].boxes) // 7
+    one = cohort.clients["client-0005"]
+    assert session.boxed("client-0001") == ("client-0005", "client-0006", "client-0007")
+    size = len(uploads["client-0001"].boxes) // 3
     mine = uploads["client-0001"].boxes[:size]
     assert one._opened(session, "client-0001", mine)
     for box, owner in [
@@ -247,6 +274,17 @@ def test_an_altered_public_key_is_named_and_what_was_masked_with_it_not_taken(
             PAIRS,
             cohort.clients["client-0000"].memory,
         )
+
+
+@pytest.mark.parametrize("other", [{"minimum": 5}, {"corrupt": 0.1}, {"security": 39}])
+def test_a_server_under_another_policy_gets_nothing_that_fits(
+    cohort: Cohort, other: dict[str, int]
+) -> None:
+    terms = cohort.terms()
+    server = MaskedServer(terms, cohort.registry, replace(PAIRS, **other))  # type: ignore[arg-type]
+    one = cohort.clients["client-0000"]
+    with pytest.raises(Refused, match="compare registry, policy, layout and tag"):
+        server.receive(one.mask(terms, cohort.words(terms)[one.me]))
 
 
 def test_a_graph_s_seed_cannot_be_ground(tmp_path: Path) -> None:

@@ -37,12 +37,14 @@ def test_each_step_is_on_the_disk_before_its_message(tmp_path: Path) -> None:
     terms = cohort.terms()
     assert terms.contributions
     one = cohort.clients[terms.cohort[0]]
-    assert (state(cohort, one.me)["tag"], state(cohort, one.me)["stage"]) == (1, "joined")
+    joined = state(cohort, one.me)
+    assert joined["tag"] == 1 and joined["session"]
     words = cohort.words(terms)
     server = cohort.uploaded(terms, words, terms.cohort)
-    assert state(cohort, one.me)["stage"] == "uploaded"
+    uploaded = state(cohort, one.me)
+    assert uploaded["session"] not in ("", joined["session"]) and not uploaded["survivors"]
     one.sign(terms, server.close())
-    assert state(cohort, one.me)["stage"] == "signed"
+    assert state(cohort, one.me)["survivors"] == server._digest.hex()
     assert one.memory.path.stat().st_mode & 0o777 == 0o600
 
 

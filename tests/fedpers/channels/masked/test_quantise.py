@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpers.channels.masked.messages import Dropped
 from fedpers.channels.masked.quantise import WEIGHT, WEIGHT_BITS, Field, Layout
 from fedpers.errors import ClientError, ConfigError
-from fedpers.privacy.noise import known, secret
+from fedpers.privacy.noise import Source, known, secret
 
 
 def layout(clients: int = 4, bits: int = 2) -> Layout:
@@ -38,6 +39,34 @@ def test_bits_words_and_bytes_by_hand() -> None:
     large = Layout([Field("body", 1_000_000, (-1, 1), 12)], 32)
     assert large.nbytes / 1e6 < 2.13
     assert Layout([Field("body", 1_000_000, (-1, 1), 12)], 1000).nbytes / 1e6 < 2.76
+
+
+class Highest(Source):
+    """Each uniform draw is the largest there is, which rounds to 1."""
+
+    def uniform(self, count: int) -> torch.Tensor:
+        return torch.ones(count, dtype=torch.float64)
+
+
+def test_no_draw_rounds_beyond_the_range() -> None:
+    built = layout()
+    found = built.quantised({"body": np.full(3, 2.0)}, 1.0, Highest(bytes(32)))
+    assert built.integers(found, built.fields[0]).tolist() == [3, 3, 3]
+
+
+@given(st.floats(0, 1))
+def test_the_weights_that_add_are_those_that_multiply(weight: float) -> None:
+    """With as many steps as a weight has, weight times the largest value is whole."""
+    built = Layout([Field("body", 1, (0.0, 1.0), WEIGHT_BITS)], 1)
+    words = built.quantised({"body": np.ones(1)}, weight, Highest(bytes(32)))
+    body, own = (built.integers(words, field)[0] for field in built.fields)
+    assert own <= body <= own + 1 and abs(own - weight * built.fields[0].steps) <= 0.5
+    drawn = {
+        int(built.integers(built.quantised({"body": np.ones(1)}, weight, source), f)[0])
+        for f in built.fields[:1]
+        for source in [secret() for _ in range(8)]
+    }
+    assert drawn == {int(own)}
 
 
 def test_weights_scale_before_rounding() -> None:

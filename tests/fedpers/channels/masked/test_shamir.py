@@ -8,13 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpers.channels.masked.shamir import BYTES, PRIME, combine, element, fits, split
+from fedpers.channels.masked.shamir import BYTES, PRIME, combine, elements, fits, split
 
-elements = st.integers(0, PRIME - 1)
+numbers = st.integers(0, PRIME - 1)
 
 
-def drawn(*values: int) -> bytes:
-    return b"".join(value.to_bytes(BYTES, "big") for value in values)
+def fresh(rows: int, secrets: int) -> list[list[int]]:
+    return [elements(os.urandom(BYTES * secrets)) for _ in range(rows)]
+
+
+def shared(secrets: list[int], points: int, threshold: int) -> list[list[int]]:
+    """All shares, by point."""
+    drawn = fresh(threshold - 1, len(secrets))
+    return [*drawn, *split(secrets, drawn, points)]
 
 
 def test_the_modulus_is_the_largest_prime_of_128_bits() -> None:
@@ -34,31 +40,31 @@ def test_the_modulus_is_the_largest_prime_of_128_bits() -> None:
 
 
 def test_shares_by_hand() -> None:
-    """5 + 3 x + 2 x^2 and 7 + x + 0 x^2 at 1, 2 and 3; coefficients are drawn by power."""
-    shares = split([5, 7], 3, 3, lambda count: drawn(3, 1, 2, 0)[:count])
-    assert shares == [[10, 8], [19, 9], [32, 10]]
-    assert combine({1: shares[0], 2: shares[1], 3: shares[2]}) == [5, 7]
+    """5 + 3 x + 2 x^2 and 7 + x + 0 x^2 at 1 and 2, which are given, then at 3 and 4."""
+    shares = split([5, 7], [[10, 8], [19, 9]], 4)
+    assert shares == [[32, 10], [49, 11]]
+    assert combine({1: [10, 8], 2: [19, 9], 4: shares[1]}) == [5, 7]
 
 
 def test_with_a_threshold_of_one_each_share_is_the_secret() -> None:
-    assert split([5], 2, 1, lambda count: bytes(count)) == [[5], [5]]
+    assert split([5], [], 2) == [[5], [5]]
 
 
-@given(st.lists(elements, min_size=1, max_size=5), st.data())
+@given(st.lists(numbers, min_size=1, max_size=5), st.data())
 def test_any_threshold_of_shares_gives_the_secrets(secrets: list[int], data: st.DataObject) -> None:
     points = data.draw(st.integers(1, 40))
     threshold = data.draw(st.integers(1, points))
-    shares = split(secrets, points, threshold, os.urandom)
+    shares = shared(secrets, points, threshold)
     chosen = data.draw(st.permutations(range(1, points + 1)))[:threshold]
     assert combine({point: shares[point - 1] for point in chosen}) == secrets
     assert combine({point: shares[point - 1] for point in range(1, points + 1)}) == secrets
     assert all(0 <= share < PRIME for row in shares for share in row)
 
 
-@given(elements, elements, st.integers(2, 9))
+@given(numbers, numbers, st.integers(2, 9))
 def test_a_share_less_leaves_every_secret_possible(secret: int, guess: int, threshold: int) -> None:
     """For each guess there is a polynomial that gives the shares seen: they tell nothing."""
-    shares = split([secret], threshold, threshold, os.urandom)
+    shares = shared([secret], threshold, threshold)
     seen = {point: shares[point - 1] for point in range(1, threshold)}
     last = combine({0 - threshold: [guess], **{p - threshold: row for p, row in seen.items()}})
     assert combine({**seen, threshold: last}) == [guess]
@@ -66,7 +72,7 @@ def test_a_share_less_leaves_every_secret_possible(secret: int, guess: int, thre
 
 @given(st.integers(1, 9), st.integers(1, PRIME - 1))
 def test_a_wrong_share_gives_a_wrong_secret_and_does_not_fit(point: int, error: int) -> None:
-    shares = dict(enumerate(split([5], 9, 4, os.urandom), 1))
+    shares = dict(enumerate(shared([5], 9, 4), 1))
     right = {p: shares[p] for p in shares if p != point}
     wrong = [(shares[point][0] + error) % PRIME]
     four = dict(list(right.items())[:3])
@@ -76,15 +82,17 @@ def test_a_wrong_share_gives_a_wrong_secret_and_does_not_fit(point: int, error: 
 
 
 @pytest.mark.parametrize(("points", "threshold"), [(1, 1), (99, 67), (431, 232)])
-def test_coefficients_do_not_run_into_each_other(points: int, threshold: int) -> None:
-    """The largest that there are, of all powers."""
-    secrets = [PRIME - 1] * 3
-    shares = split(secrets, points, threshold, lambda count: drawn(PRIME - 1) * (count // BYTES))
-    for point in (1, points):
-        value = sum((PRIME - 1) * pow(point, power, PRIME) for power in range(threshold)) % PRIME
-        assert shares[point - 1] == [value] * 3
+def test_values_side_by_side_do_not_run_into_each_other(points: int, threshold: int) -> None:
+    """The largest values that there are, and the same secrets one by one."""
+    drawn = [[PRIME - 1] * 3 for _ in range(threshold - 1)]
+    found = split([PRIME - 1] * 3, drawn, points)
+    assert found == [[PRIME - 1] * 3] * (points - threshold + 1)  # a constant
+    mixed = [[PRIME - 1, 0, row] for row in range(threshold - 1)]
+    found = split([0, PRIME - 1, 1], mixed, points)
+    for place, secret in enumerate((0, PRIME - 1, 1)):
+        single = split([secret], [[row[place]] for row in mixed], points)
+        assert [row[place] for row in found] == [row[0] for row in single]
 
 
 def test_bytes_become_elements() -> None:
-    assert element(bytes(15) + b"\x05") == 5
-    assert element(PRIME.to_bytes(16, "big")) == 0
+    assert elements(bytes(15) + b"\x05" + PRIME.to_bytes(16, "big")) == [5, 0]

@@ -48,6 +48,17 @@ class View:
             server.receive_shares(given)
         self.total = server.unmask()
 
+    def row(self, owner: str, helper: str) -> list[int]:
+        """A corrupt helper's shares of an owner's seeds."""
+        client, boxed = self.cohort.clients[helper], self.session.boxed(owner)
+        if helper not in boxed:
+            return client._derived(self.session, owner, helper)
+        boxes = self.uploads[owner].boxes
+        size, at = len(boxes) // len(boxed), boxed.index(helper)
+        found = client._opened(self.session, owner, boxes[at * size : (at + 1) * size])
+        assert found is not None
+        return found
+
     def seeds(self, corrupt: tuple[str, ...]) -> dict[tuple[str, str], int]:
         """(owner, other) -> each seed that can be had."""
         graph = self.session.graph
@@ -55,21 +66,14 @@ class View:
         for answer in self.shares:
             for owner, row in answer.owners.items():
                 others = (owner, *self.session.lost(owner, self.there))
-                point = 1 + graph.neighbours(owner).index(answer.client)
-                for place, other in enumerate(others):
-                    piece = row[place * shamir.BYTES : (place + 1) * shamir.BYTES]
-                    known.setdefault((owner, other), {})[point] = [int.from_bytes(piece, "big")]
-        for owner, upload in self.uploads.items():
-            neighbours = graph.neighbours(owner)
-            size = len(upload.boxes) // len(neighbours)
-            for place, helper in enumerate(neighbours):
-                if helper in corrupt:
-                    box = upload.boxes[place * size : (place + 1) * size]
-                    row = self.cohort.clients[helper]._opened(self.session, owner, box)
-                    assert row is not None
-                    for other, share in zip((owner, *neighbours), row, strict=True):
-                        value = [int.from_bytes(share, "big")]
-                        known.setdefault((owner, other), {})[1 + place] = value
+                point = self.session.places(owner)[answer.client]
+                for other, share in zip(others, shamir.elements(row), strict=True):
+                    known.setdefault((owner, other), {})[point] = [share]
+        for owner in self.uploads:
+            for helper in set(graph.neighbours(owner)) & set(corrupt):
+                places = self.session.places(owner)
+                for other, share in zip(places, self.row(owner, helper), strict=True):
+                    known.setdefault((owner, other), {})[places[helper]] = [share]
         found = {
             pair: shamir.combine(shares)[0]
             for pair, shares in known.items()
