@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from fedpers.channels.sealed.keys import CLIENT_FILE, SERVER_FILE
 from fedpers.channels.sealed.sealed_parts import Group, SealedParts, open_parts, seal_parts
 from fedpers.config import Config
@@ -190,16 +192,14 @@ class Sealer:
     ) -> Parts:
         """The upload with this client's share of the noise: those of as many clients as are taken
         to be honest add up to all of it."""
-        privacy = self.config.privacy
+        privacy, shares = self.config.privacy, int(noise["honest"])
         mechanism = mechanism_named(privacy.mechanism)(float(noise["sigma"]), 1.0)
-        known = privacy.max_grad_norm, self.sources("share", server_round, client)
-        shares = int(noise["honest"])
-        return Parts(
-            {
-                n: p.like(mechanism.noised_share(p.vector.float(), *known, shares))
-                for n, p in upload.items()
-            }
-        )
+        source = self.sources("share", server_round, client)
+
+        def with_share(vector: Tensor) -> Tensor:
+            return mechanism.noised_share(vector.float(), privacy.max_grad_norm, source, shares)
+
+        return Parts({n: p.like(with_share(p.vector)) for n, p in upload.items()})
 
     def _made(self) -> Path:
         from filelock import FileLock
