@@ -60,17 +60,18 @@ class Registry(Generic[T]):
         """The thing called ``name``.
 
         Raises:
-            ConfigError: nothing has that name, a dotted path cannot be imported, or another package
+            ConfigError: nothing has that name, what has it cannot be imported, or another package
                 hides ours.
         """
         if ":" in name:
-            return self._import_path(name)
+            module, _, attribute = name.partition(":")
+            return self._imported(name, lambda: getattr(importlib.import_module(module), attribute))
         self._import_package()
         if name in self._things:
             return self._things[name]
         for point in self._plugins():
             if point.name == name:
-                return point.load()  # type: ignore[no-any-return]
+                return self._imported(name, point.load)
         takes = f"one of {', '.join(self.names())}, or a dotted path package.module:Name"
         raise ConfigError(self.key, name, takes)
 
@@ -82,15 +83,13 @@ class Registry(Generic[T]):
             if not module.name.endswith("_app") and not module.name.startswith("_"):
                 importlib.import_module(f"{self.package}.{module.name}")
 
-    def _import_path(self, path: str) -> T:
-        module_name, _, attribute = path.partition(":")
+    def _imported(self, name: str, load: Callable[[], T]) -> T:
         try:
-            return getattr(importlib.import_module(module_name), attribute)  # type: ignore[no-any-return]
+            return load()
         except (ImportError, AttributeError, TypeError, ValueError) as error:
             cure = "is its folder on PYTHONPATH, or its package installed?"
-            raise ConfigError(
-                self.key, path, f"a path that can be imported ({error})", cure
-            ) from None
+            takes = f"a path that can be imported ({error})"
+            raise ConfigError(self.key, name, takes, cure) from None
 
     def _plugins(self) -> list:  # type: ignore[type-arg]
         return list(entry_points(group=self.group)) if self.group else []

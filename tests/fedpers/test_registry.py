@@ -97,12 +97,16 @@ def test_installed_packages_bring_their_own(shop: Callable[..., None]) -> None:
             "reg_g/__init__.py": "",
             "reg_h.py": "class Kiwi: ...\n",
             f"{info}/METADATA": "Metadata-Version: 2.1\nName: reg_h\nVersion: 1.0\n",
-            f"{info}/entry_points.txt": "[test.fruits]\nkiwi = reg_h:Kiwi\nplum = reg_h:Kiwi\n",
+            f"{info}/entry_points.txt": "[test.fruits]\nkiwi = reg_h:Kiwi\nplum = reg_h:Kiwi\n"
+            "lime = reg_h:Lime\nfig = reg_gone:Fig\n",
         }
     )
     fruits = registry("reg_g", group="test.fruits")
     fruits.register("plum")(int)
-    assert fruits.names() == ["kiwi", "plum"]
+    assert fruits.names() == ["fig", "kiwi", "lime", "plum"]
     assert fruits.get("kiwi").__name__ == "Kiwi"
     assert fruits.get("plum") is int  # the built-in one comes first
     assert registry("reg_g").names() == []
+    for broken in ("lime", "fig"):
+        with pytest.raises(ConfigError, match=rf"got '{broken}', takes a path that can be imp"):
+            fruits.get(broken)

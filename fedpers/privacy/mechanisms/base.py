@@ -112,11 +112,16 @@ def mechanism_named(name: str) -> type[Mechanism]:
     """The mechanism of that name, registered or ``package.module:Class``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it cannot be made of sigma and rate.
     """
     found = MECHANISMS.get(name)
     if not (isinstance(found, type) and issubclass(found, Mechanism)):
         raise ConfigError(MECHANISMS.key, name, "a subclass of fedpers.privacy.Mechanism")
+    try:
+        found(1.0, 1.0)
+    except TypeError as error:
+        takes = f"a mechanism that is made of sigma and rate alone ({error})"
+        raise ConfigError(MECHANISMS.key, name, takes) from None
     return found
 
 

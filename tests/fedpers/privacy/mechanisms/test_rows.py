@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,24 @@ def test_what_is_no_row_is_refused(tmp_path: Path, row: Any) -> None:
     with pytest.raises(ClientError, match=r"cannot be read .* restore it from a backup") as found:
         Ledger(path)
     assert "\n" not in str(found.value)
+
+
+@dataclass(frozen=True)
+class Needy(Spherical):
+    """It cannot be made of what a run knows."""
+
+    more: float = field(kw_only=True)
+
+
+def test_a_mechanism_that_needs_more_or_lacks_something_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for kind in (f"{Needy.__module__}:Needy", "fedpers.privacy:Mechanism"):
+        with pytest.raises(ConfigError, match=r"made of sigma and rate alone \(.*\)$") as found:
+            mechanism_named(kind)
+        assert "\n" not in str(found.value)
+        path.write_text(json.dumps({"releases": [{**GOOD, "kind": kind}]}))
+        with pytest.raises(ClientError, match="holds releases of a mechanism that is not there"):
+            Ledger(path)
 
 
 def test_a_mechanism_by_its_name() -> None:
