@@ -164,6 +164,23 @@ ACCOUNT = [
         of("fedpers/privacy/test_ledger.py", "test_equal_entries_are_one"),
     ),
     Mutant(
+        "rows of kinds that nothing knows left out",
+        LEDGER,
+        "raise self._refusal(why, path, cure) from error",
+        "return None",
+        of(
+            "fedpers/privacy/mechanisms/test_rows.py",
+            "test_a_kind_that_nothing_knows_is_one_line_and_counts",
+        ),
+    ),
+    Mutant(
+        "each row taken for Gaussian noise",
+        "fedpers/privacy/mechanisms/base.py",
+        "mechanism = mechanism_named(kind)(**fields)",
+        'mechanism = mechanism_named("gaussian")(fields["sigma"], fields["rate"])',
+        of("fedpers/privacy/mechanisms/test_rows.py", "test_a_row_has_all_that_a_mechanism_is"),
+    ),
+    Mutant(
         "an answer asked for twice is noised twice",
         "clients/node/host.py",
         "if asked and (answer := store.answer_to(asked)):",
@@ -203,6 +220,13 @@ FIGURES = [
         "mu_squared += mechanism.mu_squared(steps)",
         "mu_squared = max(mu_squared, mechanism.mu_squared(steps))",
         of("fedpers/privacy/test_accounting.py", "test_one_full_gaussian_release_by_hand"),
+    ),
+    Mutant(
+        "beside another mechanism Gaussian releases cost nothing",
+        ACCOUNTING,
+        "composed((*others[:-1], *_gaussian(mu_squared), others[-1]))",
+        "composed(others)",
+        of("fedpers/privacy/mechanisms/test_second.py", "test_two_kinds_together_by_hand"),
     ),
     Mutant(
         "like releases as if all had the most noise",
