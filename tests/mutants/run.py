@@ -28,11 +28,12 @@ from typing import NamedTuple
 import pytest
 from account import ACCOUNT, FIGURES
 from leaks import CONFINED, DOOR
+from masked import MASKED
 from mutant import Mutant
 from noise import ADDED_NOISE, CLIPPING
 from randomness import RANDOMNESS
 
-MUTANTS = [*CLIPPING, *ADDED_NOISE, *RANDOMNESS, *ACCOUNT, *FIGURES, *CONFINED, *DOOR]
+MUTANTS = [*CLIPPING, *ADDED_NOISE, *RANDOMNESS, *ACCOUNT, *FIGURES, *CONFINED, *DOOR, *MASKED]
 ROOT = Path(__file__).parents[2]
 COPIED = ("clients", "configs", "fedpers", "simulations", "strategies", "tests")
 OPTIONS = "-x -q -rf --tb=line --disable-warnings -p no:cacheprovider"

@@ -1,6 +1,6 @@
 """Who masks with whom: all pairs in small cohorts, a random k-regular graph in large ones.
 
-Bell et al. 2020, section 3.2: a Harary graph, each client beside the k/2 before and the k/2 after
+Bell et al. 2020, section 3: a Harary graph, each client beside the k/2 before and the k/2 after
 it on a ring, in a random order. What has to hold is their definition of a good graph: no client has
 a threshold of corrupt neighbours; the honest survivors are connected; each client has a threshold
 of neighbours that survive.
@@ -30,7 +30,7 @@ class Policy:
     """What the clients of a deployment stand on; the same on all of them and on the server.
 
     Args:
-        minimum: of clients in a sum.
+        minimum: of clients in a sum. Each of them learns the sum of the others.
         corrupt: share of a cohort that may work with the server, >= 0. The server chooses the
             cohort, so it is meant of the smallest one: all corrupt clients may be in it.
         dropouts: share that may be lost in a round at random, >= 0; corrupt + 2 dropouts < 1.
@@ -68,7 +68,7 @@ class Policy:
         """Signatures that a set of survivors needs: more than half of honest and corrupt ones.
 
         Two sets with a quorum each share more clients than are corrupt, so an honest one, and it
-        signs one set (Bonawitz et al. 2017, theorem 6.5).
+        signs one set (Bonawitz et al. 2017, section 6, active adversaries).
         """
         return (clients + self.corrupted(clients)) // 2 + 1
 

@@ -1,6 +1,6 @@
 """Who a client is: its long-lived keys, and what a pair of clients derives from them.
 
-Flamingo (Ma et al. 2023), section 4: one agreement key for all rounds, a round's seeds derived.
+Flamingo (Ma et al. 2023): one agreement key for all rounds, a round's seeds derived.
 """
 
 from __future__ import annotations

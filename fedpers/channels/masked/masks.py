@@ -1,7 +1,7 @@
 """Masks: streams of words that are added and taken away modulo 2^64, and words on the wire.
 
-Bonawitz et al. 2017, section 4.1: y = x + sum over j > i of PRG(s_ij) - sum over j < i of
-PRG(s_ij); section 4.3 adds PRG(b_i). The generator is AES-256 in counter mode.
+Bonawitz et al. 2017, section 4: y = x + sum over j > i of PRG(s_ij) - sum over j < i of
+PRG(s_ij), and PRG(b_i) of the own seed. The generator is AES-256 in counter mode.
 """
 
 from __future__ import annotations

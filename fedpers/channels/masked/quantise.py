@@ -1,6 +1,6 @@
 """Values as integers that add: clipped, weighted, rounded at random, several to a word.
 
-Bonawitz et al. 2017, section 8, and Agarwal et al. 2021, section 4: x becomes a whole number of
+As in Kairouz et al. 2021 and Agarwal et al. 2021, without their noise: x becomes a whole number of
 steps of its range, rounded up with the probability of what is left, so that its mean is x.
 """
 

@@ -1,6 +1,6 @@
 """The registry of public halves that a deployment has pinned.
 
-Bonawitz et al. 2017, section 6.2: against a server that lies, clients need each other's keys from
+Bonawitz et al. 2017, section 6: against a server that lies, clients need each other's keys from
 elsewhere than from it.
 """
 

@@ -165,7 +165,7 @@ def connected(graph: Graph, clients: set[str]) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_no_survivors_that_hold_are_cut_by_as_many_corrupt_ones(data: st.DataObject) -> None:
-    """Bell et al., definition 3.1, against survivors and corrupt clients chosen after the graph."""
+    """A good graph (Bell et al. 2020), for survivors and corrupt clients chosen after the graph."""
     n = data.draw(st.integers(7, 16))
     k = data.draw(st.sampled_from([k for k in (2, 4, 6, 8) if k < n - 1]))
     graph = ring(n, k, data.draw(st.integers(1, k)))

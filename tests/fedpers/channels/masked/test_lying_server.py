@@ -120,7 +120,7 @@ def test_a_second_set_is_signed_by_nobody_and_the_first_again(cohort: Cohort) ->
 
 def test_split_views_reach_no_quorum_even_if_the_corrupt_sign_both(cohort: Cohort) -> None:
     """8 clients, 2 corrupt: the honest 6 see two sets, 3 each; with the corrupt 5 sign each, and
-    a quorum is 6. (Bonawitz et al. 2017, section 6.2.)"""
+    a quorum is 6. (Bonawitz et al. 2017, ConsistencyCheck.)"""
     terms = cohort.terms()
     words = cohort.words(terms)
     server = cohort.uploaded(terms, words, terms.cohort)
@@ -210,7 +210,7 @@ def test_of_no_client_both_the_own_seed_and_pair_seeds_with_survivors_come_out(
 
 
 def test_an_upload_that_comes_after_the_shares_stays_masked(cohort: Cohort) -> None:
-    """The server knows all its pair seeds by then; its own seed keeps it (section 4.3)."""
+    """The server knows all its pair seeds by then; its own seed keeps it (double masking)."""
     late = "client-0003"
     terms, uploads, answers = revealed(cohort, (late,))
     words, session = cohort.words(terms)[late], Session(terms, cohort.registry, PAIRS)

@@ -142,3 +142,9 @@ def test_what_was_revealed_of_one_round_opens_nothing_of_the_next(tmp_path: Path
         for other in session.graph.neighbours(one)
     }
     assert seeds and not later & set(seeds.values())
+
+
+def test_own_seeds_are_fresh_for_each_client_and_tag(tmp_path: Path) -> None:
+    views = [View(tmp_path / "one", PAIRS), View(tmp_path / "two", PAIRS)]
+    own = {view.seeds(())[one, one] for view in views for one in view.there}
+    assert len(own) == 20 and min(own) > 2**64
