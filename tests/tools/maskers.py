@@ -15,6 +15,7 @@ from fedpers.channels.masked.graph import Policy
 from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.masks import Words
 from fedpers.channels.masked.memory import Memory
+from fedpers.channels.masked.messages import Request
 from fedpers.channels.masked.quantise import Field, Layout
 from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.server import MaskedServer
@@ -84,9 +85,9 @@ class Cohort:
 
     def revealed(self, terms: Terms, server: MaskedServer, names: Collection[str]) -> None:
         """The shares of ``names``, in."""
-        for name, asked in server.requests().items():
+        for name, request in server.requests().items():
             if name in names:
-                client = self.clients[name]
+                client, asked = self.clients[name], Request.from_bytes(request.to_bytes())
                 given = client.reveal(terms, asked.survivors, asked.signatures, asked.boxes)
                 server.receive_shares(given)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedpers.errors import ClientError, FedpersError
@@ -54,6 +55,24 @@ def text(data: bytes, what: str) -> str:
         raise Refused(f"{what}: got bytes, takes UTF-8") from None
 
 
+def table(rows: Mapping[str, bytes]) -> bytes:
+    """Names and what each has."""
+    return encode(*(piece for name, row in rows.items() for piece in (name, row)))
+
+
+def untable(data: bytes, what: str) -> dict[str, bytes]:
+    """The rows that ``table`` was given.
+
+    Raises:
+        Refused: ``data`` is none, or has a name twice.
+    """
+    pieces = decode(data, None, what)
+    names = [text(name, what) for name in pieces[::2]]
+    if len(set(names)) != len(names) or len(pieces) % 2:
+        raise Refused(f"{what}: got a name twice or without a row, takes each once")
+    return dict(zip(names, pieces[1::2], strict=True))
+
+
 @dataclass(frozen=True)
 class Upload:
     """What leaves a client in MaskedInputCollection.
@@ -98,6 +117,36 @@ class Upload:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What one helper is asked for in Unmasking.
+
+    Args:
+        survivors: their ids, in order.
+        signatures: of a quorum of them under the set.
+        boxes: owner -> the box for this helper.
+    """
+
+    survivors: tuple[str, ...]
+    signatures: Mapping[str, bytes]
+    boxes: Mapping[str, bytes]
+
+    def to_bytes(self) -> bytes:
+        """The message."""
+        return encode(encode(*self.survivors), table(self.signatures), table(self.boxes))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Request:
+        """The request that ``to_bytes`` wrote.
+
+        Raises:
+            Refused: ``data`` is none.
+        """
+        survivors, signatures, boxes = decode(data, 3, "request")
+        names = tuple(text(name, "survivor") for name in decode(survivors, None, "survivors"))
+        return cls(names, untable(signatures, "signatures"), untable(boxes, "boxes"))
+
+
+@dataclass(frozen=True)
 class Shares:
     """What a helper gives in Unmasking.
 
@@ -111,7 +160,7 @@ class Shares:
 
     client: str
     survivors: bytes
-    owners: dict[str, bytes]
+    owners: Mapping[str, bytes]
     signature: bytes = b""
 
     @property
@@ -122,8 +171,7 @@ class Shares:
 
     def to_bytes(self) -> bytes:
         """The message."""
-        names, rows = encode(*self.owners), encode(*self.owners.values())
-        return encode(self.client, self.survivors, names, rows, self.signature)
+        return encode(self.client, self.survivors, table(self.owners), self.signature)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Shares:
@@ -132,9 +180,5 @@ class Shares:
         Raises:
             Refused: ``data`` is none.
         """
-        client, survivors, names, rows, signature = decode(data, 5, "shares")
-        owners = [text(name, "owner") for name in decode(names, None, "owners")]
-        found = dict(zip(owners, decode(rows, len(owners), "shares of owners"), strict=True))
-        if len(found) != len(owners):
-            raise Refused("shares: got one owner twice, takes each once")
-        return cls(text(client, "client"), survivors, found, signature)
+        client, survivors, owners, signature = decode(data, 4, "shares")
+        return cls(text(client, "client"), survivors, untable(owners, "shares"), signature)

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from fedpers.channels.masked import masks, shamir
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.messages import Dropped, Refused, Shares, Upload
+from fedpers.channels.masked.messages import Dropped, Refused, Request, Shares, Upload
 from fedpers.channels.masked.registry import Registry, verified
 from fedpers.channels.masked.session import Terms, agreed
 
 NONCE_AND_TAG = 12 + 16  # bytes of a box beside its row
 COMMITMENT = 32
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one helper is asked for in Unmasking."""
-
-    survivors: tuple[str, ...]
-    signatures: Mapping[str, bytes]
-    boxes: Mapping[str, bytes]
 
 
 class MaskedServer:
@@ -111,14 +101,15 @@ class MaskedServer:
         Raises:
             Dropped: fewer signed than a quorum.
         """
-        signed, quorum = dict(self._signatures), self.session.quorum
+        signed, quorum = self._signatures, self.session.quorum
         if len(signed) < quorum:
             raise Dropped(f"the round is dropped: {len(signed)} signed, takes {quorum}")
         boxes: dict[str, dict[str, bytes]] = {helper: {} for helper in signed}
         for owner, row in self._boxes.items():
             for helper in boxes.keys() & row.keys():
                 boxes[helper][owner] = row[helper]
-        return {helper: Request(self.survivors, signed, boxes[helper]) for helper in signed}
+        enough = dict(sorted(signed.items())[:quorum])
+        return {helper: Request(self.survivors, enough, boxes[helper]) for helper in signed}
 
     def receive_shares(self, data: bytes) -> str:
         """Unmasking: one helper's shares.

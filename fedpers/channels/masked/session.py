@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from fedpers.channels.masked.graph import Graph, Policy, degree
-from fedpers.channels.masked.messages import Refused, encode
+from fedpers.channels.masked.messages import Refused, decode, encode, text
 from fedpers.channels.masked.quantise import Layout
 from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.shamir import BYTES
@@ -35,6 +35,25 @@ class Terms:
     cohort: tuple[str, ...]
     layout: Layout
     contributions: tuple[bytes, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """The message; without the layout, which both sides have from their settings."""
+        cohort, given = encode(*self.cohort), encode(*self.contributions)
+        return encode(self.run, self.round, self.tag, cohort, given)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, layout: Layout) -> Terms:
+        """The terms that ``to_bytes`` wrote.
+
+        Raises:
+            Refused: ``data`` is none.
+        """
+        run, turn, tag, cohort, given = decode(data, 5, "terms")
+        if not all(number.isdigit() and len(number) < 10 for number in (turn, tag)):
+            raise Refused("terms: got a round or tag that is no number, takes up to nine digits")
+        names = tuple(text(name, "cohort") for name in decode(cohort, None, "cohort"))
+        contributions = tuple(decode(given, None, "contributions"))
+        return cls(text(run, "run"), int(turn), int(tag), names, layout, contributions)
 
 
 class Session:

@@ -202,9 +202,9 @@ def test_shares_of_others_of_another_set_or_size_are_refused(cohort: Cohort) -> 
             server.receive_shares(signed_shares(shares))
     with pytest.raises(Refused, match="not its own"):
         server.receive_shares(good.to_bytes()[:-64] + bytes(64))
-    twice = encode(*["client-0001"] * 2), encode(row, row)
-    with pytest.raises(Refused, match="one owner twice"):
-        Shares.from_bytes(encode(good.client, good.survivors, *twice, b""))
+    twice = encode("client-0001", row, "client-0001", row)
+    with pytest.raises(Refused, match="a name twice"):
+        Shares.from_bytes(encode(good.client, good.survivors, twice, b""))
     for shares in given.values():
         server.receive_shares(shares.to_bytes())
     assert (server.unmask() == added(words, terms.cohort[:7])).all()
