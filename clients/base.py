@@ -231,6 +231,12 @@ class LocalAlgorithm:
         """
         raise NotImplementedError(name)
 
+    @staticmethod
+    def weights_of(cosines: Sequence[float]) -> list[float]:
+        """Under encryption: what the server may know of how alike a client's slot is to others'
+        (``Needs.compares``), from the cosines [K] with all, its own among them."""
+        raise NotImplementedError("weights_of")
+
     def keep(self, working: Parts) -> Parts:
         """The parts that stay on the device: every ``personal.*``."""
         return working.only(name for name in working if name.startswith("personal."))

@@ -222,9 +222,19 @@ class Privacy:
     deterministic_for_tests: bool = False
 
     @property
+    def by_example(self) -> bool:
+        """Whether any one training example is protected."""
+        return self.enabled and self.unit == "example"
+
+    @property
+    def by_client(self) -> bool:
+        """Whether one client's data are protected as a whole."""
+        return self.enabled and self.unit == "client"
+
+    @property
     def protects_counts(self) -> bool:
         """Whether the number of a client's examples is protected, too."""
-        return self.enabled and self.unit == "example" and self.weights == "counts"
+        return self.by_example and self.weights == "counts"
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Parts to and from Flower records: lossless, dtype-preserving, without pickle.
 
-A message carries the parts of several clients as one matrix a part, [clients, size]; sealed parts
+A message carries the parts of several clients as one matrix a part, [clients, size]; opaque parts
 as one array of bytes a client.
 """
 
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedpers.channels.sealed.sealed_parts import SealedParts
+from fedpers.channels.kinds import KINDS
+from fedpers.channels.opaque import Opaque
 from fedpers.errors import ClientError
 from fedpers.parts import Layout, Part, Parts
 
-Row = Parts | SealedParts
-STYPE = "fedpers.sealed.v1"
+Row = Parts | Opaque
+BEYOND = (OverflowError, RecursionError)
 
 
 def same(one: Row | None, other: Row | None) -> bool:
@@ -34,7 +35,7 @@ def in_the_clear(row: Row) -> Parts:
     """A row that has to be plain parts.
 
     Raises:
-        ClientError: it is sealed.
+        ClientError: it is opaque.
     """
     if not isinstance(row, Parts):
         raise ClientError("message: got sealed parts, takes plain ones")
@@ -42,46 +43,58 @@ def in_the_clear(row: Row) -> Parts:
 
 
 def pack(rows: Sequence[Row], body: Mapping[str, Any]) -> RecordDict:
-    """A message's content: ``rows`` (K parts of one layout) and a JSON-able ``body``.
+    """A message's content: ``rows`` (K updates or mixtures) and a JSON-able ``body``.
+
+    Plain rows may lack parts that others have; a part has one layout in all of them.
 
     Raises:
-        ValueError: the rows have different parts or shapes.
+        ValueError: a part has several layouts, or plain rows are beside opaque ones.
     """
-    if any(isinstance(row, SealedParts) for row in rows):
-        return _pack_sealed(rows, body)
-    layouts = rows[0].layouts if rows else {}
-    if any(row.layouts != layouts for row in rows):
-        raise ValueError("rows: got parts of several layouts, takes one layout a message")
-    header = {name: layout.to_json() for name, layout in layouts.items()}
     plain = [row for row in rows if isinstance(row, Parts)]
-    arrays = ArrayRecord({name: _to_array([row[name] for row in plain]) for name in layouts})
-    config = ConfigRecord(
-        {"layouts": json.dumps(header), "rows": len(rows), "body": json.dumps(body)}
-    )
-    return RecordDict({"parts": arrays, "message": config})
+    if len(plain) < len(rows):
+        return _pack_opaque(rows, body)
+    layouts: dict[str, Layout] = {}
+    where: dict[str, list[int]] = {}
+    for k, row in enumerate(plain):
+        for name, layout in row.layouts.items():
+            if layouts.setdefault(name, layout) != layout:
+                raise ValueError(f"rows: got part {name!r} in several layouts, takes one a message")
+            where.setdefault(name, []).append(k)
+    arrays = ArrayRecord({n: _to_array([plain[k][n] for k in where[n]]) for n in layouts})
+    header = {name: layout.to_json() for name, layout in layouts.items()}
+    config: dict[str, Any] = {
+        "layouts": json.dumps(header),
+        "rows": len(rows),
+        "body": json.dumps(body),
+    }
+    some = {name: places for name, places in where.items() if len(places) < len(rows)}
+    if some:
+        config["where"] = json.dumps(some)
+    return RecordDict({"parts": arrays, "message": ConfigRecord(config)})
 
 
-def _pack_sealed(rows: Sequence[Row], body: Mapping[str, Any]) -> RecordDict:
+def _pack_opaque(rows: Sequence[Row], body: Mapping[str, Any]) -> RecordDict:
     arrays = {}
     for k, row in enumerate(rows):
-        if not isinstance(row, SealedParts):
+        if not isinstance(row, Opaque):
             raise ValueError("rows: got plain parts beside sealed ones, takes one kind a message")
         data = row.to_bytes()
-        arrays[str(k)] = Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
-    config = ConfigRecord({"sealed": len(rows), "body": json.dumps(body)})
+        arrays[str(k)] = Array(dtype="uint8", shape=(len(data),), stype=row.stype, data=data)
+    config = ConfigRecord({"opaque": len(rows), "body": json.dumps(body)})
     return RecordDict({"parts": ArrayRecord(arrays), "message": config})
 
 
-def _unpack_sealed(arrays: ArrayRecord, count: int) -> list[Row]:
+def _unpack_opaque(arrays: ArrayRecord, count: int) -> list[Row]:
     rows: list[Row] = []
     for k in range(count):
         array = arrays[str(k)]
-        if array.stype != STYPE:
-            raise ValueError(f"array {k}: got {array.stype}, takes {STYPE}")
+        kind = KINDS.get(array.stype)
+        if kind is None:
+            raise ValueError(f"array {k}: got {array.stype}, takes {', '.join(KINDS)}")
         try:
-            rows.append(SealedParts.from_bytes(array.data))
-        except ClientError as error:  # costs its sender, not the others in the message
-            rows.append(SealedParts({}, (), (), broken=str(error)))
+            rows.append(kind.from_bytes(array.data))
+        except ClientError as error:
+            rows.append(kind.unreadable(str(error)))
     return rows
 
 
@@ -93,28 +106,36 @@ def unpack(content: RecordDict) -> tuple[list[Row], dict[str, Any]]:
     """
     try:
         config = content.config_records["message"]
-        arrays = content.array_records["parts"]
-        if "sealed" in config:
-            return _unpack_sealed(arrays, int(str(config["sealed"]))), json.loads(
-                str(config["body"])
-            )
+        arrays, body = content.array_records["parts"], json.loads(str(config["body"]))
+        if "opaque" in config:
+            return _unpack_opaque(arrays, int(str(config["opaque"]))), body
+        count = int(str(config["rows"]))
         layouts = {
             name: Layout.from_json(layout)
             for name, layout in json.loads(str(config["layouts"])).items()
         }
+        some = json.loads(str(config.get("where", "{}")))
+        where = {name: _places(some.get(name, range(count)), count) for name in layouts}
         matrices = {name: _from_array(arrays[name], layout) for name, layout in layouts.items()}
-        body, count = json.loads(str(config["body"])), int(str(config["rows"]))
-        if any(len(matrix) != count for matrix in matrices.values()):
+        if any(len(matrix) != len(where[name]) for name, matrix in matrices.items()):
             raise ValueError(
                 f"arrays: got {[len(m) for m in matrices.values()]}, takes {count} rows"
             )
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, *BEYOND) as error:
         raise ClientError(f"message: cannot be read ({type(error).__name__}: {error})") from error
-    rows: list[Row] = [
-        Parts({name: Part(layouts[name], matrix[k]) for name, matrix in matrices.items()})
-        for k in range(count)
-    ]
-    return rows, body
+    found: list[dict[str, Part]] = [{} for _ in range(count)]
+    for name, matrix in matrices.items():
+        for k, vector in zip(where[name], matrix, strict=True):
+            found[k][name] = Part(layouts[name], vector)
+    return [Parts(parts) for parts in found], body
+
+
+def _places(given: Any, count: int) -> list[int]:
+    """Which rows have a part: increasing numbers below ``count``."""
+    places = [int(k) for k in given]
+    if places != sorted(set(places) & set(range(count))):
+        raise ValueError(f"places: got {given}, takes increasing numbers below {count}")
+    return places
 
 
 def _to_array(parts: Sequence[Part]) -> Array:

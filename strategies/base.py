@@ -2,273 +2,221 @@
 
 from __future__ import annotations
 
-import logging
-import operator
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import closing
-from math import ceil
-from typing import Any
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+import torch
+from torch import Tensor
 
-from fedpers.config import Config
-from fedpers.errors import ConfigError, RunError
-from fedpers.evaluation import gated
-from fedpers.evaluation.metrics import mean
-from fedpers.privacy import BudgetSpent
-from fedpers.records import Row, pack
+from fedpers.channels.base import Channel, Needs, State
+from fedpers.channels.build import channel_of, check_channel
+from fedpers.config import Config, NoParams, params_of
+from fedpers.data import FederatedData
+from fedpers.errors import ConfigError
+from fedpers.mixing import Mixing
+from fedpers.models import PersonalModel
+from fedpers.parts import Layout, Part, Parts
+from fedpers.records import Row, same
 from fedpers.registry import Registry
-from fedpers.streaming import StreamingMean
-from strategies.exchange import (
-    NOTHING,
-    Answers,
-    collect,
-    group_of,
-    read_each,
-    reports_of,
-    results_of,
-    spending_of,
-    unusable,
-)
-from strategies.method import Method
-from strategies.mixing import Mixing
-from strategies.roster import natural_order
-from strategies.rounds import RunFiles, run_rounds
-from strategies.sealing import plain
+from fedpers.seeding import seed_for
+from strategies.checkpoint import members
+from strategies.cohorts import cohort_of
 
-__all__ = ["Mixing", "PersonalizedStrategy", "find_strategy", "strategies"]
-
-log = logging.getLogger("fedpers")
-
-PATIENCE = 3  # rounds in a row of which nothing is used, until the run ends
-REPLY = 64 * 2**20  # bytes of updates in one reply, at most; but
-FEWEST = 64  # clients a message at least, where a node has as many
-# A method with one of these of its own may look at single updates.
-HOOKS = ("mixing", "combine", "_mix", "refine", "aggregate_train")
+__all__ = ["Mixing", "Needs", "PersonalizedStrategy", "find_strategy", "strategies"]
 
 strategies: Registry[type[PersonalizedStrategy]] = Registry(
     "strategy", key="strategy.name", package="strategies.methods", group="fedpers.strategies"
 )
 
+Asks = Callable[[str, Mapping[str, Mapping[str, Any]]], dict[str, Mapping[str, Any]]]
+"""A kind of message and what each client is asked; what each answered."""
 
-class PersonalizedStrategy(Method, Strategy):
-    """A Flower strategy whose clients each get what is theirs.
 
-    A round: ``select`` -> ``broadcast`` -> local training -> Y = W X with W from ``mixing`` ->
-    ``refine``. A method overrides one or two of these, which are in ``strategies.method``; the
-    messages and the failures are here.
+class PersonalizedStrategy:
+    """The hooks of a method. Each has a default: a method overrides one or two.
+
+    A round: ``poll`` -> ``select`` -> ``broadcast`` -> local training -> Y = W X with W from
+    ``mixing`` -> ``refine``. The messages are in ``strategies.round``, the rounds in
+    ``strategies.run``; what updates pass through, and who reads them, in ``fedpers.channels``.
+
+    A mean by ``weights`` is taken as the updates come, and none of them is kept. A method that
+    takes more says so in ``needs``, and finds the round's updates in ``updates``.
+
+    Class attributes:
+        Params: a dataclass of the method's own settings on the server (``strategy.params``).
+        algorithm: the client side, by name or dotted path. Default: the strategy's own name.
+        shares: the slots of the model that the server keeps, mixes and sends.
+        weights: of the updates: by number of ``examples``, ``equal``, or the method's ``own``, as
+            its ``mixing`` has them.
+
+    Attributes:
+        parts: the global parts, opaque where the channel hides them.
+        rows: what was made for single clients: theirs alone, and never a global model.
+        updates: of the round that is refined, in the roster's order; empty where they are added up
+            as they come.
+        reports: of the round that is refined, by client, as declared.
+        channel: for what the method needs of updates, see ``fedpers.channels.base.Channel``.
+        similarity: [K, K], of the clients, where a method has it, for the report.
     """
 
-    # -- one round ----------------------------------------------------------------------------
+    Params: ClassVar[type] = NoParams
+    algorithm: ClassVar[str | None] = None
+    shares: ClassVar[tuple[str, ...]] = ("body", "head")
+    weights: str = "examples"
 
-    @property
-    def eligible(self) -> list[str]:
-        """The clients that may still train: those whose privacy budget is not spent."""
-        return [client for client in self.roster.clients if client not in self.spent]
+    def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
+        """Bind the method to a run.
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """A message or more for each node that hosts a selected client (``arrays`` is not used).
-
-        None while fewer than ``strategy.min_clients`` are there: what they would release, and
-        pay for, would not be used.
+        Args:
+            config: the run's settings.
+            model: a model as every client builds it; its slots are the first global parts.
+            data: for its public split; the server never reads a client's examples.
         """
-        self._asked, self.short = {}, len(self.eligible) < self.config.strategy.min_clients
-        if self.sealing is not None:
-            self.sealing.turn(server_round)
-        if self.short:
-            return []
-        cohort = self.select(server_round, self.eligible)
-        if self.client_level is not None:  # charged before anything is released
-            if self.sealing is not None:
-                self.sealing.check_noise(self.client_level, len(cohort))
-            try:
-                self.client_level.charge()
-            except BudgetSpent as error:
-                log.warning("round %d: %s", server_round, error)
-                self.spent.update(self.roster.clients)  # one account, for all
-                return []
-        return self.messages("train", server_round, cohort)
+        self.params: Any = self.check(config, data)
+        self.config, self.model, self.public = config, model, data.public
+        self.task, self.schema = data.task, data.schema
+        self.needed = self.needs(self.params)
+        self.extend(model)
+        self.parts: Row = self.first({slot: model.read(slot) for slot in self.shares})
+        self.layouts: dict[str, Layout] = dict(self.parts.layouts)
+        self.rows: dict[str, Row] = {}
+        self.updates: Mapping[str, Row] = {}
+        self.reports: Mapping[str, Mapping[str, Any]] = {}
+        self.similarity: Tensor | None = None
+        self.channel: Channel = channel_of(self)
+        self.ask: Asks = lambda kind, asked: {}  # the run gives another
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Mix the updates that came, leave out those that are broken, refine.
+    @classmethod
+    def check(cls, config: Config, data: FederatedData) -> Any:
+        """The method's own parameters, after refusing settings that it cannot run with.
 
-        With fewer than ``strategy.min_clients`` of them nothing is mixed, and the run goes on.
+        A method with further needs (public data, say) adds its checks.
 
         Raises:
-            RunError: that is so for the third time in a row, or in every round.
+            ConfigError: naming the setting.
         """
-        mean, self.unused = None, None
-        if self.streams:
-            mean = StreamingMean(self.layouts, len(self.asked), self._log_product_error)
-        reports = self._take_up(replies, mean)
-        answers = self.answers
-        for group, body in answers.bodies.items():
-            spent = body.get("spent")
-            spent = spent if isinstance(spent, Mapping) else {}
-            for client in set(self._asked[group]) & set(spent):
-                self.spent.add(client)
-                self.spending.update(spending_of(client, spent[client]))
-        # In the roster's order, so that sums do not depend on who answered first.
-        trained = set(reports) - set(answers.failures)
-        cohort = [client for client in self.roster.clients if client in trained]
-        asked = set(self.asked)
-        nothing_left = bool(self.roster.clients) and not self.eligible
-        if not cohort and (nothing_left or (asked and asked <= self.spent)):  # others may go on
-            return None, MetricRecord({"answered": 0})
-        in_order = {client: reports[client] for client in cohort}
-        for client, report in in_order.items():
-            self.spending.update(spending_of(client, report))
-        mixed = len(cohort) >= self.least
-        if mixed and mean is not None:
-            before, self.parts = plain(self.parts), mean.result()
-            if not self.rows:  # all received the same parts
-                mixing = self.mixing(server_round, in_order)
-                self._note_signal(server_round, before, mixing, in_order)
-        elif mixed and self.shares:
-            mixed = self._mix(server_round, in_order)
-        answers.failures |= dict.fromkeys(self.roster.absent, "its node is not there")
-        for client, reason in answers.failures.items():
-            log.warning("round %d: client %s left out: %s", server_round, client, reason)
-        if not mixed or self.unused:
-            return None, self._skip(server_round, set(cohort) - set(answers.failures))
-        self.skipped = 0
-        self.refine(server_round)
-        losses = [r["loss"] for r in in_order.values() if r.get("loss") is not None]
-        loss = {"loss": sum(losses) / len(losses)} if losses else {}
-        return None, MetricRecord({"answered": len(cohort), **loss})
+        # What the server does not take may be the client side's, which refuses what is unknown.
+        given = config.strategy.params
+        params = params_of(cls.Params, {n: given[n] for n in cls.param_names() if n in given})
+        check_channel(config, cls.needs(params), cls.weights)
+        return params
+
+    @classmethod
+    def needs(cls, params: Any) -> Needs:
+        """What the server needs of updates beyond their mean. Default: nothing."""
+        return Needs()
+
+    # -- a round -------------------------------------------------------------------------------
+
+    def extend(self, model: PersonalModel) -> None:
+        """Add the method's own slots to the model. Default: none."""
+
+    def first(self, parts: Mapping[str, Part]) -> Parts:
+        """The first global parts, from the model's. A bank is copies of a slot, ``body@0`` and so
+        on, which are mixed each of those who trained it (``Needs.banks``). Default: as they are."""
+        return Parts(parts)
+
+    def poll(self, server_round: int, clients: Sequence[str]) -> Sequence[str]:
+        """Who is asked, before the selection, for what the client side's ``poll`` says: it comes
+        into ``polled``. Default: nobody."""
+        return ()
+
+    def select(self, server_round: int, clients: Sequence[str]) -> list[str]:
+        """Who takes part. Default: a seeded uniform sample of ``strategy.fraction``."""
+        count = cohort_of(self.config, len(clients))
+        rng = random.Random(seed_for(self.config.seed, "select", server_round))
+        chosen = set(rng.sample(list(clients), count))
+        return [client for client in clients if client in chosen]
+
+    def broadcast(self, server_round: int, client: str) -> Row:
+        """What a client receives. Default: its own row if there is one, else the global parts."""
+        return self.rows.get(client, self.parts)
+
+    def broadcast_to_evaluate(self, server_round: int, client: str) -> Row:
+        """What a client receives to be evaluated. Default: what it would receive to train."""
+        return self.broadcast(server_round + 1, client)
+
+    def says(self, server_round: int, client: str) -> Mapping[str, Any]:
+        """What is said to this client alone, JSON-able; its side finds it in ``context.said``.
+        Default: nothing."""
+        return {}
+
+    def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
+        """W, from plaintext reports only. Default: one row, by ``weights``. A method that overrides
+        it says ``weights = "own"``, or in its needs that it has rows for single clients."""
+        return Mixing(self.weighed(reports)[None])
+
+    def weighed(self, reports: Mapping[str, Mapping[str, Any]]) -> Tensor:
+        """The weights [K] that ``weights`` declares; all alike if nobody has examples."""
+        if self.weights == "equal":
+            return Mixing.equal(len(reports)).weights[0]
+        weights = torch.tensor([self.weight_of(report) for report in reports.values()])
+        if not bool(weights.sum() > 0):
+            weights = torch.ones_like(weights)
+        return weights / weights.sum()
+
+    def weight_of(self, report: Mapping[str, Any]) -> float:
+        """Of an update in the default mixing, before they are divided by their sum."""
+        return 1.0 if self.weights == "equal" else float(report["examples"])
+
+    def put(self, mixing: Mixing, rows: Sequence[Row]) -> None:
+        """Take up the mixtures: for single clients into ``rows``, the one for None into ``parts``.
+
+        Raises:
+            ValueError: other recipients than mixtures.
+        """
+        for recipient, row in zip(mixing.recipients, rows, strict=True):
+            if recipient is None:
+                self.parts = row
+            else:
+                self.rows[recipient] = row
+
+    def refine(self, server_round: int) -> None:
+        """A server step after the mixing. Default: none."""
+
+    # -- what a channel asks of a method ---------------------------------------------------------
 
     @property
-    def streams(self) -> bool:
-        """Whether updates are added up as they come, so that they are never there all at once.
+    def weighted(self) -> str:
+        """How updates weigh in the end: ``equal``, by ``examples``, or the method's ``own``."""
+        privacy = self.config.privacy
+        uniform = privacy.by_client or (privacy.enabled and privacy.weights == "uniform")
+        return "equal" if self.weights != "own" and uniform else self.weights
 
-        So it is for a mean of plain updates of which nobody looks at a single one.
+    def derived_layouts(self) -> Mapping[str, Layout]:
+        """Of the parts named in ``Needs.derived``. Default: none."""
+        return {}
+
+    def derive(self, name: str, update: Parts) -> Part:
+        """Such a part of one update, where the server reads it; where not the client makes it, in
+        its ``derived``."""
+        raise NotImplementedError(name)
+
+    # -- from round to round ---------------------------------------------------------------------
+
+    def common(self, received: Mapping[str, Row]) -> bool:
+        """Whether all clients receive the same, and none a row that was made for it: only then is
+        what they receive a global model."""
+        first = next(iter(received.values()), None)
+        made = any(parts is self.rows.get(client) for client, parts in received.items())
+        return not made and all(same(first, parts) for parts in received.values())
+
+    def state(self) -> State:
+        """What the next round needs to know of those before it: parts by name, JSON-able values.
+
+        A method that remembers more adds it here and in ``load_state``.
         """
-        own = any(
-            getattr(getattr(self, name), "__func__", None)
-            is not getattr(PersonalizedStrategy, name)
-            for name in HOOKS
-        )
-        in_the_clear = self.sealing is None and self.client_level is None
-        mean = self.config.strategy.combine == "mean" and self.reads_updates(self.params) is None
-        return bool(self.shares) and in_the_clear and mean and not own
+        groups: dict[str, Row] = {"parts": self.parts}
+        return groups | {f"row {client}": parts for client, parts in self.rows.items()}, {}
 
-    def _take_up(
-        self, replies: Iterable[Message], mean: StreamingMean | None
-    ) -> dict[str, Mapping[str, Any]]:
-        """Read each reply as it comes, leave out what cannot be used, add the rest to ``mean``.
+    def load_state(self, state: State) -> None:
+        """Go on from what ``state`` returned."""
+        groups, _ = state
+        self.parts, self.rows = groups["parts"], members(groups, "row")
 
-        Returns:
-            The reports that can be read.
-        """
-        self.answers, reports = Answers(), dict[str, Mapping[str, Any]]()
-        later = self.sealing is not None and not self.sealing.at_once
-        judge = None if later or not self.shares else self.refused
-        # In the roster's order, so that sums do not depend on who is where.
-        place = {client: k for k, client in enumerate(sorted(self.asked, key=natural_order))}
-        for came in read_each(replies, self._asked, group_of):
-            reports |= (told := reports_of(came, self._asked))
-            came.leave_out(unusable(came, self._asked, told, judge))
-            if mean is not None:
-                for client in came.failures:
-                    mean.leave_out(place[client])
-                for client in list(came.rows):
-                    weight = 1.0 if self.weights == "equal" else float(told[client]["examples"])
-                    mean.add(place[client], weight, plain(came.rows.pop(client)))
-            self.answers.merge(came)
-        self.answers.complete = time.perf_counter()
-        silent = set(place) - set(reports) - set(self.answers.failures)
-        self.answers.leave_out(dict.fromkeys(sorted(silent, key=natural_order), NOTHING))
-        return reports
-
-    def _skip(self, server_round: int, cohort: Collection[str]) -> MetricRecord:
-        """Nothing of a round is used; that may be so twice in a row."""
-        self.skipped += 1
-        least, reason = self.config.strategy.min_clients, self.unused
-        if reason is None:
-            few = f"{len(cohort)} of at least {least} clients are left"
-            client, why = next(iter(self.answers.failures.items()), ("none", "nobody was selected"))
-            reason = f"{few if cohort else 'no client is left'}; client {client}: {why}"
-        self.unused = f"round {server_round}: {reason}"
-        if self.skipped >= min(PATIENCE, self.config.rounds):
-            raise RunError(self.unused)
-        log.warning("%s: nothing is mixed", self.unused)
-        return MetricRecord({"answered": len(cohort), "skipped": 1})
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """One message for each node: all clients are evaluated, selected or not."""
-        if not self.ends_with(server_round) and server_round % self.config.evaluation.every:
-            return []
-        return self.messages("evaluate", server_round, self.roster.clients)
-
-    def ends_with(self, server_round: int) -> bool:
-        """Whether a round is the last: by the settings, or as too few have budget left."""
-        least = self.config.strategy.min_clients
-        nothing_left = len(self.roster.clients) >= least > len(self.eligible)
-        return server_round == self.config.rounds or nothing_left
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Keep every client's result; the metrics are unweighted means over clients."""
-        answers = collect(replies, self._asked, group_of)
-        self.unscored = answers.failures
-        found, missing = results_of(answers, self._asked, self.task.tally_type)
-        self.unscored |= {c: why for c, why in missing.items() if c not in self.unscored}
-        for client, reason in self.unscored.items():
-            log.warning("round %d: client %s not evaluated: %s", server_round, client, reason)
-        self.results = gated([found[c] for c in self.roster.clients if c in found])
-        means: dict[str, MetricRecordValues] = {}
-        for mode in ("personal", "global", "gated"):
-            value = mean(self.results, self.task.headline()[1], mode)
-            if value is not None:
-                means[mode] = value
-        return MetricRecord(means) if means else None
-
-    def summary(self) -> None:
-        """Log what is about to run."""
-        size = ", ".join(f"{name} {layout.size:,}" for name, layout in self.layouts.items())
-        name = strategies.name_of(type(self))
-        log.info(
-            "%s: %d clients; shared scalars: %s", name, len(self.roster.clients), size or "none"
-        )
-        if about := self.task.about:
-            log.info("%s", about)
-        if self.config.privacy.enabled and self.config.privacy.deterministic_for_tests:
-            log.warning("privacy: the noise is drawn from the run's seed: nobody is protected")
-
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord | None = None,
-        num_rounds: int | None = None,
-        timeout: float | None = None,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Run all rounds, as Flower's strategies do; see ``strategies.rounds``.
-
-        What the settings do not say can be given here: ``num_rounds`` (``rounds``) and
-        ``timeout`` (``round_timeout``, seconds). The parts start as the model has them.
-        """
-        if num_rounds is not None:
-            self.config.rounds = num_rounds
-        if timeout is not None:
-            self.config.round_timeout = timeout
-        files = RunFiles(self.config)
-        with closing(files.folder):
-            return run_rounds(self, grid, files, evaluate_fn)
-
-    # -- messages -----------------------------------------------------------------------------
+    # -- names -----------------------------------------------------------------------------------
 
     @classmethod
     def client_side(cls) -> str:
@@ -279,79 +227,10 @@ class PersonalizedStrategy(Method, Strategy):
         names = (strategies.name_of(base) for base in cls.__mro__)
         return next((name for name in names if ":" not in name), "fedavg")
 
-    def header(self) -> dict[str, Any]:
-        """What every message says about the run."""
-        return {
-            "settings": self.config.to_json(),
-            "algorithm": self.client_side(),
-            "server_params": self.param_names(),
-            "run_folder": self.run_folder,
-            "base": self.base_digest,
-            "schema": self.schema.to_json(),
-            **({} if self.sealing is None else {"sealing": self.sealing.header()}),
-        }
-
-    def messages(
-        self, kind: str, server_round: int, clients: Sequence[str], **body: Any
-    ) -> list[Message]:
-        """Messages for the nodes that host any of ``clients``, with what each client is to receive:
-        one a node, or as many as keep replies small.
-
-        Parts that several clients of a message receive are sent once.
-        """
-        broadcast = self.broadcast if kind == "train" else self.broadcast_to_evaluate
-        hosts = self.roster.by_node(clients)
-        if kind == "train" and self.sealing is None:
-            asked = self._split(hosts)
-        else:
-            asked = list(hosts.items())
-        self._asked = {f"{server_round}/{k}": some for k, (_, some) in enumerate(asked)}
-        weights: dict[str, float] = {}
-        if kind == "train" and self.sealing is not None:
-            weights = self.sealing.foresee(self.asked)
-        made, header, last = list[Message](), self.header(), list[Row]()
-        received = {c: broadcast(server_round, c) for _, some in asked for c in some}
-        if kind == "train":
-            self.sent |= received
-        else:
-            body["common"] = self.evaluates_global = self.common(received)
-        for group, (node, some) in zip(self._asked, asked, strict=True):
-            rows: list[Row] = []
-            row_of: dict[str, int] = {}
-            place: dict[int, int] = {}
-            for client in some:
-                parts = received[client]
-                if id(parts) not in place:
-                    place[id(parts)] = len(rows)
-                    rows.append(parts)
-                row_of[client] = place[id(parts)]
-            head = {**header, "round": server_round, "clients": some, "rows": row_of}
-            if weights:  # each node is told its own clients'
-                head["weights"] = {client: weights[client] for client in some}
-            content = pack(rows, {**head, **body})
-            if made and len(rows) == len(last) and all(map(operator.is_, rows, last)):
-                content["parts"] = made[-1].content["parts"]  # the same bytes, in memory once
-            last = rows
-            made.append(Message(content, dst_node_id=node, message_type=kind, group_id=group))
-        return made
-
-    def _split(self, hosts: Mapping[int, list[str]]) -> list[tuple[int, list[str]]]:
-        """Each message's node and clients, for replies of ``REPLY`` bytes at most.
-
-        In the roster's order, and all nodes in as many pieces: blocks of the mean are then complete
-        early.
-        """
-        update = sum(layout.size * layout.dtype.itemsize for layout in self.layouts.values())
-        most = max(FEWEST, REPLY // max(update, 1))
-        pieces = max((ceil(len(hosted) / most) for hosted in hosts.values()), default=1)
-        if pieces == 1:
-            return list(hosts.items())
-        split = []
-        for node, hosted in hosts.items():
-            in_order = sorted(hosted, key=natural_order)
-            count = max(FEWEST, ceil(len(hosted) / pieces))
-            split += [(node, in_order[k : k + count]) for k in range(0, len(hosted), count)]
-        return split
+    @classmethod
+    def param_names(cls) -> list[str]:
+        """The names in ``strategy.params`` that this side of the method takes."""
+        return sorted(field.name for field in fields(cls.Params))
 
 
 def find_strategy(config: Config) -> type[PersonalizedStrategy]:

@@ -7,20 +7,18 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
-from fedpers.channels.sealed.sealed_parts import SealedParts
+from fedpers.channels.base import State
+from fedpers.channels.kinds import KINDS
+from fedpers.channels.opaque import Opaque
 from fedpers.errors import ClientError, ConfigError
 from fedpers.files import flush, written
 from fedpers.parts import Part, Parts
 from fedpers.records import Row
 
 log = logging.getLogger("fedpers")
-
-State = tuple[dict[str, Row], dict[str, Any]]
-"""Parts by name, and JSON-able values."""
 
 # What reading a file that is not as it was saved may raise.
 DAMAGED = (
@@ -51,7 +49,7 @@ def _save(folder: Path, server_round: int, state: State) -> None:
     folder.mkdir(exist_ok=True)
     groups, values = state
     in_the_clear = {name: row for name, row in groups.items() if isinstance(row, Parts)}
-    sealed = {name: row for name, row in groups.items() if isinstance(row, SealedParts)}
+    opaque = {name: row for name, row in groups.items() if isinstance(row, Opaque)}
     flat = {
         f"{len(name)}:{name}{part}": p
         for name, parts in in_the_clear.items()
@@ -61,9 +59,10 @@ def _save(folder: Path, server_round: int, state: State) -> None:
     temporary = folder / f".{path.name}.tmp"
     temporary.mkdir(exist_ok=True)
     Parts(flat).save(temporary / "parts.safetensors")
-    for k, row in enumerate(sealed.values()):
-        (temporary / f"{k}.sealed").write_bytes(row.to_bytes())
-    names = {"groups": list(in_the_clear), "sealed": list(sealed)}
+    for k, row in enumerate(opaque.values()):
+        (temporary / f"{k}.opaque").write_bytes(row.to_bytes())
+    kinds = {name: row.stype for name, row in opaque.items()}
+    names = {"groups": list(in_the_clear), "opaque": kinds}
     text = json.dumps({**names, VALUES: values})
     (temporary / "state.json").write_text(text, encoding="utf-8")
     for file in temporary.iterdir():
@@ -105,8 +104,8 @@ def _read(path: Path) -> State:
         length, _, rest = label.partition(":")
         groups[rest[: int(length)]][rest[int(length) :]] = part
     state: dict[str, Row] = {name: Parts(parts) for name, parts in groups.items()}
-    for k, name in enumerate(kept["sealed"]):
-        state[name] = SealedParts.from_bytes((path / f"{k}.sealed").read_bytes())
+    for k, (name, kind) in enumerate(kept["opaque"].items()):
+        state[name] = KINDS[kind].from_bytes((path / f"{k}.opaque").read_bytes())
     return state, kept[VALUES]
 
 

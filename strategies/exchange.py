@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
+from fedpers.channels.wire import Answers
 from fedpers.errors import ClientError, RunError
 from fedpers.evaluation import ClientResult
 from fedpers.failures import meaning
@@ -96,49 +96,6 @@ def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> Iterator
             since = now
         else:
             time.sleep(min(max(FIRST_WAIT, SHARE * (now - since)), LONGEST_WAIT))
-
-
-@dataclass
-class Answers:
-    """What the nodes answered to one batch of messages.
-
-    Attributes:
-        rows: the parts that came, by client; without those that were added up as they came.
-        bodies: the JSON body of each answer, by node or, where a node has several, by group.
-        failures: for each client without a result, the reason.
-        nbytes: bytes of the parts received.
-        encrypt, decrypt: the longest time that any node encrypted and decrypted.
-        complete: when the last answer had come, by ``time.perf_counter``.
-    """
-
-    rows: dict[str, Row] = field(default_factory=dict)
-    bodies: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    nbytes: int = 0
-    encrypt: float = 0.0
-    decrypt: float = 0.0
-    complete: float = 0.0
-
-    def merge(self, other: Answers) -> None:
-        """Take up what another node answered."""
-        self.rows |= other.rows
-        self.bodies |= other.bodies
-        self.failures |= other.failures
-        self.nbytes += other.nbytes
-        self.encrypt = max(self.encrypt, other.encrypt)
-        self.decrypt = max(self.decrypt, other.decrypt)
-
-    def add(self, other: Answers) -> None:
-        """Add the bytes and times of a second batch of messages of the same round."""
-        self.nbytes += other.nbytes
-        self.encrypt += other.encrypt
-        self.decrypt += other.decrypt
-
-    def leave_out(self, reasons: Mapping[str, str]) -> None:
-        """Note that clients failed after all, and drop what they sent."""
-        self.failures |= reasons
-        for client in reasons:
-            self.rows.pop(client, None)
 
 
 def node_of(reply: Message) -> int:
@@ -260,22 +217,27 @@ def unusable(
     answers: Answers,
     asked: Mapping[Any, Sequence[str]],
     reports: Mapping[str, Mapping[str, Any]],
-    refused: Callable[[str, Row], str | None] | None,
+    sent: Mapping[str, Row],
+    accept: Callable[[str, Row, Row], str | None] | None,
 ) -> dict[str, str]:
     """Why clients' updates cannot be used, of the nodes that answered and of the clients that have
     not failed already.
 
     Args:
-        refused: says of a client's update why it cannot be mixed with others.
+        sent: what each client received.
+        accept: says of a client, what it received and its update why that cannot be mixed with
+            others; None where no update is there yet.
     """
     reasons = {}
     for client in (c for key in answers.bodies for c in asked[key]):
         update = answers.rows.get(client)
         if client in answers.failures:
             continue
-        if client not in reports or (update is None and refused is not None):
+        if client not in reports or (update is None and accept is not None):
             reasons[client] = NOTHING
-        elif refused and update is not None and (reason := refused(client, update)) is not None:
+            continue
+        reason = accept(client, sent[client], update) if accept and update is not None else None
+        if reason is not None:
             reasons[client] = reason
     return reasons
 

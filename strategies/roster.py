@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedpers.channels.wire import Answers
 from fedpers.errors import FedpersError, RunError
 from fedpers.failures import meaning
-from strategies.exchange import Answers, collect, push, receive
+from strategies.exchange import collect, push, receive
 
 log = logging.getLogger("fedpers")
 
@@ -36,8 +37,8 @@ class Roster:
         self.held_out: set[str] = set()
         self.scored: str | None = None
         self.refusal: str | None = None
-        self.keys: dict[int, Mapping[str, Any]] = {}
-        self.key_id: str | None = None
+        self.said: dict[int, Mapping[str, Any]] = {}  # by node, of its half of the channel
+        self.admits: Callable[[Mapping[str, Any]], str | None] = lambda said: None
         self._met: set[str] = set()
         self._refused: set[int] = set()
         self._claimed_twice: set[int] = set()
@@ -226,13 +227,13 @@ class Roster:
             log.error("node %s refused: client %s is hosted by another node", node, twice[0])
             self._claimed_twice.add(node)
             return 1
-        key = body.get("key")
-        if isinstance(key, Mapping):
-            if self.key_id is not None and key.get("id") != self.key_id:
-                log.error("node %s refused: key %s, not %s", node, key.get("id"), self.key_id)
+        said = body.get("channel")
+        if isinstance(said, Mapping):
+            if (why := self.admits(said)) is not None:
+                log.error("node %s refused: %s", node, why)
                 self._refused.add(node)
                 return 1
-            self.keys[node] = key
+            self.said[node] = said
         held_out = {str(client) for client in body.get("held_out", ())} & set(claimed)
         self.scored, nodes = str(body["scored"]), int(body["nodes"])
         self.hosts[node] = claimed

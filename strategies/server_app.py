@@ -16,8 +16,9 @@ from fedpers.data import load_data
 from fedpers.errors import ConfigError, FedpersError
 from fedpers.models import build_model
 from strategies.base import find_strategy
-from strategies.protection import check_cohort
-from strategies.rounds import RunFiles, run_rounds
+from strategies.cohorts import check_cohort
+from strategies.files import RunFiles
+from strategies.run import Run
 
 SHORT_KEYS = {
     "strategy": "strategy.name",
@@ -46,7 +47,7 @@ def main(grid: Grid, context: Context) -> None:
         files = RunFiles(config, Path(named) if named else None, resume=bool(resume))
         with closing(files.folder):
             log.info("run folder: %s", files.folder.path)
-            run_rounds(strategy, grid, files)
+            Run(strategy).rounds(grid, files)
     except FedpersError as error:
         # One line for the launcher and for a person; the raise marks the run as failed.
         log.error("error: %s", error)

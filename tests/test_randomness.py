@@ -75,7 +75,7 @@ NOT_RELEASED = {
     "fedpers/tasks/classification.py Classification.made_up": "likewise",
     "fedpers/tasks/regression.py Regression.made_up": "likewise",
     # -- on a server: what is made of releases
-    "strategies/method.py Method.select": "who is asked, where privacy does not rest on it",
+    "strategies/base.py PersonalizedStrategy.select": "who is asked; no privacy rests on it",
     "strategies/methods/perada.py PerAda.refine": "the order of public batches",
     # -- names
     "fedpers/channels/sealed/keys.py generate": "the name of a key",

@@ -62,7 +62,7 @@ def check_leaks(
     """
     from filelock import FileLock
 
-    if not (config.privacy.enabled and config.privacy.unit == "example"):
+    if not config.privacy.by_example:
         return
     packages = packages_of(config, algorithm)
     generator = torch.Generator().manual_seed(0)

@@ -47,12 +47,12 @@ class PFedSim(LocalAlgorithm):
         rows = F.normalize(upload["head"]["head.weight"].float(), dim=1)
         return Part.of({"rows": rows})
 
-
-def weights_of(cosines: Sequence[float]) -> list[float]:
-    """-ln(1 - s) of mean cosines s within 0..0.9999, each rounded to 0.01 of the largest: what the
-    server may know of the heads."""
-    weights = [-math.log(1 - min(max(s, 0.0), CLOSEST)) for s in cosines]
-    return [round(weight / max(weights), 2) for weight in weights]
+    @staticmethod
+    def weights_of(cosines: Sequence[float]) -> list[float]:
+        """-ln(1 - s) of mean cosines s within 0..0.9999, each rounded to 0.01 of the largest: what
+        the server may know of the heads."""
+        weights = [-math.log(1 - min(max(s, 0.0), CLOSEST)) for s in cosines]
+        return [round(weight / max(weights), 2) for weight in weights]
 
 
 CLOSEST = 0.9999  # as in strategies/methods/pfedsim.py

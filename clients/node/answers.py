@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
-from clients.methods.pfedsim import weights_of
 from clients.node.dealing import deal
 from clients.node.door import Answered, Body, Rows, leave
 from clients.node.failures import withheld
 from clients.node.host import ClientHost
 from clients.node.keeper import Keeper
-from fedpers.channels.sealed.sealed_parts import SealedParts
+from fedpers.errors import ClientError
 from fedpers.failures import KEY
 from fedpers.privacy import BudgetSpent
 
@@ -25,8 +24,7 @@ def answer(kind: str, host: Keeper, rows: Rows, body: Body) -> Answered:
 
     Args:
         kind: one of ``ANSWERS``.
-        host: the node's clients; of ``seal``, ``open``, ``similarity`` and ``forget`` its keeper
-            will do.
+        host: the node's clients; of ``channel`` its keeper will do.
         rows: the parts that came, as they came.
         body: what came with them.
     """
@@ -39,10 +37,10 @@ def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
 
     Of ``nodes`` nodes it is the one numbered ``node``, as its own config says.
     """
-    key = {}
-    if "sealing" in body:
+    said = {}
+    if "channel" in body:
         with withheld(KEY) if host.device is not None else nullcontext():
-            key = {"key": host.sealer.serve(body["sealing"]).key()}
+            said = {"channel": host.channel.introduction(body["channel"])}
     nodes, everyone = int(body["nodes"]), [*host.data.clients, *host.data.held_out]
     if host.device is not None:
         nodes, clients = 1, everyone
@@ -55,21 +53,18 @@ def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
         "held_out": [client for client in clients if client in host.data.held_out],
         "nodes": nodes,
         "scored": type(host.algorithm).scored,
-        **key,
+        **said,
     }
     return [], answer
 
 
 def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
-    """Train the clients named; their uploads are one row each, in the order of ``clients``.
-
-    Under encryption the uploads are sealed, multiplied by ``weights``; or kept, where those are not
-    known yet.
-    """
-    opened = [host.sealer.opened(row) for row in rows]
-    uploads: Rows = []
+    """Train the clients named; their updates are one row each, in the order of ``clients``; none
+    where the channel keeps them."""
+    opened = [host.channel.arrive(row) for row in rows]
+    updates: Rows = []
     reports: dict[str, dict[str, Any]] = {}
-    sealing, server_round = body.get("sealing"), body["round"]
+    server_round, terms = body["round"], body.get("channel", {})
     broadcasts = {client: opened[body["rows"][client]] for client in body["clients"]}
     trained = host.train_all(broadcasts, server_round)
 
@@ -77,63 +72,34 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
         answer = trained.pop(client)
         if isinstance(answer, Exception):
             raise answer
-        upload, report = answer
-        if sealing is None:
-            uploads.append(upload)
-        else:
-            broadcast = broadcasts[client]
-            also = [n for names, _ in sealing["groups"] for n in names if n not in broadcast]
-            upload = host.with_derived(upload, also)
-            if sealing["seal_at_once"]:
-                where = {"client": client, "server_round": server_round}
-                weight = float(body.get("weights", {}).get(client, 1.0))
-                uploads.append(host.sealer.sealed(upload, sealing, weight=weight, **where))
-            else:
-                host.hold(client, server_round, upload)
+        update, report = answer
+        also = host.channel.derives(terms, list(broadcasts[client]))
+        made = host.with_derived(update, also)
+        row = host.channel.leave(host, client, server_round, made, body)
+        if row is not None:
+            updates.append(row)
         reports[client] = report
 
     failed = _each(host, body, one)
     spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
     told = {"reports": reports, "failures": _reasons("train", host, failed), "spent": spent}
-    return uploads, {**told, **host.sealer.take_seconds()}
+    return updates, {**told, **host.channel.take_seconds()}
 
 
-def seal(keeper: Keeper, _: Rows, body: Body) -> Answered:
-    """Seal what the clients named kept, multiplied by their weights."""
-    uploads: Rows = []
+def channel(keeper: Keeper, rows: Rows, body: Body) -> Answered:
+    """Answer a message of the channel's own.
 
-    def one(keeper: Keeper, client: str) -> None:
-        upload, weight = keeper.held(client, body["round"]), float(body["weights"][client])
-        where = {"client": client, "server_round": body["round"]}
-        uploads.append(keeper.sealer.sealed(upload, body["sealing"], weight=weight, **where))
-
-    failures = _reasons("seal", keeper, _each(keeper, body, one))
-    return uploads, {"failures": failures, **keeper.sealer.take_seconds()}
-
-
-def open_means(keeper: Keeper, rows: Rows, _: Body) -> Answered:
-    """Open means that the server needs in the clear, as the method's strategy says."""
-    return [keeper.sealer.opened(row) for row in rows], {}
-
-
-def similarity(keeper: Keeper, rows: Rows, body: Body) -> Answered:
-    """For each client named, the weights of all clients by the similarity of their heads, rounded:
-    products as they are would tell about the key, and more about heads than is needed."""
-    (row,) = rows
-    assert isinstance(row, SealedParts)
-    others, weights = body["of"] - 1, {}
-    products = keeper.sealer.cosines(row)
-    for k, (client, place) in enumerate(zip(body["clients"], body["places"], strict=True)):
-        cosines = products[k * others : (k + 1) * others]
-        cosines.insert(place, 1.0)
-        weights[client] = weights_of(cosines)
-    return [], {"rows": weights}
-
-
-def forget(keeper: Keeper, _: Rows, body: Body) -> Answered:
-    """Throw away the key that was made for the run."""
-    keeper.sealer.forget()
-    return [], {}
+    Raises:
+        ClientError: it has none of that kind.
+    """
+    kind, kinds = str(body["kind"]), keeper.channel.kinds
+    if kind not in kinds:
+        takes = ", ".join(kinds) or "none"
+        raise ClientError(f"message: got {kind!r} for the channel, which takes {takes}")
+    answered, told = kinds[kind](keeper, rows, body)
+    if "failures" in told:
+        told = {**told, "failures": _reasons(kind, keeper, told["failures"])}
+    return answered, told
 
 
 def baseline(host: ClientHost, _: Rows, body: Body) -> Answered:
@@ -144,7 +110,7 @@ def baseline(host: ClientHost, _: Rows, body: Body) -> Answered:
 
 def evaluate(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """Evaluate the clients named: counts of right and wrong answers, no example."""
-    opened = [host.sealer.opened(row) for row in rows]
+    opened = [host.channel.arrive(row) for row in rows]
     results: list[dict[str, Any]] = []
 
     def one(host: ClientHost, client: str) -> None:
@@ -163,7 +129,7 @@ def newcomers(host: ClientHost, rows: Rows, body: Body) -> Answered:
     results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
     if host.holds_back:
         return [], {"results": results, "failures": {}}
-    opened = [host.sealer.opened(row) for row in rows]
+    opened = [host.channel.arrive(row) for row in rows]
 
     def one(host: ClientHost, client: str) -> None:
         for batches, found in results.items():
@@ -205,10 +171,7 @@ def _reasons(kind: str, host: Keeper, failed: Mapping[str, Exception]) -> dict[s
 ANSWERS: dict[str, Callable[[Any, Rows, Body], Answered]] = {
     "roster": roster,
     "train": train,
-    "seal": seal,
-    "open": open_means,
-    "similarity": similarity,
-    "forget": forget,
+    "channel": channel,
     "baseline": baseline,
     "evaluate": evaluate,
     "newcomers": newcomers,

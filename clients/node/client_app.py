@@ -82,40 +82,19 @@ def export(message: Message, context: Context) -> Message:
     return _by_host("export", message, context)
 
 
-@app.train("seal")
-def seal(message: Message, context: Context) -> Message:
-    """Seal what the clients named kept, multiplied by their weights."""
-    return _by_keeper("seal", message, context)
+@app.query("channel")
+def channel(message: Message, context: Context) -> Message:
+    """Answer a message of the channel's own."""
 
+    def work(rows: Rows, body: Body) -> Answered:
+        return answer("channel", _keeper(body, context), rows, body)
 
-@app.query("open")
-def open_means(message: Message, context: Context) -> Message:
-    """Open means that the server needs in the clear."""
-    return _by_keeper("open", message, context)
-
-
-@app.query("similarity")
-def similarity(message: Message, context: Context) -> Message:
-    """For each client named, the weights of all clients by the similarity of their heads."""
-    return _by_keeper("similarity", message, context)
-
-
-@app.query("forget")
-def forget(message: Message, context: Context) -> Message:
-    """Throw away the key that was made for the run."""
-    return _by_keeper("forget", message, context)
+    return _reply(message, context, work)
 
 
 def _by_host(kind: str, message: Message, context: Context) -> Message:
     def work(rows: Rows, body: Body) -> Answered:
         return answer(kind, _host(body, context), rows, body)
-
-    return _reply(message, context, work)
-
-
-def _by_keeper(kind: str, message: Message, context: Context) -> Message:
-    def work(rows: Rows, body: Body) -> Answered:
-        return answer(kind, _keeper(body, context), rows, body)
 
     return _reply(message, context, work)
 
@@ -160,9 +139,9 @@ def _host(body: Body, context: Context) -> ClientHost:
 
 
 def _keeper(body: Body, context: Context) -> Keeper:
-    """The node's stores and key: a simulation's host has them, a device's process need not load
+    """The node's stores and channel: a simulation's host has them, a device's process need not load
     its model for them."""
     device = Device.of(context.node_config)
     if device is None:
         return _host(body, context)
-    return keeper_of(body["settings"], body["run_folder"], device)
+    return keeper_of(body["settings"], body["algorithm"], body["run_folder"], device)

@@ -11,14 +11,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from clients.node.keeper import Keeper
-from fedpers.channels.sealed.sealed_parts import Group, SealedParts
-from fedpers.errors import ClientError
 from fedpers.failures import FAILED, SPENT
-from fedpers.parts import Layout, Parts
 from fedpers.records import Row
 from fedpers.tasks.checks import MOST
 
@@ -146,7 +143,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "held_out": names,
         "nodes": whole,
         "scored": text,
-        "key": {"id": text, "next": text, "context": text},
+        "channel": {"id": text, "next": text, "context": text},
     },
     "train": {
         "reports": Each("clients", REPORT),
@@ -154,10 +151,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "spent": Each("clients", SPENDING),
         **TIMES,
     },
-    "seal": {"failures": Each("clients", word), **TIMES},
-    "open": {},
-    "similarity": {"rows": Each("clients", weights)},
-    "forget": {},
+    "channel": {"failures": Each("clients", word), "rows": Each("clients", weights), **TIMES},
     # What no noise covers, whether it worked included.
     "baseline": {"failures": diagnostic},
     "evaluate": {"results": diagnostic, "held_back": flag, "failures": diagnostic},
@@ -180,20 +174,6 @@ def leave(kind: str, host: Keeper, body: Mapping[str, Any], answered: Answered) 
     """
     asked, (rows, told) = Asked(host, body), answered
     return _rows(kind, asked, rows), _through(FIELDS[kind], told, asked, kind)
-
-
-def as_declared(upload: Row, declared: Mapping[str, Layout]) -> Parts:
-    """An upload's parts in the declared order.
-
-    Raises:
-        ClientError: they are others, or laid out otherwise, or not finite.
-    """
-    if not isinstance(upload, Parts) or upload.layouts != dict(declared):
-        takes = f"parts {', '.join(declared) or 'none'}, laid out as in the model"
-        raise ClientError(f"upload: got {upload}, takes {takes}")
-    if (broken := upload.first_not_finite()) is not None:
-        raise ClientError(f"upload: part {broken!r} is not finite")
-    return upload.only(declared)
 
 
 def coarse(exact: float) -> float:
@@ -235,26 +215,14 @@ def _fields(
 
 
 def _rows(kind: str, asked: Asked, rows: Rows) -> Rows:
-    if kind == "open":  # what the server sent, opened
+    channel, terms = asked.host.channel, asked.body.get("channel", {})
+    if kind == "channel" and asked.body.get("kind") in channel.opens:
         return rows
-    if kind not in ("train", "seal"):
+    if kind not in ("train", "channel"):
         if rows:
             undeclared(f"{kind}: parts")
         return []
-    sealing = asked.body.get("sealing")
-    if sealing is not None:
-        groups = tuple(Group.from_json(group) for group in sealing["groups"])
-        layouts = {str(n): Layout.from_json(x) for n, x in sealing["layouts"].items()}
-        return [_sealed(row, groups, layouts) for row in rows]
-    return [as_declared(row, asked.host.declared) for row in rows]
-
-
-def _sealed(row: Row, groups: tuple[Group, ...], layouts: Mapping[str, Layout]) -> SealedParts:
-    """A sealed row, of which the names and shapes can be read: those that the server knows."""
-    ordered = {name: layouts[name] for group in groups for name in group.names}
-    if not isinstance(row, SealedParts) or row.groups != groups or row.layouts != ordered:
-        raise ClientError("upload: sealed otherwise than the server asked for")
-    return replace(row, layouts=ordered, divisor=1.0, broken="")
+    return [channel.as_declared(row, asked.host.declared, terms) for row in rows]
 
 
 def _of(value: Any, *types: type) -> Any:

@@ -14,21 +14,19 @@ from torch import Tensor
 
 from clients.base import LocalAlgorithm, check_private, find_algorithm
 from clients.methods.local import Local
-from clients.node.client_level import unchanged
 from clients.node.device import Device
-from clients.node.door import as_declared
 from clients.node.failures import withheld
 from clients.node.keeper import Keeper, stores_of
 from clients.node.loading import data_and_model
 from clients.node.store import ClientStore
 from clients.training.account import Account, check_client
 from clients.training.baseline import train_baselines
-from clients.training.clipping import clipped
 from clients.training.features import FeatureCache
 from clients.training.groups import Groups, sizes_on, train_group
 from clients.training.scoring import Scoring
 from clients.training.trainer import Trainer
 from clients.training.view import ModelView, fill
+from fedpers.channels.plain import as_declared
 from fedpers.compute import device_for
 from fedpers.config import Config, config_from_json
 from fedpers.context import Context
@@ -40,6 +38,7 @@ from fedpers.memory import keep_memory
 from fedpers.models import PersonalModel, save_adapter
 from fedpers.parts import Parts
 from fedpers.privacy.noise import Sources
+from fedpers.robust import clipped
 
 PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
 Answer = tuple[Parts, dict[str, Any]]
@@ -124,16 +123,26 @@ class ClientHost(Keeper):
             with withheld(DATA):
                 self.examples = FeatureCache(self.data, self.model, stem=config.model.cache)
         self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
-        super().__init__(config, stores, device, len(self.data.clients), sources)
+        clients = len(self.data.clients)
+        super().__init__(config, stores, device, clients, found.weights_of, sources)
         self.hosted = [*self.data.clients, *self.data.held_out]
         initial = self.algorithm.initial
         self.declared = {slot: initial[slot].layout for slot in self.algorithm.sends}
         self.view = ModelView(self.model, self.algorithm)
-        known = (self.algorithm, self.local, self.data, self.examples, self.model)
-        self.scoring = Scoring(*known)
+        self.scoring = self._scoring()
         self._accounts: dict[str, Account] = {}
-        if config.privacy.enabled and config.privacy.unit == "example":
+        if config.privacy.by_example:
             self._admit(algorithm)
+
+    def _scoring(self) -> Scoring:
+        return Scoring(self.algorithm, self.local, self.data, self.examples, self.model)
+
+    def work_on(self, data: FederatedData) -> None:
+        """Take up other data of the same clients, as attacks do."""
+        self.data = data
+        self.examples = FeatureCache(data, self.model) if self.config.model.cache else data
+        self.scoring = self._scoring()
+        self._accounts.clear()
 
     def _load(self, config: Config, *given: Any) -> tuple[FederatedData, PersonalModel]:
         """The clients' data, and the model."""
@@ -150,7 +159,7 @@ class ClientHost(Keeper):
         Raises:
             ConfigError: as in ``check_client``.
         """
-        if self.config.privacy.enabled and self.config.privacy.unit == "example":
+        if self.config.privacy.by_example:
             protected = self.config.privacy.protects_counts
             for client in self.data.clients:
                 check_client(self.config, client, None if protected else self.data.size(client))
@@ -166,7 +175,7 @@ class ClientHost(Keeper):
         """One client's local training: what it uploads, and its report.
 
         Args:
-            also: further parts that the method makes of its upload, under encryption.
+            also: further parts that the method makes of its upload, where the channel wants them.
 
         Raises:
             ClientError: training broke down.
@@ -193,7 +202,7 @@ class ClientHost(Keeper):
         self, broadcasts: Mapping[str, Parts], server_round: int
     ) -> dict[str, Answer | Exception]:
         """``train`` for several clients, in groups where that is faster; one that fails costs
-        itself alone, and under privacy by client sends what it received."""
+        itself alone, or sends what the channel puts in its place."""
         answers: dict[str, Answer | Exception] = {}
         sizes: dict[str, int] = {}
         for client in broadcasts:
@@ -217,19 +226,28 @@ class ClientHost(Keeper):
                         answers[client] = start
                 except Exception as error:  # whatever a client's data or a plug-in may raise
                     answers[client] = error
-            trainers, workings = [start.trainer for start in begun], [s.working for s in begun]
-            trained = train_group(self.algorithm, self.groups.fold, trainers, workings)
-            for start, working in zip(begun, trained, strict=True):
+            for start, working in zip(begun, self._together(begun), strict=True):
                 try:
                     if isinstance(working, Exception):
                         raise working
+                    if working is None:
+                        working = self.algorithm.train(start.working, start.trainer)
                     answers[start.client] = self._finish(start, working)
                 except Exception as error:
                     answers[start.client] = error
-        if self.config.privacy.enabled and self.config.privacy.unit == "client":
-            failed = {c: e for c in clients if isinstance(e := answers[c], Exception)}
-            answers |= unchanged(failed, broadcasts, self.declared, self.reasons.note)
+        failed = {c: e for c in clients if isinstance(e := answers[c], Exception)}
+        for client, why in failed.items():
+            if stands_in := self.channel.stands_in(broadcasts[client].only(self.declared)):
+                self.reasons.note(f"train: client {client} sends what it received", why)
+                answers[client] = stands_in
         return answers
+
+    def _together(self, begun: Sequence[Started]) -> Sequence[Parts | Exception | None]:
+        """What became of clients that are trained at once; None for who is trained by itself."""
+        if self.groups.fold is None:
+            return [None] * len(begun)
+        trainers, workings = [start.trainer for start in begun], [s.working for s in begun]
+        return train_group(self.algorithm, self.groups.fold, trainers, workings)
 
     def _trial(
         self, clients: Sequence[str], broadcasts: Mapping[str, Parts], server_round: int
@@ -278,18 +296,16 @@ class ClientHost(Keeper):
         upload = as_declared(self.algorithm.upload(working), self.declared)
         if (most := self.config.strategy.max_update_norm) is not None:
             upload = clipped(upload, broadcast, most)
+        upload = self.channel.prepare(upload, broadcast)
         if (kept := self.algorithm.keep(working)) and kept.first_not_finite() is None:
             store.save_round(PERSONAL, server_round, kept)
         # Without examples nothing was trained: the loss is unknown, and the weight is 0.
         losses = [loss for loss in trainer.losses.values() if isfinite(loss)]
         loss = sum(losses) / len(losses) if losses and not self.holds_back else None
-        privacy = self.config.privacy
-        if not privacy.enabled:
-            return upload, {"examples": len(trainer.examples), "loss": loss}
         # A report is a release too: under privacy weights are uniform or noised.
-        if privacy.unit == "client":
-            upload = clipped(upload, broadcast, privacy.max_grad_norm)
-            return upload, {"examples": 1, "loss": loss}
+        if not self.config.privacy.by_example:
+            count = len(trainer.examples) if self.channel.counts else 1
+            return upload, {"examples": count, "loss": loss}
         if account is None:  # nothing of its own is in what it sends
             return upload, {"examples": 0, "loss": loss, "noise": dict.fromkeys(upload, 0.0)}
         noise = {
@@ -358,7 +374,7 @@ class ClientHost(Keeper):
 
     def _account(self, client: str) -> Account | None:
         privacy = self.config.privacy
-        if not privacy.enabled or privacy.unit == "client":
+        if not privacy.by_example:
             return None
         if not self.data.size(client) and not privacy.protects_counts:
             return None  # it has nothing to release, and everybody may know

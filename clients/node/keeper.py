@@ -1,15 +1,16 @@
-"""What a node keeps for its clients, and its key: all that the sealing of updates needs."""
+"""What a node keeps for its clients, and its half of the channel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from clients.base import algorithms
 from clients.node.device import Device
 from clients.node.failures import Reasons
-from clients.node.sealing import Sealer
 from clients.node.store import ClientStore
+from fedpers.channels.build import node_channel
 from fedpers.config import Config, config_from_json
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Layout, Parts
@@ -19,13 +20,14 @@ HELD = "held"
 
 
 class Keeper:
-    """The clients' stores and the node's cipher, without data or model, which take seconds to load.
+    """The clients' stores and the channel, without data or model, which take seconds to load.
 
     Args:
         config: the run's settings.
         stores: the folder of the clients' stores.
         device: where the node is one.
         population: how many clients there are, for a key that is made for the run.
+        weights_of: of the method, for a channel that compares updates; see ``LocalAlgorithm``.
         sources: of what has to be secret; None for what ``privacy.deterministic_for_tests`` says.
 
     Raises:
@@ -42,6 +44,7 @@ class Keeper:
         stores: Path,
         device: Device | None,
         population: int,
+        weights_of: Callable[[Sequence[float]], list[float]],
         sources: noise.Sources | None = None,
     ) -> None:
         self.config, self.stores, self.device = config, stores, device
@@ -53,8 +56,14 @@ class Keeper:
             takes = "false on a device, whose noise the server would know"
             raise ConfigError("privacy.deterministic_for_tests", known, takes)
         self.sources = sources or noise.sources(known, config.seed)
-        keys = device.keys if device else None
-        self.sealer = Sealer(config, str(stores), population, self.sources, keys)
+        self.channel = node_channel(
+            config,
+            str(stores),
+            population,
+            self.sources,
+            keys=device.keys if device else None,
+            weights_of=weights_of,
+        )
 
     def store(self, client: str) -> ClientStore:
         """What one client keeps; a device's is on its disk when a call returns."""
@@ -72,7 +81,7 @@ class Keeper:
         """
         found = self.store(client).load_round(HELD, server_round)
         if not found:
-            raise ClientError(f"seal: no update of round {server_round} is kept here")
+            raise ClientError(f"no update of round {server_round} is kept here")
         return found
 
 
@@ -84,7 +93,8 @@ def stores_of(run_folder: str, device: Device | None) -> Path:
 
 
 @lru_cache(maxsize=1)
-def keeper_of(settings: str, run_folder: str, device: Device) -> Keeper:
+def keeper_of(settings: str, algorithm: str, run_folder: str, device: Device) -> Keeper:
     """A device's, for what needs no model."""
     device.claim()
-    return Keeper(config_from_json(settings), stores_of(run_folder, device), device, 1)
+    config, stores = config_from_json(settings), stores_of(run_folder, device)
+    return Keeper(config, stores, device, 1, algorithms.get(algorithm).weights_of)

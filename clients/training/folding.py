@@ -35,7 +35,7 @@ def foldable(model: PersonalModel, algorithm: LocalAlgorithm, phase: Phase) -> s
     if isinstance(layers, str):
         return layers
     privacy = algorithm.config.privacy
-    if privacy.enabled and privacy.unit == "example" and phase.released:
+    if privacy.by_example and phase.released:
         for layer in layers:
             if layer.slot in phase.trains and not isinstance(layer.module, nn.Linear):
                 return f"{layer.weight}: private training folds Linear layers alone"

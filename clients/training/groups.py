@@ -53,7 +53,7 @@ class Groups:
         stackable = setting != "off" and not isinstance(stacked_layers(model), str)
         self.fold = Fold(model) if stackable else None
         privacy = algorithm.config.privacy  # under which a fold is worth it for one client
-        self._alone = privacy.enabled and privacy.unit == "example"
+        self._alone = privacy.by_example
         self._checked = False
         self._size: int | None = None
 

@@ -138,6 +138,7 @@ def privacy_figures(
     spending: Mapping[str, Mapping[str, Any]],
     signal_to_noise: Mapping[str, float] | None = None,
     remarks: Sequence[str] = (),
+    trust: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report's figures on privacy: what left the clients, which bounds what the server, or
     anybody after it, can learn. What they do not bound is named, see ``not_covered``.
@@ -146,15 +147,10 @@ def privacy_figures(
         spending: for each client that took part, its epsilon, delta, mu and sigma so far; one for
             all where the unit is the client.
         signal_to_noise: of the mean updates over all rounds, by part.
-        remarks: further lines for ``notes``.
+        remarks: further lines for ``notes``, at their end.
+        trust: whom one has to trust, at their beginning.
     """
-    settings, spent = config.privacy, list(spending.values())
-    notes = []
-    if settings.unit == "client" and config.encryption.enabled:
-        honest = f"{100 * config.encryption.honest:g} %"
-        notes.append(f"clients add the noise: it is whole if {honest} of those asked are honest")
-    elif settings.unit == "client":
-        notes.append("the server is trusted: it sees single updates, and adds the noise")
+    settings, spent, notes = config.privacy, list(spending.values()), list(trust)
     if config.evaluation.diagnostics:
         notes.append("losses and counts were sent without noise: figures for simulation only")
     elif config.encryption.enabled:

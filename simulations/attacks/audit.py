@@ -46,7 +46,7 @@ def audit(
     Raises:
         ConfigError: the settings protect clients, whose noise is not in what one client sends.
     """
-    if config.privacy.enabled and config.privacy.unit == "client":
+    if config.privacy.by_client:
         takes = "example: what is inserted to be found are examples of one client"
         raise ConfigError("privacy.unit", "client", takes, "or set privacy.enabled=false")
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from clients.node.host import ClientHost
-from clients.training.features import FeatureCache
 from fedpers.config import Config
 from fedpers.data import ClientData, Examples, FederatedData
 from strategies.base import find_strategy
@@ -61,6 +60,4 @@ def start_over(host: ClientHost, data: FederatedData) -> None:
     """Have ``host`` work on ``data``, with empty stores and ledgers."""
     host.stores = host.stores.with_name(str(int(host.stores.name) + 1))
     host.ledgers = host.stores / "ledgers"
-    host.data = data
-    host.examples = FeatureCache(data, host.model) if host.config.model.cache else data
-    host._accounts.clear()
+    host.work_on(data)

@@ -24,21 +24,21 @@ import torch
 from torch import Tensor
 
 from clients.node.host import ClientHost
-from clients.training.clipping import clipped
-from clients.training.features import FeatureCache
+from fedpers.channels.base import Turn
 from fedpers.config import Config, load_config
 from fedpers.data import Examples, FederatedData
 from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, metrics
 from fedpers.models import build_model
 from fedpers.parts import Parts
+from fedpers.records import in_the_clear
+from fedpers.robust import clipped
 from fedpers.seeding import seed_for, torch_generator
 from fedpers.tasks import Classification
 from simulations.attacks.audited import Replaced, audited, start_over
 from simulations.backends.checks import absolute_paths, check
 from simulations.experiments.compare import Cell, cells
 from strategies.base import PersonalizedStrategy, find_strategy
-from strategies.sealing import plain
 
 NONE, KINDS = "none", ("label-flip", "sign-flip", "backdoor")
 MODES = ("personal", "global")
@@ -163,8 +163,7 @@ def run_attack(config: Config, attack: Attack) -> Outcome:
             target = torch.full_like(others.y, attack.target)
             tests[client] = Examples(triggered(others.x, data), target)
         # Other test examples under the stores and models that are there.
-        host.data = Replaced(data, train, tests)
-        host.examples = FeatureCache(host.data, host.model) if config.model.cache else host.data
+        host.work_on(Replaced(data, train, tests))
         hit = _score(host, strategy, honest)
     accuracy, success = {}, {}
     metric = Classification.metrics["accuracy"]
@@ -175,7 +174,7 @@ def run_attack(config: Config, attack: Attack) -> Outcome:
 
 
 def _check(config: Config, attack: Attack, data: FederatedData) -> None:
-    if config.privacy.enabled and config.privacy.unit == "client":
+    if config.privacy.by_client:
         raise ConfigError("privacy.unit", "client", "example, or privacy.enabled=false, here")
     if config.encryption.enabled:
         raise ConfigError("encryption.enabled", True, "false here, where the server reads updates")
@@ -197,19 +196,23 @@ def _round(
     """Everybody trains; what malicious clients send is their own; the server combines."""
     updates, reports, reasons = {}, {}, []
     for client in strategy.select(server_round, host.data.clients):
-        received = plain(strategy.broadcast(server_round, client))
-        strategy.sent[client] = received
+        received = in_the_clear(strategy.broadcast(server_round, client))
         upload, report = host.train(client, server_round, received)
         if client in malicious:
             upload = attack.sent(received, upload, host.config.strategy.max_update_norm)
-        if (reason := strategy.refused(client, upload)) is None:
+        if (reason := strategy.channel.accept(client, received, upload)) is None:
             updates[client], reports[client] = upload, report
         else:
             reasons.append(f"client {client}: {reason}")
     if not updates:
         raise RunError(f"round {server_round}: no client is left; {reasons[0]}")
     if strategy.shares:
-        strategy.combine(strategy.mixing(server_round, reports), updates)
+        mixing, turn = (
+            strategy.mixing(server_round, reports),
+            Turn(server_round, [], strategy.parts),
+        )
+        strategy.put(mixing, strategy.channel.mix(turn, mixing, updates).rows)
+    strategy.updates, strategy.reports = updates, reports
     strategy.refine(server_round)
 
 
@@ -217,7 +220,7 @@ def _score(
     host: ClientHost, strategy: PersonalizedStrategy, clients: Sequence[str]
 ) -> list[ClientResult]:
     last = host.config.rounds
-    received = {c: plain(strategy.broadcast_to_evaluate(last, c)) for c in clients}
+    received = {c: in_the_clear(strategy.broadcast_to_evaluate(last, c)) for c in clients}
     common = strategy.common(received)
     return [host.evaluate(c, last, parts, common=common) for c, parts in received.items()]
 

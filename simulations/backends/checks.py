@@ -9,14 +9,14 @@ import torch
 
 from clients.base import check_private, find_algorithm
 from clients.training.account import check_client
+from fedpers.channels.build import check_clients
 from fedpers.config import Config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
 from simulations.backends.flower import joins_cluster
-from simulations.commands.keys import check_keys
 from strategies.base import find_strategy
-from strategies.protection import check_cohort
+from strategies.cohorts import check_cohort
 
 
 def absolute_paths(config: Config) -> Config:
@@ -51,10 +51,11 @@ def check(config: Config) -> None:
     name = strategy.client_side()
     algorithm, params = find_algorithm(name, config, strategy.param_names())
     data = load_data(config)
-    strategy.check(config, data)
+    needs = strategy.needs(strategy.check(config, data))
     check_cohort(config, len(data.clients))
-    check_keys(config, strategy, len(data.clients))
-    if config.privacy.enabled and config.privacy.unit == "example":
+    if strategy.shares:
+        check_clients(config, needs, len(data.clients))
+    if config.privacy.by_example:
         for client in data.clients:
             check_client(config, client, data.size(client))
         check_private(name, algorithm(config, build_model(config, data), params))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedpers.channels.sealed import (
     Parameters,
-    Sealed,
+    SealedVector,
     bfv_for,
     ckks_for,
     client_from,
@@ -111,8 +111,8 @@ def ours(parameters: Parameters) -> Method:
     source = secret()
     return Method(
         lambda vector: client.seal(vector, range=1.0, source=source).to_bytes(),
-        lambda messages: server.add(Sealed.from_bytes(m) for m in messages).to_bytes(),
-        lambda message: client.open(Sealed.from_bytes(message)),
+        lambda messages: server.add(SealedVector.from_bytes(m) for m in messages).to_bytes(),
+        lambda message: client.open(SealedVector.from_bytes(message)),
     )
 
 

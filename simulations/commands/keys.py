@@ -1,19 +1,14 @@
-"""``fedpers keys``: the keys of encrypted aggregation, and their check before a run."""
+"""``fedpers keys``: the keys of encrypted aggregation."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fedpers.errors import ConfigError
 from simulations.commands.console import errors
-
-if TYPE_CHECKING:  # they take seconds to import
-    from fedpers.config import Config
-    from strategies.base import PersonalizedStrategy
 
 app = typer.Typer(
     help="Keys of encrypted aggregation.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -77,42 +72,3 @@ def _show(file: Path) -> None:
     }
     for name, value in lines.items():
         typer.echo(f"{name:11} {value}")
-
-
-def check_keys(config: Config, strategy: type[PersonalizedStrategy], clients: int) -> None:
-    """Check the key that ``encryption.keys`` names, or that one can be made for the run.
-
-    Args:
-        clients: how many there are.
-
-    Raises:
-        ConfigError: a file that is missing or cannot be used, two that do not belong together, no
-            room for so many clients, or a scheme that the method cannot use.
-    """
-    from fedpers.channels.sealed import load_client, load_server, parameters_for
-    from fedpers.channels.sealed.keys import CLIENT_FILE, SERVER_FILE
-
-    settings, rows = config.encryption, strategy.mixes_rows
-    if not settings.enabled or not strategy.shares:
-        return
-    if settings.keys is None:
-        parameters_for(settings.scheme, max(1, clients), rows=rows)
-        return
-    folder = Path(settings.keys)
-    cure = f"fedpers keys new --out DIR --clients {clients}{' --rows' if rows else ''}"
-    for name in (CLIENT_FILE, SERVER_FILE):
-        if not (folder / name).is_file():
-            raise ConfigError("encryption.keys", str(folder), f"a folder with {name}", cure)
-    client, server = load_client(folder / CLIENT_FILE), load_server(folder / SERVER_FILE)
-    if client.key_id != server.key_id:
-        got = f"{CLIENT_FILE} {client.key_id} and {SERVER_FILE} {server.key_id}"
-        raise ConfigError("encryption.keys", got, "two files of one key", cure)
-    parameters = client.parameters
-    if rows and parameters.scheme != "ckks-rows":
-        raise ConfigError("encryption.keys", parameters.scheme, "ckks-rows for this method", cure)
-    if settings.scheme not in ("auto", parameters.scheme.removesuffix("-rows")):
-        takes = f"auto or {parameters.scheme.removesuffix('-rows')}, as the key in {folder} is"
-        raise ConfigError("encryption.scheme", settings.scheme, takes)
-    if clients > parameters.capacity:
-        takes = f"a key with room for {clients} clients"
-        raise ConfigError("encryption.keys", f"room for {parameters.capacity}", takes, cure)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from clients.base import check_private, find_algorithm
 from clients.node.device import Device
 from clients.training.account import check_client
+from fedpers.channels.build import describe
 from fedpers.config import Config
 from fedpers.data import device_data
 from fedpers.errors import ConfigError
@@ -57,17 +58,7 @@ def check_device(
     sent = sum(bound.initial[slot].layout.size for slot in bound.sends)
     yield f"model: {config.model.name} for {name}, {sent:,} scalars are sent in a round"
     yield from _privacy(config, name, bound, client, len(own.train), state)
-    if config.encryption.enabled:
-        from fedpers.channels.sealed import load_client
-
-        if keys is None:
-            raise ConfigError("keys", None, "the folder with client.key", "--keys DIR")
-        cipher = load_client(keys / "client.key")
-        parameters = cipher.parameters
-        yield (
-            f"key: {cipher.key_id}, {parameters.scheme}, {parameters.security} bits of security, "
-            f"up to {parameters.capacity} clients"
-        )
+    yield from describe(config, keys)
     if state is not None:
         try:
             state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -89,7 +80,7 @@ def _privacy(
     if not privacy.enabled:
         yield "privacy: off"
         return
-    if privacy.unit == "client":
+    if privacy.by_client:
         yield f"privacy: epsilon {privacy.epsilon:g} for each client, added up by the server"
         return
     assert isinstance(bound, LocalAlgorithm)

@@ -28,8 +28,8 @@ from fedpers.parts import Parts
 from fedpers.tasks.base import Task
 from simulations.experiments.runs import SETTINGS, find_run
 from strategies.base import find_strategy
+from strategies.files import GLOBAL
 from strategies.roster import natural_order
-from strategies.rounds import GLOBAL
 
 SHOWN = 8  # clients that an error names
 

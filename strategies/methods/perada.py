@@ -11,17 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpers.channels.sealed.sealed_parts import Group, SealedParts
 from fedpers.config import Config, setting
 from fedpers.data import FederatedData
 from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
-from fedpers.parts import Layout, Parts
-from fedpers.records import Row
+from fedpers.parts import Layout, Part, Parts
 from fedpers.seeding import torch_generator
-from strategies.base import PersonalizedStrategy, strategies
-from strategies.mixing import Mixing
-from strategies.sealing import plain
+from strategies.base import Needs, PersonalizedStrategy, strategies
 
 log = logging.getLogger("fedpers")
 
@@ -61,7 +57,6 @@ class PerAda(PersonalizedStrategy):
     """
 
     Params = PerAdaParams
-    encrypted_form = True
 
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         super().__init__(config, model, data)
@@ -81,61 +76,38 @@ class PerAda(PersonalizedStrategy):
         return params
 
     @classmethod
-    def reads_updates(cls, params: PerAdaParams) -> str | None:
-        """The teachers, if it distils."""
-        return (
-            "every client's logits, set strategy.params.distill=false" if params.distill else None
-        )
+    def needs(cls, params: PerAdaParams) -> Needs:
+        """What the clients' models make of the public examples, if it distils."""
+        if not params.distill:
+            return Needs()
+        return Needs(derived=(LOGITS,), instead="set strategy.params.distill=false")
 
-    def sealed_groups(self) -> list[Group]:
-        """Model and, to distil from, logits on the public examples: both are averaged alike."""
-        return [Group((*self.shares, *((LOGITS,) if self.params.distill else ())))]
+    def derived_layouts(self) -> Mapping[str, Layout]:
+        """Of logits [public, outputs]."""
+        return {LOGITS: Layout(((LOGITS, (len(self.public), self.task.outputs)),))}
 
-    def sealed_layout(self, name: str) -> Layout:
-        """As the base; of logits [public, classes]."""
-        if name == LOGITS:
-            return Layout(((LOGITS, (len(self.public), self.task.outputs)),))
-        return super().sealed_layout(name)
-
-    def combine(self, mixing: Mixing, updates: Mapping[str, Row]) -> None:
-        """The mean; the single updates, as weighted in it, are the teachers of the distillation."""
-        before = self.parts
-        super().combine(mixing, updates)
-        weights = mixing.weights[0] / mixing.weights[0].max()  # 1 where all are the same
-        self.teachers = list(zip(weights.tolist(), updates.values(), strict=True))
-        sums = self.parts.sealed if isinstance(self.parts, SealedParts) else ()
-        if self.params.distill and any(one.terms < 2 for one in sums):
-            self.unused = "the mean of a single update is not opened"
-            self.parts = before
+    def derive(self, name: str, update: Parts) -> Part:
+        """The scores on the public examples, divided by 4 as clients do."""
+        return Part.of({LOGITS: self._scores(update) / LOGITS_SCALE})
 
     def refine(self, server_round: int) -> None:
         """Distil the ensemble into the mean; keep the result if it is nearer to the ensemble.
 
-        Under encryption a node opens two means for the server, of the models and of their logits on
-        the public examples, and no single client's: the server learns the global model and what
-        the ensemble makes of public data.
+        Where the server cannot read updates, a node opens two means for it, of the models and of
+        their logits on the public examples, and no single client's: the server learns the global
+        model and what the ensemble makes of public data.
         """
         params = self.params
         if not params.distill:
             return
-        if self.sealing is not None:
-            if not isinstance(self.parts, SealedParts):  # as nobody's mean could be opened
-                return
-            opened = self.sealing.opened(self.parts)
-            self.parts = opened.only(self.shares)
-            mean = LOGITS_SCALE * opened[LOGITS]["logits"]
+        mean = self.parts = self.channel.reveal(self.parts)
         if server_round > params.kd_rounds:
             return
-        if self.sealing is None:
-            total = torch.zeros(len(self.public), self.task.outputs)
-            for weight, teacher in self.teachers:
-                total += weight * self._scores(plain(teacher))
-            mean = total / sum(weight for weight, _ in self.teachers)
-        self._teacher = mean
+        self._teacher = LOGITS_SCALE * self.channel.derived(LOGITS)[LOGITS]
         generator = torch_generator(self.config.seed, "distillation", server_round)
         order = torch.randperm(len(self.public), generator=generator)
         held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
-        before = self._divergence(self._scores(plain(self.parts)), held_out)
+        before = self._divergence(self._scores(mean), held_out)
         parameters = self.model.trainable(self.shares)
         for parameter in parameters:
             parameter.requires_grad_(True)

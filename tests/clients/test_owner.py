@@ -80,7 +80,7 @@ def test_the_folder_is_its_first_clients(host: Host, device: Device) -> None:
         with pytest.raises(ClientError, match=line):
             act()
     with pytest.raises(ClientError, match=line):
-        keeper_of(Config().to_json(), "/server/runs/a", other)
+        keeper_of(Config().to_json(), "fedavg", "/server/runs/a", other)
     assert {p: p.read_bytes() for p in device.state.rglob("*") if p.is_file()} == before
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from clients.methods.fedavg import FedAvg
 from clients.node.host import ClientHost
-from clients.node.sealing import Sealer
+from fedpers.channels.client_noise import ClientNoiseNode
 from fedpers.channels.sealed import bfv_for, ckks_for, client_from, generate
+from fedpers.channels.sealed.node import SealedNode
 from fedpers.config import Config, load_config
 from fedpers.context import Context
 from fedpers.data import ClientData
@@ -108,16 +109,22 @@ def test_a_private_round_comes_out_of_its_sources_alone(
     assert [count for _, count in first] != [count for _, count in again]
 
 
+NOTHING_KEPT: Any = None  # as weights are known
+
+
 def test_shares_and_rounding_are_nobodys_to_know() -> None:
     nothing = Parts({"body": Part.of({"w": torch.full((500,), 0.1)})})
     settings = ("privacy.enabled=true", "privacy.unit=client")
 
     def opened(scheme: Any, noise: dict[str, Any], *overrides: str) -> Tensor:
-        sealer = Sealer(load_config(None, list(overrides)), "run", 8, secret)
+        config = load_config(None, list(overrides))
+        sealer = SealedNode(config, "run", 8, secret)
         sealer.__dict__["cipher"] = client_from(generate(scheme(8)).client)
-        sealing = {"groups": [[["body"], False]], **noise}
-        sealed = sealer.sealed(nothing, sealing, weight=1.0, client="a", server_round=1)
-        return sealer.opened(sealed)["body"].vector
+        node = ClientNoiseNode(config, sealer, secret)
+        terms = {"groups": [[["body"], False]], "seal_at_once": True, **noise}
+        sealed = node.leave(NOTHING_KEPT, "a", 1, nothing, {"channel": terms})
+        assert sealed is not None
+        return node.arrive(sealed)["body"].vector
 
     noise = {"noise": {"sigma": 1.0, "honest": 2}}
     one, other = (opened(ckks_for, noise, *settings) for _ in range(2))

@@ -47,8 +47,8 @@ ACCOUNT = [
     ),
     Mutant(
         "a population's round not charged",
-        "strategies/base.py",
-        "self.client_level.charge()",
+        "fedpers/channels/client_noise.py",
+        "self.budget.charge([Release(self.mechanism, 1)])",
         "pass",
         of(
             "strategies/test_client_level_rounds.py",

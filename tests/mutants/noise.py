@@ -16,7 +16,7 @@ LOOP = of(
     "clients/training/test_folded_privately.py", "test_clipping_is_that_of_a_loop_over_examples"
 )
 SHARES = of(
-    "strategies/test_sealing.py", "test_shares_of_honest_clients_add_up_to_all_of_the_noise"
+    "strategies/sealed/test_shares.py", "test_shares_of_honest_clients_add_up_to_all_of_the_noise"
 )
 ALIKE = of(
     "clients/training/test_folded_privately.py",
@@ -76,7 +76,7 @@ CLIPPING = [
     ),
     Mutant(
         "clip of a whole update off",
-        "strategies/client_level.py",
+        "fedpers/channels/client_noise.py",
         "scales[client] = min(1.0, norm / length)",
         "scales[client] = 1.0",
         of("strategies/test_client_level.py", "test_the_mean_of_clipped_changes_by_hand"),
@@ -150,15 +150,15 @@ ADDED_NOISE = [
     ),
     Mutant(
         "noise of a population halved",
-        "strategies/client_level.py",
+        "fedpers/channels/client_noise.py",
         "total = self.mechanism.noised(total, norm, source)",
         "total = self.mechanism.noised(total, norm / 2, source)",
         of("strategies/test_client_level.py", "test_the_noise_has_the_declared_spread"),
     ),
     Mutant(
         "a cohort of which all fail releases nothing",
-        "strategies/method.py",
-        "return 1 if self.client_level.shares else 0",
+        "fedpers/channels/client_noise.py",
+        "return 1 if self.shares else 0",
         "return 1",
         of(
             "strategies/test_client_level_rounds.py",
@@ -167,16 +167,16 @@ ADDED_NOISE = [
     ),
     Mutant(
         "a share of the noise too little",
-        "clients/node/sealing.py",
+        "fedpers/channels/client_noise.py",
         'int(noise["honest"])',
         'int(noise["honest"]) + 1',
         SHARES,
     ),
     Mutant(
         "one share missing",
-        "strategies/client_level.py",
-        "return len(came) >= self.honest(",
-        "return len(came) + 1 >= self.honest(",
-        of("strategies/test_sealing.py", "test_a_round_with_too_few_shares_mixes_nothing"),
+        "fedpers/channels/client_noise.py",
+        "< self.honest(len(turn.asked))",
+        "+ 1 < self.honest(len(turn.asked))",
+        of("strategies/sealed/test_shares.py", "test_a_round_with_too_few_shares_mixes_nothing"),
     ),
 ]

@@ -64,14 +64,14 @@ RANDOMNESS = [
     ),
     Mutant(
         "shares of the noise from the run's seed",
-        "clients/node/sealing.py",
+        "fedpers/channels/client_noise.py",
         'self.sources("share", server_round, client)',
-        'known(self.config.seed)("share", server_round, client)',
+        'sources(True, 0)("share", server_round, client)',
         of("clients/test_private_draws.py", "test_shares_and_rounding_are_nobodys_to_know"),
     ),
     Mutant(
         "cohorts from the run's seed",
-        "strategies/client_level.py",
+        "fedpers/channels/client_noise.py",
         'self.mechanism.sample(len(clients), self.sources("cohort", server_round))',
         'self.mechanism.sample(len(clients), sources(True, 0)("cohort", server_round))',
         of(
@@ -80,9 +80,9 @@ RANDOMNESS = [
     ),
     Mutant(
         "a population's noise from the run's seed",
-        "strategies/client_level.py",
-        "self.sources = sources(config.privacy.deterministic_for_tests, config.seed)",
-        "self.sources = sources(True, config.seed)",
+        "fedpers/channels/client_noise.py",
+        "self.sources = sources(self.config.privacy.deterministic_for_tests, self.config.seed)",
+        "self.sources = sources(True, self.config.seed)",
         of(
             "strategies/test_client_level.py",
             "test_the_noise_is_nobodys_to_know_unless_tests_ask_for_it",

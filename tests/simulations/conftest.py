@@ -26,7 +26,7 @@ SMALL = [
 # The command line in a process that is killed when round 4 is over but for its checkpoint.
 KILLED = """
 import os, signal
-import strategies.rounds as rounds
+import strategies.run as rounds
 
 save = rounds.save_checkpoint
 

@@ -214,11 +214,11 @@ def check_declared(one: Sent) -> None:
         elif "needs" in body:
             assert body == {"needs": "base"}
         else:
-            assert set(body) <= {"clients", "held_out", "nodes", "scored", "key"}
+            assert set(body) <= {"clients", "held_out", "nodes", "scored", "channel"}
             assert body["clients"][0] in CLIENTS and body["nodes"] == 1 and body["held_out"] == []
             assert body["scored"] == "after combining"
-            assert set(body.get("key", {})) <= {"id"}
-    elif one.kind in ("train", "train.seal"):
+            assert set(body.get("channel", {})) <= {"id"}
+    elif one.kind in ("train", "query.channel"):
         assert set(body) <= {"reports", "failures", "spent", "encrypt", "decrypt"}
         assert set(body["failures"].values()) <= {"failed", "spent"}
         assert body["encrypt"] in (0, 1, 2, 4) and body["decrypt"] in (0, 1, 2, 4)

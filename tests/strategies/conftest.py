@@ -25,6 +25,7 @@ from fedpers.tasks import Counts
 from simulations.backends.serial import SerialGrid, _identity, run_serial
 from strategies.base import PersonalizedStrategy, find_strategy
 from strategies.exchange import send_and_receive
+from strategies.run import Run
 
 CLIENTS = 6
 
@@ -52,7 +53,7 @@ def log(
 # -- whole runs ----------------------------------------------------------------------------------
 
 
-class Run(NamedTuple):
+class Files(NamedTuple):
     """The files that a run left."""
 
     folder: Path
@@ -93,10 +94,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def run(digits: list[str], tmp_path: Path) -> Callable[..., Run]:
+def run(digits: list[str], tmp_path: Path) -> Callable[..., Files]:
     """``run("ditto", "rounds=3")``: a small run through the serial backend."""
 
-    def run(name: str, *overrides: str) -> Run:
+    def run(name: str, *overrides: str) -> Files:
         config = load_config(None, [*digits, f"strategy.name={name}", *overrides])
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         run_serial(config, folder)
@@ -105,7 +106,7 @@ def run(digits: list[str], tmp_path: Path) -> Callable[..., Run]:
             for name in ("rounds", "clients")
         }
         report = json.loads((folder / "report.json").read_text())
-        return Run(folder, report, lines["rounds"], lines["clients"])
+        return Files(folder, report, lines["rounds"], lines["clients"])
 
     return run
 
@@ -262,26 +263,33 @@ def result_of(client: str, right: int) -> ClientResult:
 
 
 class Server(NamedTuple):
-    """A strategy that has met its nodes."""
+    """A run that has met its nodes."""
 
-    strategy: Any
+    run: Run
     grid: ToyNodes
+
+    @property
+    def strategy(self) -> Any:
+        """What is run."""
+        return self.run.method
+
+    def open(self, clients: int, state: Path) -> None:
+        """Have the channel take up the run."""
+        self.run.channel.open(self.run.post, clients, {}, state, resumed=False)
 
     def train(self, server_round: int = 1) -> dict[str, Any]:
         """One round of training; the metrics."""
-        messages = self.strategy.configure_train(
-            server_round, ArrayRecord(), ConfigRecord(), self.grid
-        )
+        messages = self.run.configure_train(server_round, ArrayRecord(), ConfigRecord(), self.grid)
         replies = send_and_receive(self.grid, list(messages), timeout=0.05)
-        return dict(self.strategy.aggregate_train(server_round, replies)[1])
+        return dict(self.run.aggregate_train(server_round, replies)[1])
 
     def evaluate(self, server_round: int = 1) -> dict[str, Any]:
         """One evaluation; the metrics."""
-        messages = self.strategy.configure_evaluate(
+        messages = self.run.configure_evaluate(
             server_round, ArrayRecord(), ConfigRecord(), self.grid
         )
         replies = send_and_receive(self.grid, list(messages), timeout=0.05)
-        return dict(self.strategy.aggregate_evaluate(server_round, replies) or {})
+        return dict(self.run.aggregate_evaluate(server_round, replies) or {})
 
 
 def toy_model(classes: int = 2) -> PersonalModel:
@@ -316,9 +324,14 @@ def toy_data(tmp_path: Path) -> Callable[[Config], FederatedData]:
 def bind(toy_data: Callable[[Config], FederatedData]) -> Callable[..., Any]:
     """``bind("fedavg", "rounds=3")``: the strategy on the toy model, without nodes."""
 
-    def bind(name: str, *overrides: str, model: PersonalModel | None = None) -> Any:
+    def bind(
+        name: str,
+        *overrides: str,
+        model: PersonalModel | None = None,
+        kind: type[PersonalizedStrategy] | None = None,
+    ) -> Any:
         config = load_config(None, [f"strategy.name={name}", *overrides])
-        found: type[PersonalizedStrategy] = find_strategy(config)
+        found = kind or find_strategy(config)
         return found(config, model or toy_model(), toy_data(config))
 
     return bind
@@ -333,10 +346,12 @@ def serve(bind: Callable[..., Any]) -> Iterator[Callable[..., Server]]:
         *overrides: str,
         hosts: Sequence[Sequence[str]] = (("1", "2"), ("3",)),
         acts: Mapping[str | int, str] | None = None,
+        kind: type[PersonalizedStrategy] | None = None,
     ) -> Server:
-        strategy, grid = bind(name, *overrides), ToyNodes(hosts, acts)
-        strategy.roster.refresh(grid, pack([], strategy.header()), timeout=0.05)
-        return Server(strategy, grid)
+        run, grid = Run(bind(name, *overrides, kind=kind)), ToyNodes(hosts, acts)
+        run.post.grid = grid
+        run.roster.refresh(grid, pack([], run.post.header()), timeout=0.05)
+        return Server(run, grid)
 
     with _identity(run_id=1):
         yield serve

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from one_round import mix
 
 from fedpers.config import load_config
 from fedpers.errors import ConfigError, RunError
@@ -85,10 +86,13 @@ def test_some_methods_weigh_all_clients_alike(bind: Any, name: str) -> None:
     assert bind(name).mixing(1, reports).weights.tolist() == [[0.5, 0.5]]
 
 
+BY_EXAMPLES = PersonalizedStrategy.__new__(PersonalizedStrategy)  # bound to no run
+
+
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
 def test_weights_add_up_to_one(counts: list[int]) -> None:
     reports = {str(k): {"examples": n} for k, n in enumerate(counts)}
-    weights = PersonalizedStrategy.mixing(PersonalizedStrategy, 1, reports).weights  # type: ignore[arg-type]
+    weights = PersonalizedStrategy.mixing(BY_EXAMPLES, 1, reports).weights
     assert weights.shape == (1, len(counts)) and bool((weights >= 0).all())
     assert float(weights.sum()) == pytest.approx(1)
 
@@ -98,14 +102,14 @@ def test_a_row_of_the_mixing_goes_to_its_recipient(bind: Any) -> None:
     updates = {"a": fill(strategy, 1.0), "b": fill(strategy, 5.0)}
     # Rows (1/2, 1/2), (1, 0), (1/4, 3/4) of the values 1 and 5: 3, 1, 4.
     weights = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.25, 0.75]])
-    strategy.combine(Mixing(weights, (None, "a", "b")), updates)
+    mix(strategy, updates, Mixing(weights, (None, "a", "b")))
     assert values(strategy.parts) == [3.0, 3.0]
     assert values(strategy.broadcast(2, "a")) == [1.0, 1.0]
     assert values(strategy.broadcast(2, "b")) == [4.0, 4.0]
     assert strategy.broadcast(2, "c") is strategy.parts
     assert strategy.broadcast_to_evaluate(2, "a") is strategy.rows["a"]
     with pytest.raises(ValueError, match="zip"):  # one recipient too few
-        strategy.combine(Mixing(weights, (None, "a")), updates)
+        mix(strategy, updates, Mixing(weights, (None, "a")))
 
 
 # -- messages ------------------------------------------------------------------------------------
@@ -122,8 +126,7 @@ class TwoKinds(FedAvg):
 
 def test_parts_that_clients_share_are_sent_once_a_node(serve: Any) -> None:
     hosts = [["1", "2", "3", "4"], ["5", "6"], ["7"]]
-    server = serve("fedavg", hosts=hosts)
-    server.strategy.__class__ = TwoKinds
+    server = serve("fedavg", hosts=hosts, kind=TwoKinds)
     server.grid.seen.clear()
     server.train()
     found = {node: (body, rows) for node, kind, body, rows in server.grid.seen if kind == "train"}
@@ -136,8 +139,8 @@ def test_parts_that_clients_share_are_sent_once_a_node(serve: Any) -> None:
 
 def test_what_a_message_says_of_the_run(serve: Any) -> None:
     server = serve("fedcp", "strategy.params.gate_width=3", hosts=ALL)
-    server.strategy.run_folder = "/runs/x"
-    header = server.strategy.header()
+    server.run.post.run_folder = "/runs/x"
+    header = server.run.post.header()
     assert header["algorithm"] == "fedcp" and header["run_folder"] == "/runs/x"
     assert header["server_params"] == ["gate_width"]
     server.train(server_round=4)
@@ -153,7 +156,7 @@ def test_a_round_of_fedavg(serve: Any) -> None:
     # Updates 1, 2, 3 with 1, 2, 3 examples: (1 + 4 + 9) / 6 = 7/3.
     assert server.train() == {"answered": 3, "loss": 0.5}
     assert values(server.strategy.parts) == [pytest.approx(7 / 3)] * 2
-    assert server.strategy.answers.failures == {}
+    assert server.run.round.answers.failures == {}
 
 
 @pytest.mark.parametrize("act", ["nan", "fail", "bad report"])
@@ -167,7 +170,7 @@ def test_a_client_that_is_broken_is_left_out_by_name(serve: Any, act: str) -> No
         "fail": "ValueError: broken",
         "bad report": "the node sent no update for it, or no report that can be read",
     }[act]
-    assert server.strategy.answers.failures == {"2": reason}
+    assert server.run.round.answers.failures == {"2": reason}
 
 
 @pytest.mark.parametrize("act", ["shape", "short", "raise", "garbage", "list", "empty"])
@@ -175,7 +178,7 @@ def test_a_node_that_is_broken_is_left_out_with_its_clients(serve: Any, act: str
     server = serve("fedavg", hosts=ALL, acts={0: act})
     assert server.train()["answered"] == 1
     assert values(server.strategy.parts) == [3.0, 3.0]
-    failures = server.strategy.answers.failures
+    failures = server.run.round.answers.failures
     assert set(failures) == {"1", "2"}
     if act == "shape":
         assert failures["1"].startswith("update: got Parts({'body': Part(3 x torch.float32")
@@ -186,7 +189,7 @@ def test_a_silent_node_is_left_out(serve: Any) -> None:
     server = serve("fedavg", hosts=ALL)
     server.grid.silent = {0}
     assert server.train()["answered"] == 1
-    assert server.strategy.answers.failures["1"] == "no answer within 0.05 s"
+    assert server.run.round.answers.failures["1"] == "no answer within 0.05 s"
 
 
 def test_a_node_speaks_for_its_own_clients_only(serve: Any) -> None:
@@ -197,7 +200,7 @@ def test_a_node_speaks_for_its_own_clients_only(serve: Any) -> None:
     expected = float((weights * torch.tensor([1.0, 2.0, 3.0])).sum() / weights.sum())
     assert values(server.strategy.parts) == [pytest.approx(expected)] * 2
     server.evaluate(server_round=20)
-    rights = {r.client: r.test.correct["personal"] for r in server.strategy.results}
+    rights = {r.client: r.test.correct["personal"] for r in server.run.results}
     assert rights == {"1": 1, "2": 2, "3": 0}
 
 
@@ -217,7 +220,7 @@ def test_the_third_round_in_a_row_without_a_client_ends_the_run(serve: Any) -> N
     assert values(server.strategy.parts.only(["head"])) == [0.0]  # as before
     server = serve("fedavg", "rounds=1", hosts=ALL)
     server.grid.gone = {0, 1}
-    server.strategy.roster.refresh(server.grid, None, 1)
+    server.run.roster.refresh(server.grid, None, 1)
     line = "^round 1: no client is left; client 1: its node is not there$"
     with pytest.raises(RunError, match=line):  # a run of which no round counts has not completed
         server.train()
@@ -231,7 +234,7 @@ def test_with_too_few_answers_nothing_is_mixed(serve: Any, log: Any) -> None:
     assert f"{line}: nothing is mixed" in log.text
     server.train(2)
     server.grid.acts.clear()
-    assert server.train(3)["answered"] == 3 and server.strategy.skipped == 0
+    assert server.train(3)["answered"] == 3 and server.run.skipped == 0
     assert values(server.strategy.parts.only(["head"])) == [pytest.approx(14 / 6)]
     # The count is of rounds in a row.
     server.grid.acts["2"] = "fail"
@@ -244,22 +247,22 @@ def test_with_too_few_answers_nothing_is_mixed(serve: Any, log: Any) -> None:
 def test_with_too_few_there_nobody_is_asked(serve: Any) -> None:
     server = serve("fedavg", "strategy.min_clients=3", hosts=ALL)
     server.grid.gone = {1}
-    server.strategy.roster.refresh(server.grid, None, 1)
+    server.run.roster.refresh(server.grid, None, 1)
     before = len(server.grid.seen)
     assert server.train(1) == {"answered": 0, "skipped": 1}
     assert len(server.grid.seen) == before
-    absent = dict.fromkeys(server.strategy.roster.absent, "its node is not there")
-    assert absent and server.strategy.answers.failures == absent
+    absent = dict.fromkeys(server.run.roster.absent, "its node is not there")
+    assert absent and server.run.round.answers.failures == absent
 
 
 def test_the_run_ends_when_too_few_have_budget_left(serve: Any) -> None:
-    strategy = serve("fedavg", "strategy.min_clients=3", hosts=ALL).strategy
-    assert not strategy.ends_with(1)
-    strategy.spent = {"2"}
-    assert strategy.ends_with(1)
+    run = serve("fedavg", "strategy.min_clients=3", hosts=ALL).run
+    assert not run.ends_with(1)
+    run.budgets.spent = {"2"}
+    assert run.ends_with(1)
     # But not because a node is away, which may come back.
-    strategy.roster.hosts.popitem()
-    assert not strategy.ends_with(1)
+    run.roster.hosts.popitem()
+    assert not run.ends_with(1)
 
 
 def test_sums_do_not_hang_on_who_answers_first(serve: Any) -> None:
@@ -294,17 +297,17 @@ def test_metrics_are_means_over_clients_and_failures_are_named(serve: Any) -> No
     # Personal 1, 2, 9, 3, 6 of ten: mean .42; global 4 of ten.
     metrics = server.evaluate()
     assert metrics["personal"] == pytest.approx(0.42) and metrics["global"] == pytest.approx(0.4)
-    assert [r.client for r in server.strategy.results] == ["1", "2", "3", "6", "9"]
+    assert [r.client for r in server.run.results] == ["1", "2", "3", "6", "9"]
     server.grid.acts = {"2": "unscored", "9": "forgotten", 1: "bad result"}
     metrics = server.evaluate()
     assert metrics["personal"] == pytest.approx(0.1)
-    failures = server.strategy.unscored
+    failures = server.run.unscored
     assert failures["2"] == "ValueError: odd"
     assert failures["9"] == "the node sent no result for it"
     assert failures["3"].startswith("evaluation: cannot be read (got {'client': '0'")
     assert set(failures) == {"2", "9", "3", "6"}
     server.grid.acts = dict.fromkeys(["1", "2", "9", "3", "6"], "unscored")
-    assert server.evaluate() == {} and server.strategy.results == []
+    assert server.evaluate() == {} and server.run.results == []
 
 
 # -- names and settings --------------------------------------------------------------------------

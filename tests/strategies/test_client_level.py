@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,22 +13,50 @@ from dp_accounting.pld import PLDAccountant
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpers.config import load_config
+from fedpers.channels.base import Turn
+from fedpers.channels.client_noise import ClientNoise
+from fedpers.channels.plain import Plain
+from fedpers.config import Config, load_config
 from fedpers.errors import ClientError, ConfigError
-from fedpers.parts import Part, Parts
+from fedpers.mixing import Mixing
+from fedpers.parts import Layout, Part, Parts
 from fedpers.privacy import BudgetSpent, Gaussian, Ledger, Release, epsilon_of
-from strategies.base import PersonalizedStrategy, strategies
-from strategies.client_level import ClientLevel
-from strategies.mixing import Mixing
+from fedpers.records import in_the_clear
+from strategies.base import Needs, PersonalizedStrategy, strategies
 
 PRIVATE = ("privacy.enabled=true", "privacy.unit=client")
 FIXED = "privacy.deterministic_for_tests=true"
 ALL = [["1", "2"], ["3"]]
 
 
-def level_of(*overrides: str, sigma: float = 0.0) -> ClientLevel:
+class Level(ClientNoise):
+    """One without a ledger, of N clients."""
+
+    def start(self, clients: int, folder: Path) -> None:
+        self.open(None, clients, {}, folder, resumed=False)  # type: ignore[arg-type]
+
+    def mixed(self, server_round: int, sent: Parts, updates: Any, clients: int) -> Parts:
+        self.clients = clients
+        (row,) = self.mix(Turn(server_round, [*updates], sent), NOBODYS, updates).rows
+        return in_the_clear(row)
+
+
+NOBODYS = Mixing.equal(1)  # weights play no part
+
+
+class Toy:
+    """All that a channel asks of a method."""
+
+    layouts: ClassVar[dict[str, Layout]] = {}
+    needed, weighted = Needs(), "equal"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+
+def level_of(*overrides: str, sigma: float = 0.0) -> Level:
     """One without a ledger, at a noise multiplier of the test's choice."""
-    level = ClientLevel(load_config(None, [*PRIVATE, *overrides]))
+    level = Level(Plain(Toy(load_config(None, [*PRIVATE, *overrides]))))  # type: ignore[arg-type]
     level.mechanism = Gaussian(sigma, level.rate)
     return level
 
@@ -155,64 +183,65 @@ def test_the_run_is_calibrated_and_charged_round_by_round(
     given_ = [f"strategy.fraction={rate}", "rounds=5", "privacy.epsilon=3"]
     delta_set = [f"privacy.delta={delta}"] if delta != 1e-3 else []  # else the default
     level = level_of(*given_, *delta_set)
-    assert level.spending() == {"epsilon": 0.0, "delta": None, "mu": 0.0, "sigma": None}
-    level.open(clients, tmp_path)
-    assert level.delta == delta and level.spending()["epsilon"] == 0
+    none = {"epsilon": 0.0, "delta": None, "mu": 0.0, "sigma": None}
+    assert level.spending() == {"population": none}
+    level.start(clients, tmp_path)
+    assert level.delta == delta and level.spending()["population"]["epsilon"] == 0
     for done in range(1, 6):
-        level.charge()
+        level.begin(1, [])
         accountant = PLDAccountant()
         sampled = PoissonSampledDpEvent(rate, GaussianDpEvent(level.mechanism.sigma))
         expected = accountant.compose(sampled, done).get_epsilon(delta)
-        assert level.spending()["epsilon"] == pytest.approx(expected, rel=1e-3)
+        assert level.spending()["population"]["epsilon"] == pytest.approx(expected, rel=1e-3)
         own = Gaussian(level.mechanism.sigma, rate)
-        assert level.spending()["mu"] <= done**0.5 / level.mechanism.sigma
-        assert Ledger(tmp_path / "population.json").releases == [Release(own, done)]
-    assert 0.99 * 3 < level.spending()["epsilon"] <= 3
+        assert level.spending()["population"]["mu"] <= done**0.5 / level.mechanism.sigma
+        assert Ledger(tmp_path / "ledgers" / "population.json").releases == [Release(own, done)]
+    assert 0.99 * 3 < level.spending()["population"]["epsilon"] <= 3
     with pytest.raises(BudgetSpent):
-        level.charge()
+        level.begin(1, [])
 
 
 def test_another_run_is_refused_or_has_what_is_left(tmp_path: Path) -> None:
     settings = ["rounds=4", "privacy.epsilon=2"]
     first = level_of(*settings)
-    first.open(50, tmp_path)
+    first.start(50, tmp_path)
     for _ in range(4):
-        first.charge()
+        first.begin(1, [])
     with pytest.raises(ConfigError) as found:
-        level_of(*settings).open(50, tmp_path)
-    spent = first.spending()["epsilon"]
+        level_of(*settings).start(50, tmp_path)
+    spent = first.spending()["population"]["epsilon"]
     assert str(found.value) == (
         f"privacy.epsilon: got 2.0, takes more than the {spent:.3g} that earlier runs have "
         "spent; or another state folder, if its clients are others"
     )
     second = level_of("rounds=4", "privacy.epsilon=3")
-    second.open(50, tmp_path)
+    second.start(50, tmp_path)
     fresh = level_of("rounds=4", "privacy.epsilon=3")
-    fresh.open(50, tmp_path / "fresh")
+    fresh.start(50, tmp_path / "fresh")
     assert second.mechanism.sigma > 1.2 * fresh.mechanism.sigma  # 2 of the 3 are gone
     for _ in range(4):
-        second.charge()
+        second.begin(1, [])
     releases = [Release(Gaussian(x.mechanism.sigma, 1.0), 4) for x in (first, second)]
-    assert Ledger(tmp_path / "population.json").releases == releases
+    assert Ledger(tmp_path / "ledgers" / "population.json").releases == releases
     assert 0.99 * 3 < epsilon_of(releases, second.delta) <= 3
     with pytest.raises(BudgetSpent):
-        second.charge()
+        second.begin(1, [])
 
 
 def test_an_epsilon_that_no_noise_is_enough_for_is_refused(tmp_path: Path) -> None:
     line = r"^privacy\.epsilon: got 1e-06, takes a number > 4e-06, the least .* at delta 1e-09$"
     with pytest.raises(ConfigError, match=line):
-        level_of("privacy.epsilon=1e-6", "privacy.delta=1e-9", "rounds=2").open(40, tmp_path)
-    level_of("privacy.epsilon=1e-5", "privacy.delta=1e-9", "rounds=2").open(40, tmp_path)
+        level_of("privacy.epsilon=1e-6", "privacy.delta=1e-9", "rounds=2").start(40, tmp_path)
+    level_of("privacy.epsilon=1e-5", "privacy.delta=1e-9", "rounds=2").start(40, tmp_path)
 
 
 @pytest.mark.parametrize("delta", [1 / 40, 0.1])
 def test_a_delta_that_protects_nobody_is_refused(tmp_path: Path, delta: float) -> None:
     line = rf"^privacy\.delta: got {delta}, takes a number < 0\.025, for there are 40 clients; lea"
     with pytest.raises(ConfigError, match=line):
-        level_of(f"privacy.delta={delta}").open(40, tmp_path)
+        level_of(f"privacy.delta={delta}").start(40, tmp_path)
     assert not list(tmp_path.iterdir())
-    level_of("privacy.delta=0.024").open(40, tmp_path)
+    level_of("privacy.delta=0.024").start(40, tmp_path)
 
 
 # -- methods -------------------------------------------------------------------------------------
@@ -243,7 +272,7 @@ def test_which_methods_read_single_updates() -> None:
     reading = {}
     for name in strategies.names():
         found = strategies.get(name)
-        reading[name] = found.reads_updates(found.Params())
+        reading[name] = found.needs(found.Params()).reads
     told = {name: reads for name, reads in reading.items() if reads is not None}
     assert set(told) == {"pfedsim", "perada"}
     assert told["pfedsim"] == "every client's head"
@@ -251,6 +280,8 @@ def test_which_methods_read_single_updates() -> None:
 
 class Favourite(PersonalizedStrategy):
     """The first client is heard alone."""
+
+    weights = "own"
 
     def mixing(self, server_round: int, reports: Any) -> Mixing:
         return Mixing(torch.eye(len(reports))[:1])

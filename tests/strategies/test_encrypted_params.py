@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from clients.base import algorithms
-from clients.node.sealing import Sealer
+from fedpers.channels.plain import PlainNode
+from fedpers.channels.sealed.node import SealedNode
 from fedpers.parts import Parts
 from strategies.base import strategies
 
@@ -60,16 +61,19 @@ def cases() -> Iterator[tuple[str, str | None]]:
 def sent(run: Any, name: str, settings: list[str], patch: pytest.MonkeyPatch) -> list[Parts]:
     """What clients were sent, in the clear, but for what they opened for the server."""
     seen: list[Parts] = []
-    opened = Sealer.opened
 
-    def note(self: Sealer, row: Any) -> Parts:
-        parts = opened(self, row)
-        if "logits" not in parts:
-            seen.append(parts)
-        return parts
+    def noted(arrive: Any) -> Any:
+        def note(self: Any, row: Any) -> Parts:
+            parts: Parts = arrive(self, row)
+            if "logits" not in parts:
+                seen.append(parts)
+            return parts
+
+        return note
 
     with patch.context() as patched:
-        patched.setattr(Sealer, "opened", note)
+        for half in (PlainNode, SealedNode):
+            patched.setattr(half, "arrive", noted(half.arrive))
         assert run(name, *UNEVEN, *settings).failures() == {}
     return seen
 

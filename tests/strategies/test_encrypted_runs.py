@@ -10,11 +10,12 @@ import pytest
 import torch
 from flwr.app import Message
 
-from clients.methods.pfedsim import weights_of
-from clients.node.sealing import Sealer
+from clients.methods.pfedsim import PFedSim as Client
+from fedpers.channels.plain import PlainNode
 from fedpers.channels.sealed import bfv_for
 from fedpers.channels.sealed.guard import unframe
 from fedpers.channels.sealed.keys import CLIENT_FILE, MAGIC, new_keys
+from fedpers.channels.sealed.node import SealedNode
 from fedpers.channels.sealed.sealed_parts import SealedParts
 from fedpers.errors import FedpersError, RunError
 from fedpers.parts import Parts, combine
@@ -38,15 +39,18 @@ STEP = 2 * 8.0 / (2 ** bfv_for(6).value_bits - 1)  # the quantisation's, of valu
 def received(monkeypatch: pytest.MonkeyPatch) -> list[Parts]:
     """What clients were sent, in the clear, in its order; not what they opened for the server."""
     seen: list[Parts] = []
-    opened = Sealer.opened
 
-    def note(self: Sealer, row: Any) -> Parts:
-        parts = opened(self, row)
-        if "logits" not in parts:
-            seen.append(parts)
-        return parts
+    def noted(arrive: Any) -> Any:
+        def note(self: Any, row: Any) -> Parts:
+            parts: Parts = arrive(self, row)
+            if "logits" not in parts:
+                seen.append(parts)
+            return parts
 
-    monkeypatch.setattr(Sealer, "opened", note)
+        return note
+
+    for half in (PlainNode, SealedNode):
+        monkeypatch.setattr(half, "arrive", noted(half.arrive))
     return seen
 
 
@@ -103,7 +107,7 @@ def test_pfedsims_rows_are_those_of_the_rounded_weights(
     settings = [*LEARN, "rounds=2", "strategy.params.rho=0.5"]
     run("pfedsim", *settings)
     models, similarity = list(kept["models"].values()), kept["similarity"]
-    weights = torch.tensor([weights_of(row.tolist()) for row in similarity])
+    weights = torch.tensor([Client.weights_of(row.tolist()) for row in similarity])
     bodies = combine(
         weights / weights.sum(dim=1, keepdim=True), [model.only(["body"]) for model in models]
     )
@@ -218,23 +222,23 @@ def test_the_key_is_nowhere_but_in_its_file(
 
 def test_updates_leave_sealed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No 4 values of an upload in a row are in any message; without encryption they are."""
-    sealed = Sealer.sealed
+    sealed = SealedNode.sealed
     train: list[bytes] = []
     uploads: list[bytes] = []
     answer = SerialGrid._answer
 
-    def keep(self: Sealer, upload: Parts, *given: Any, **named: Any) -> SealedParts:
+    def keep(self: SealedNode, upload: Parts, *given: Any, **named: Any) -> SealedParts:
         uploads.extend(part.vector[8:12].numpy().tobytes() for part in upload.values())
         return sealed(self, upload, *given, **named)
 
     def note(self: SerialGrid, message: Message) -> Message:
         reply = answer(self, message)
-        if message.metadata.message_type.startswith("train") and not reply.has_error():
+        if message.metadata.message_type in ("train", "query.channel") and not reply.has_error():
             records = reply.content.array_records.values()
             train.extend(array.data for record in records for array in record.values())
         return reply
 
-    monkeypatch.setattr(Sealer, "sealed", keep)
+    monkeypatch.setattr(SealedNode, "sealed", keep)
     monkeypatch.setattr(SerialGrid, "_answer", note)
     run("fedavg", *LEARN, *ON, "rounds=1")
     needles = [upload for upload in uploads if any(upload)]

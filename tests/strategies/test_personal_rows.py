@@ -18,7 +18,7 @@ PLUGIN = '''
 import torch
 
 from clients.base import LocalAlgorithm
-from strategies.base import Mixing, PersonalizedStrategy
+from strategies.base import Mixing, Needs
 from strategies.methods.fedavg import FedAvg
 
 
@@ -28,6 +28,10 @@ class OwnHead(LocalAlgorithm):
 
 class Rows(FedAvg):
     algorithm = "fedavg"
+
+    @classmethod
+    def needs(cls, params):
+        return Needs(rows=True)
 
     def mixing(self, server_round, reports):
         weights = torch.eye(len(reports)) / 2 + 1 / (2 * len(reports))

@@ -37,6 +37,7 @@ class FedProx(LocalAlgorithm):
 
 class Equal(PersonalizedStrategy):
     algorithm = f"{__name__}:FedProx"
+    weights = "own"
 
     def mixing(self, server_round, reports):
         return Mixing(torch.full((1, len(reports)), 1 / len(reports)))

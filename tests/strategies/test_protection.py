@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from fedpers.channels.build import check_channel
 from fedpers.config import load_config
 from fedpers.errors import ConfigError, RunError
 from fedpers.parts import Parts
-from strategies.base import Mixing, PersonalizedStrategy
-from strategies.protection import check_cohort, check_combine
+from strategies.base import Mixing, Needs, PersonalizedStrategy
+from strategies.cohorts import check_cohort
 
 HOSTS = [["1", "2"], ["3", "9"]]
 
@@ -26,6 +27,8 @@ def values(parts: Parts) -> list[float]:
 class OwnMixing(PersonalizedStrategy):
     """Has weights of its own."""
 
+    weights = "own"
+
     def mixing(self, server_round: int, reports: Any) -> Mixing:
         return Mixing.equal(len(reports))
 
@@ -39,11 +42,11 @@ def test_an_update_that_is_too_long_is_left_out_by_name(serve: Any) -> None:
     server = serve("fedper", "strategy.max_update_norm=5.1", hosts=HOSTS)
     assert server.train()["answered"] == 3
     reason = "update: norm 17.03, takes <= 5.1"
-    assert server.strategy.answers.failures == {"9": reason}
+    assert server.run.round.answers.failures == {"9": reason}
     assert values(server.strategy.parts) == [pytest.approx(14 / 6)]  # (1 + 4 + 9) / 6
     # In the next round they start there: 2 * |9 - 14/6| = 13.33.
     server.train(server_round=2)
-    assert server.strategy.answers.failures["9"].startswith("update: norm 13.33,")
+    assert server.run.round.answers.failures["9"].startswith("update: norm 13.33,")
 
 
 def test_rounding_costs_nobody_the_round(serve: Any) -> None:
@@ -74,10 +77,12 @@ def test_an_update_is_held_against_what_its_client_was_sent(serve: Any) -> None:
     rows = dict(strategy.rows)
     assert set(rows) == {"1", "2", "3", "9"}
     server.train(server_round=3)
-    assert all(strategy.sent[client] is row for client, row in rows.items())
+    sent = server.run.round.sent
+    assert all(sent[client] is row for client, row in rows.items())
     strategy.config.strategy.max_update_norm = 1e-3
-    assert strategy.refused("9", rows["9"]) is None
-    assert strategy.refused("1", rows["9"]).startswith("update: norm ")
+    accept = strategy.channel.accept
+    assert accept("9", sent["9"], rows["9"]) is None
+    assert accept("1", sent["1"], rows["9"]).startswith("update: norm ")
 
 
 # -- robust combinations -------------------------------------------------------------------------
@@ -144,9 +149,9 @@ def test_with_encryption_it_is_refused() -> None:
     config = load_config(None, ["encryption.enabled=true", "strategy.combine=krum"])
     line = r"strategy\.combine: got 'krum', takes mean with encryption: .* cannot sort them; set "
     with pytest.raises(ConfigError, match=line):
-        check_combine(config, None, own_mixing=False)
+        check_channel(config, Needs(), "examples")
     config.strategy.combine = "mean"
-    check_combine(config, "every client's head", own_mixing=True)
+    check_channel(config, Needs(rows=True, compares="head"), "own")
 
 
 @pytest.mark.parametrize(

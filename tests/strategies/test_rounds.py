@@ -24,12 +24,12 @@ def settings(tmp_path: Path) -> list[str]:
 
 
 def read(server: Any, name: str) -> list[dict[str, Any]]:
-    text = (Path(server.strategy.run_folder) / f"{name}.jsonl").read_text()
+    text = (Path(server.run.post.run_folder) / f"{name}.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
 def report_of(server: Any) -> dict[str, Any]:
-    report = (Path(server.strategy.run_folder) / "report.json").read_text()
+    report = (Path(server.run.post.run_folder) / "report.json").read_text()
     return dict(json.loads(report))
 
 
@@ -42,7 +42,7 @@ def test_a_run_leaves_its_rounds_clients_and_report(serve: Any, settings: list[s
         assert arrays["body"].numpy().shape == (1, 4)
         return MetricRecord({"own": 0.5}) if server_round == 2 else None
 
-    result = server.strategy.start(server.grid, num_rounds=2, evaluate_fn=evaluate)
+    result = server.run.start(server.grid, num_rounds=2, evaluate_fn=evaluate)
     assert seen == [(1, ["body", "head"]), (2, ["body", "head"])]
     assert {k: dict(m) for k, m in result.train_metrics_clientapp.items()} == {
         k: {"answered": 2, "loss": 0.5} for k in (1, 2)
@@ -80,20 +80,20 @@ def test_clients_that_cannot_be_scored_are_named_in_the_files(
     serve: Any, settings: list[str]
 ) -> None:
     server = serve("fedavg", *settings, hosts=[["1"], ["3"]], acts={"3": "unscored"})
-    server.strategy.start(server.grid, num_rounds=1)
+    server.run.start(server.grid, num_rounds=1)
     assert read(server, "rounds")[0]["failed"] == {"3": "ValueError: odd"}
     assert [c["client"] for c in read(server, "clients") if "error" in c] == ["3"]
 
 
 def test_nodes_come_and_go_between_rounds(serve: Any, settings: list[str]) -> None:
     server = serve("fedavg", *settings, hosts=[["1"], ["2"], ["3"]])
-    server.strategy.roster.hosts.clear()
+    server.run.roster.hosts.clear()
     server.grid.gone = {1}
 
     def move(server_round: int, arrays: ArrayRecord) -> None:
         server.grid.gone = {0} if server_round == 1 else set()
 
-    server.strategy.start(server.grid, evaluate_fn=move)
+    server.run.start(server.grid, evaluate_fn=move)
     rounds, absent = read(server, "rounds"), "its node is not there"
     assert [line["answered"] for line in rounds] == [2, 2, 3]
     assert [line["failed"] for line in rounds] == [{"2": absent}, {"1": absent}, {}]
@@ -110,7 +110,7 @@ def test_a_node_that_falls_silent_costs_its_clients_that_round(
     def hush(server_round: int, arrays: ArrayRecord) -> None:
         server.grid.silent = {1} if server_round == 1 else set()
 
-    server.strategy.start(server.grid, evaluate_fn=hush)
+    server.run.start(server.grid, evaluate_fn=hush)
     rounds = read(server, "rounds")
     assert [line["answered"] for line in rounds] == [2, 1, 2]
     assert rounds[1]["failed"] == {"2": "no answer within 0.2 s"}
@@ -124,7 +124,7 @@ def test_the_run_ends_with_an_error_when_nobody_is_left(serve: Any, settings: li
 
     line = "round 4: no client is left; client 1: its node is not there"
     with pytest.raises(RunError, match=line):
-        server.strategy.start(server.grid, num_rounds=9, evaluate_fn=leave)
+        server.run.start(server.grid, num_rounds=9, evaluate_fn=leave)
     rounds = read(server, "rounds")
     assert [(line["round"], line["answered"]) for line in rounds] == [(1, 2), (2, 0), (3, 0)]
     assert [line.get("skipped", 0) for line in rounds] == [0, 1, 1]
@@ -139,12 +139,12 @@ def test_a_run_that_mixed_nothing_in_the_end_has_failed(serve: Any, settings: li
 
     line = "round 3: no client is left; client 1: ValueError: broken"
     with pytest.raises(RunError, match=f"^{line}: nothing was mixed in the last round; what there"):
-        server.strategy.start(server.grid, evaluate_fn=fall_ill)
+        server.run.start(server.grid, evaluate_fn=fall_ill)
     assert [line.get("skipped", 0) for line in read(server, "rounds")] == [0, 0, 1]
     report = report_of(server)
     assert report["failed"] == f"{line}: nothing was mixed in the last round"
     assert report["selected_round"] == 3 and report["accuracy"]["personal"]["mean"] > 0
-    page = (Path(server.strategy.run_folder) / "report.html").read_text()
+    page = (Path(server.run.post.run_folder) / "report.html").read_text()
     assert f"<p class='warn'>This run failed: {line}" in page
 
 
@@ -163,7 +163,7 @@ def test_a_run_after_which_nobody_was_evaluated_has_failed(
 
     line = r"^round 3: no client was evaluated; client 1: ValueError: odd; what there is .*/runs/"
     with pytest.raises(RunError, match=line):
-        server.strategy.start(server.grid, evaluate_fn=fall_ill)
+        server.run.start(server.grid, evaluate_fn=fall_ill)
     assert [line["answered"] for line in read(server, "rounds")] == [3, 3, 3]
     report = report_of(server)
     assert report["failed"].startswith("round 3: no client was evaluated")
@@ -173,7 +173,7 @@ def test_a_run_after_which_nobody_was_evaluated_has_failed(
 def test_a_run_of_which_somebody_is_evaluated_has_not(serve: Any, settings: list[str]) -> None:
     acts = {"1": "unscored", "2": "fail"}
     server = serve("fedavg", *settings, hosts=[["1"], ["2", "3"]], acts=acts)
-    server.strategy.start(server.grid)
+    server.run.start(server.grid)
     assert report_of(server)["failed"] is None
 
 
@@ -196,7 +196,7 @@ def test_a_round_waits_for_clients_that_are_away(serve: Any, settings: list[str]
     def leave(server_round: int, arrays: ArrayRecord) -> None:
         server.grid.gone = {1} if server_round == 1 else set()
 
-    server.strategy.start(server.grid, evaluate_fn=leave)
+    server.run.start(server.grid, evaluate_fn=leave)
     rounds = read(server, "rounds")
     assert [line["answered"] for line in rounds] == [2, 2, 2] and server.grid.looks == 4
     assert not any(line["failed"] for line in rounds)
@@ -205,16 +205,16 @@ def test_a_round_waits_for_clients_that_are_away(serve: Any, settings: list[str]
 def test_too_few_clients_never_begin(serve: Any, settings: list[str]) -> None:
     server = serve("fedavg", *settings, "strategy.min_clients=3", hosts=[["1"], ["2"]])
     with pytest.raises(RunError, match=r"got 2 with 2 clients within 0\.1 s"):
-        server.strategy.start(server.grid, timeout=0.1)
+        server.run.start(server.grid, timeout=0.1)
     server = serve("fedavg", *settings, hosts=[["1"], ["2"]], acts={0: "refuse"})
     with pytest.raises(FedpersError, match="takes a file"):
-        server.strategy.start(server.grid)
+        server.run.start(server.grid)
 
 
 def test_newcomers_take_no_part_until_the_end(serve: Any, settings: list[str]) -> None:
     hosts = [["1", "2"], ["7"]]
     server = serve("fedavg", *settings, hosts=hosts, acts={"2": "held out", "7": "held out"})
-    server.strategy.start(server.grid, num_rounds=1)
+    server.run.start(server.grid, num_rounds=1)
     asked = {kind: body["clients"] for _, kind, body, _ in server.grid.seen if "clients" in body}
     assert asked["train"] == ["1"] and asked["evaluate"] == ["1"]
     report = report_of(server)
@@ -227,7 +227,7 @@ def test_newcomers_take_no_part_until_the_end(serve: Any, settings: list[str]) -
         hosts=hosts,
         acts={"2": "held out", "7": "held out", 1: "bad newcomers"},
     )
-    server.strategy.start(server.grid, num_rounds=1)
+    server.run.start(server.grid, num_rounds=1)
     report = report_of(server)
     assert report["cold_start"]["5"]["mean"] == pytest.approx(0.2)
 
@@ -270,7 +270,7 @@ def test_a_file_may_lie_in_the_bundle(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_global_parts_travel_without_loss(serve: Any, settings: list[str]) -> None:
     server = serve("fedavg", *settings)
-    result = server.strategy.start(server.grid, num_rounds=1)
+    result = server.run.start(server.grid, num_rounds=1)
     for name, part in server.strategy.parts.items():
         assert torch.equal(torch.from_numpy(result.arrays[name].numpy()[0].copy()), part.vector)
 
@@ -281,19 +281,17 @@ def test_the_global_model_that_the_report_takes_is_saved(
 ) -> None:
     server = serve("fedavg", *settings, f"evaluation.select={select}", hosts=[["1"]])
     strategy, rounds = server.strategy, iter((1, 2, 3))
-    combine = strategy.combine
 
-    def numbered(*arguments: Any) -> None:
-        """As always, then all global parts are the round's number."""
-        combine(*arguments)
+    def numbered(server_round: int) -> None:
+        """All global parts are the round's number."""
         value = float(next(rounds))
         parts = {n: p.like(torch.full_like(p.vector, value)) for n, p in strategy.parts.items()}
         strategy.parts = Parts(parts)
 
-    strategy.combine = numbered
-    strategy.start(server.grid)
+    strategy.refine = numbered
+    server.run.start(server.grid)
     # Every evaluation scores the same, so validation takes the first.
-    saved = Parts.load(Path(strategy.run_folder) / "global.safetensors")
+    saved = Parts.load(Path(server.run.post.run_folder) / "global.safetensors")
     assert saved.layouts == strategy.parts.layouts
     assert {float(part.vector.unique()) for part in saved.values()} == {kept}
     report = report_of(server)
@@ -304,5 +302,5 @@ def test_a_method_that_shares_nothing_saves_no_global_model(
     serve: Any, settings: list[str]
 ) -> None:
     server = serve("local", *settings, hosts=[["1"]])
-    server.strategy.start(server.grid)
-    assert not (Path(server.strategy.run_folder) / "global.safetensors").exists()
+    server.run.start(server.grid)
+    assert not (Path(server.run.post.run_folder) / "global.safetensors").exists()

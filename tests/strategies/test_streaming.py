@@ -6,12 +6,17 @@ import logging
 from typing import Any
 
 import pytest
+import torch
 
-import strategies.base as base
+import fedpers.channels.plain as plain
+import strategies.post as post
+from fedpers.errors import RunError
+from fedpers.mixing import Mixing
 from fedpers.parts import Parts
 from fedpers.streaming import BLOCK, StreamingMean
+from strategies.base import Needs
 from strategies.methods.fedavg import FedAvg
-from strategies.mixing import Mixing
+from strategies.run import Run
 
 MANY = [str(k) for k in range(1, 2 * BLOCK + 23)]
 
@@ -21,8 +26,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``small(2)``: messages to train are for two clients at most."""
 
     def small(clients: int) -> None:
-        monkeypatch.setattr(base, "REPLY", 1)
-        monkeypatch.setattr(base, "FEWEST", clients)
+        monkeypatch.setattr(post, "REPLY", 1)
+        monkeypatch.setattr(post, "FEWEST", clients)
 
     return small
 
@@ -36,35 +41,57 @@ def trained(server: Any) -> list[tuple[int, list[str]]]:
 
 
 class OwnMixing(FedAvg):
+    weights = "own"
+
     def mixing(self, server_round: int, reports: Any) -> Mixing:
-        return super().mixing(server_round, reports)
-
-
-class OwnCombine(FedAvg):
-    def combine(self, mixing: Mixing, updates: Any) -> None:
-        super().combine(mixing, updates)
-
-
-class OwnRefine(FedAvg):
-    def refine(self, server_round: int) -> None:
-        self.found = sorted(self.answers.rows)
+        return Mixing.equal(len(reports))
 
 
 class Reads(FedAvg):
     @classmethod
-    def reads_updates(cls, params: Any) -> str | None:
-        return "everything"
+    def needs(cls, params: Any) -> Needs:
+        return Needs(single_updates="everything")
+
+    def refine(self, server_round: int) -> None:
+        self.found = {client: len(self.updates[client]) for client in self.reports}
+
+
+class Refines(FedAvg):
+    """Looks at the mean alone."""
+
+    def refine(self, server_round: int) -> None:
+        self.found = dict(self.updates)
+
+
+class Undeclared(FedAvg):
+    """Has a mixing of its own, and does not say so."""
+
+    def mixing(self, server_round: int, reports: Any) -> Mixing:
+        return Mixing.equal(len(reports))
+
+
+class UndeclaredRows(FedAvg):
+    def mixing(self, server_round: int, reports: Any) -> Mixing:
+        return Mixing(torch.eye(len(reports)), tuple(reports))
+
+
+def streams(strategy: Any) -> bool:
+    return bool(strategy.shares) and strategy.channel.stream(3) is not None
 
 
 @pytest.mark.parametrize(
-    ("name", "streams"),
+    ("name", "expected"),
     [
         *((name, True) for name in ("fedavg", "fedper", "ditto", "apfl", "feddpa", "fedcp")),
         *((name, False) for name in ("local", "pfedsim", "perada")),
     ],
 )
-def test_methods_that_take_a_mean_stream(bind: Any, name: str, streams: bool) -> None:
-    assert bind(name).streams is streams
+def test_methods_that_take_a_mean_stream(bind: Any, name: str, expected: bool) -> None:
+    assert streams(bind(name)) is expected
+
+
+def test_a_method_streams_as_its_settings_need(bind: Any) -> None:
+    assert streams(bind("perada", "strategy.params.distill=false"))
 
 
 @pytest.mark.parametrize(
@@ -76,23 +103,47 @@ def test_methods_that_take_a_mean_stream(bind: Any, name: str, streams: bool) ->
     ],
 )
 def test_settings_that_need_all_updates_at_once(bind: Any, override: str) -> None:
-    assert bind("fedavg", "privacy.enabled=true").streams
-    assert not bind("fedavg", *override.split()).streams
+    assert streams(bind("fedavg", "privacy.enabled=true"))
+    assert not streams(bind("fedavg", *override.split()))
 
 
-@pytest.mark.parametrize("kind", [OwnMixing, OwnCombine, OwnRefine, Reads])
-def test_a_method_that_may_look_at_updates_gets_them_all(serve: Any, kind: type) -> None:
-    server = serve("fedavg")
-    server.strategy.__class__ = kind
-    assert not server.strategy.streams
+def served(serve: Any, kind: type[FedAvg]) -> Any:
+    """A server of a method that is nobody's but the test's."""
+    return serve("fedavg", kind=kind)
+
+
+def test_a_method_that_looks_at_updates_gets_them_all(serve: Any) -> None:
+    server = served(serve, Reads)
+    assert not streams(server.strategy)
     server.train()
-    assert sorted(server.strategy.answers.rows) == ["1", "2", "3"]
-    assert getattr(server.strategy, "found", ["1", "2", "3"]) == ["1", "2", "3"]
-    server.strategy.__class__ = FedAvg
-    mean = server.strategy.parts
+    assert server.strategy.found == {"1": 2, "2": 2, "3": 2}
+    assert server.strategy.updates == {} and server.run.round.answers.rows == {}  # gone again
+
+
+def test_a_method_that_refines_the_mean_streams(serve: Any) -> None:
+    server = served(serve, Refines)
+    assert streams(server.strategy)
     server.train()
-    assert server.strategy.answers.rows == {}
-    assert server.strategy.parts.digest() == mean.digest()
+    assert server.strategy.found == {}
+
+
+def test_weights_of_ones_own_are_taken(serve: Any) -> None:
+    server = served(serve, OwnMixing)
+    assert not streams(server.strategy)
+    server.train()
+    assert server.strategy.parts["head"].vector.tolist() == [2.0] * 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (Undeclared, "got weights of its own, takes those by examples; set weights = "),
+        (UndeclaredRows, r"got rows for \('1', '2', '3'\), takes one; declare it: Needs"),
+    ],
+)
+def test_a_mixing_that_is_not_declared_is_not_ignored(serve: Any, kind: Any, line: str) -> None:
+    with pytest.raises(RunError, match=f"^mixing: {line}"):
+        served(serve, kind).train()
 
 
 # -- several messages a node ---------------------------------------------------------------------
@@ -111,40 +162,45 @@ def test_as_many_clients_a_message_as_keep_the_reply_small(
 ) -> None:
     def sizes(*hosted: int) -> list[tuple[int, int]]:
         hosts = {k: [str(c) for c in range(count)] for k, count in enumerate(hosted)}
-        split = strategy._split(hosts)
+        split = letters._split(hosts)
         for node, clients in hosts.items():
             assert [c for to, some in split if to == node for c in some] == clients
         return [(node, len(some)) for node, some in split]
 
-    strategy = bind("fedavg")
+    letters = Run(bind("fedavg")).post
     assert sizes(9000, 1) == [(0, 9000), (1, 1)] and sizes() == []
-    monkeypatch.setattr(base, "REPLY", 100 * 40 + 39)  # the toy's update has 40 bytes
+    monkeypatch.setattr(post, "REPLY", 100 * 40 + 39)  # the toy's update has 40 bytes
     assert sizes(200) == [(0, 100)] * 2 and sizes(201) == [(0, 67)] * 3
     # Both nodes are half through at the same time; a message has 64 clients or more.
     assert sizes(200, 150) == [(0, 100)] * 2 + [(1, 75)] * 2
     assert sizes(200, 70) == [(0, 100)] * 2 + [(1, 64), (1, 6)]
-    monkeypatch.setattr(base, "REPLY", 39)
+    monkeypatch.setattr(post, "REPLY", 39)
     assert sizes(200) == [(0, 64)] * 3 + [(0, 8)]
 
 
-def test_only_updates_in_the_clear_are_split(serve: Any, bind: Any, small: Any) -> None:
+def received(strategy: Any) -> dict[str, Any]:
+    return {client: strategy.broadcast(1, client) for client in ("1", "2", "3")}
+
+
+def test_only_updates_in_the_clear_are_split(bind: Any, serve: Any, small: Any) -> None:
     small(2)
     for settings, count in (([], 2), (["encryption.enabled=true"], 1)):
-        strategy = bind("fedavg", *settings)
-        strategy.roster.hosts = {7: ["1", "2", "3"]}
-        assert len(strategy.messages("train", 1, ["1", "2", "3"])) == count
-        assert len(strategy.messages("evaluate", 1, ["1", "2", "3"])) == 1
-        assert [*strategy._asked.values()] == [["1", "2", "3"]]
+        run = Run(bind("fedavg", *settings))
+        run.roster.hosts, sent = {7: ["1", "2", "3"]}, received(run.method)
+        assert len(run.post.messages("train", 1, sent)[0]) == count
+        messages, groups = run.post.messages("evaluate", 1, sent)
+        assert len(messages) == 1 and [*groups.values()] == [["1", "2", "3"]]
 
 
 def test_messages_with_the_same_parts_hold_them_once(serve: Any, small: Any) -> None:
     small(1)
-    strategy = serve("fedavg").strategy
-    messages = strategy.messages("train", 1, ["1", "2", "3"])
+    server = serve("fedavg")
+    strategy = server.strategy
+    messages, _ = server.run.post.messages("train", 1, received(strategy))
     assert len(messages) == 3
     assert len({id(message.content["parts"]) for message in messages}) == 1
     strategy.rows["2"] = Parts(dict(strategy.parts))
-    messages = strategy.messages("train", 1, ["1", "2", "3"])
+    messages, _ = server.run.post.messages("train", 1, received(strategy))
     assert len({id(message.content["parts"]) for message in messages}) == 3
 
 
@@ -156,12 +212,12 @@ def test_the_mean_does_not_hang_on_nodes_and_messages(serve: Any, small: Any) ->
         for hosts in ([MANY], [MANY[::-2], MANY[-2::-2]], [MANY[:3], MANY[3:]]):
             server = serve("fedavg", hosts=hosts, acts=acts)
             metrics = server.train()
-            failures = server.strategy.answers.failures
+            failures = server.run.round.answers.failures
             assert len(trained(server)) == sum(-(-len(hosted) // clients) for hosted in hosts)
             assert metrics == {"answered": len(MANY) - 3, "loss": pytest.approx(0.5)}
             assert set(failures) == {"2", "70", "100"}
             assert failures["2"] == "update: part 'body' is not finite"
-            assert server.strategy.answers.nbytes == 40 * (len(MANY) - 1)  # 70 sent none
+            assert server.run.round.answers.nbytes == 40 * (len(MANY) - 1)  # 70 sent none
             found[clients, str(hosts)] = server.strategy.parts.digest()
     assert len(found) == 9 and len(set(found.values())) == 1
     counted = [int(client) for client in MANY if client not in {"2", "70", "100", "131"}]
@@ -185,7 +241,7 @@ def test_a_message_that_cannot_be_used_costs_its_own_clients(
     server.grid.app._registered_funcs.clear()
     server.grid.app.train()(once)
     assert server.train()["answered"] == 2
-    assert set(server.strategy.answers.failures) == {"1", "2"}
+    assert set(server.run.round.answers.failures) == {"1", "2"}
     # (3 * 3 + 4 * 4) / 7
     assert server.strategy.parts["head"].vector.tolist() == [pytest.approx(25 / 7)] * 6
 
@@ -200,7 +256,7 @@ def test_a_node_speaks_only_for_the_clients_of_the_message_it_answers(
     assert server.strategy.parts["head"].vector.tolist() == [pytest.approx(1.5)] * 6
     server = serve("fedavg", hosts=[["1", "2"]], acts={"1": "fail", 0: "speaks for all"})
     server.train()
-    assert server.strategy.answers.failures == {"1": "ValueError: broken"}
+    assert server.run.round.answers.failures == {"1": "ValueError: broken"}
     assert server.strategy.parts["head"].vector.tolist() == [2.0] * 6
 
 
@@ -222,7 +278,7 @@ def test_a_silent_node_is_given_no_further_message(serve: Any, small: Any) -> No
     assert server.train()["answered"] == 1
     assert trained(server) == [(0, ["1"]), (1, ["3"])]
     silent = dict.fromkeys(["1", "2"], "no answer within 0.05 s")
-    assert server.strategy.answers.failures == silent
+    assert server.run.round.answers.failures == silent
 
 
 def test_few_updates_are_there_at_a_time(
@@ -236,7 +292,7 @@ def test_few_updates_are_there_at_a_time(
             super().add(position, weight, update)
             held.append(self.held)
 
-    monkeypatch.setattr(base, "StreamingMean", Watched)
+    monkeypatch.setattr(plain, "StreamingMean", Watched)
     server = serve("fedavg", hosts=[MANY])
     server.train()
     assert len(held) == len(MANY) and max(held) == BLOCK - 1

@@ -17,8 +17,8 @@ from syntax import ROOT
 from clients.training.trainer import Trainer
 from fedpers.config import load_config
 from fedpers.parts import Part, Parts
+from fedpers.streaming import StreamingMean
 from simulations.backends.serial import SerialGrid, run_serial
-from strategies.base import PersonalizedStrategy
 
 # The grid of the serial backend stands for the network.
 PASSED = ("clients", "fedpers", "strategies")
@@ -57,7 +57,7 @@ class Watch:
         if self.numbers and self.has_in_hand(frame, arg):
             functions = self.files.setdefault(file, [])
             functions += [code.co_qualname] if code.co_qualname not in functions else []
-        self.mixed = event == "return" and code is PersonalizedStrategy.aggregate_train.__code__
+        self.mixed = event == "return" and code is StreamingMean.result.__code__
         sys.setprofile(None if self.mixed else self)
 
     def has_in_hand(self, frame: FrameType, result: Any) -> bool:

@@ -1,6 +1,6 @@
 """Encrypted aggregation: vectors that a server adds or mixes without being able to read them."""
 
-from fedpers.channels.sealed.cipher import ClientCipher, Sealed, ServerCipher, clip
+from fedpers.channels.sealed.cipher import ClientCipher, SealedVector, ServerCipher, clip
 from fedpers.channels.sealed.keys import (
     KeyPair,
     auto,
@@ -19,7 +19,7 @@ __all__ = [
     "ClientCipher",
     "KeyPair",
     "Parameters",
-    "Sealed",
+    "SealedVector",
     "ServerCipher",
     "auto",
     "bfv_for",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpers.channels.sealed.cipher import Sealed
+from fedpers.channels.sealed.cipher import SealedVector
 from fedpers.channels.sealed.client import SealClient
 from fedpers.channels.sealed.lattice import Channel
 from fedpers.errors import ClientError
@@ -46,7 +46,7 @@ class BfvClient(SealClient):
             low = low | (field << np.uint64(self.parameters.field_bits))
         return self.lattice.plaintext(channel, low)
 
-    def open_integers(self, sealed: Sealed) -> Tensor:
+    def open_integers(self, sealed: SealedVector) -> Tensor:
         """The sums of the integers, int64 [n], before they are scaled back.
 
         Raises:
@@ -67,7 +67,7 @@ class BfvClient(SealClient):
             raise ClientError(f"open: a sum of {int(sums.max())}, at most {most} if honest")
         return sums
 
-    def open(self, sealed: Sealed) -> Tensor:
+    def open(self, sealed: SealedVector) -> Tensor:
         sums = self.open_integers(sealed).double()
         values = sums * self.step(sealed.range) - sealed.terms * sealed.range
         return values.float()

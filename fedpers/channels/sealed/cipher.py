@@ -1,4 +1,4 @@
-"""Sealed vectors, and what an encryption library must offer to servers and to clients.
+"""SealedVector vectors, and what an encryption library must offer to servers and to clients.
 
 All clients share one secret key (TenSEAL has no threshold keys): the server sees sums only as
 long as no client gives it the key, and a server and one client together read everybody.
@@ -29,7 +29,7 @@ MAX_SIZE = 1 << 32
 
 
 @dataclass(frozen=True)
-class Sealed:
+class SealedVector:
     """An encrypted vector [size].
 
     Args:
@@ -63,7 +63,7 @@ class Sealed:
         return frame(MAGIC, header, self.chunks)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Sealed:
+    def from_bytes(cls, data: bytes) -> SealedVector:
         """Read what ``to_bytes`` wrote. What is in the chunks is checked when they are used.
 
         Raises:
@@ -148,7 +148,7 @@ class ServerCipher(ABC):
     key_id: str
 
     @abstractmethod
-    def add(self, sealed: Iterable[Sealed]) -> Sealed:
+    def add(self, sealed: Iterable[SealedVector]) -> SealedVector:
         """The sum of vectors of one size and range.
 
         They are read one at a time: a generator need not hold them all.
@@ -159,7 +159,7 @@ class ServerCipher(ABC):
         """
 
     @abstractmethod
-    def check(self, sealed: Sealed) -> None:
+    def check(self, sealed: SealedVector) -> None:
         """Check every coefficient of a vector whose header fits.
 
         Raises:
@@ -167,7 +167,7 @@ class ServerCipher(ABC):
         """
 
     @abstractmethod
-    def mix(self, weights: Tensor, sealed: Sequence[Sealed]) -> list[Sealed]:
+    def mix(self, weights: Tensor, sealed: Sequence[SealedVector]) -> list[SealedVector]:
         """Y = W X with weights [R, K] of absolute row sums in (0, 4], over K vectors.
 
         Raises:
@@ -176,7 +176,7 @@ class ServerCipher(ABC):
         """
 
     @abstractmethod
-    def inner_products(self, sealed: Sequence[Sealed]) -> list[Sealed]:
+    def inner_products(self, sealed: Sequence[SealedVector]) -> list[SealedVector]:
         """<u_i, u_j> of unit vectors, for i < j: (0, 1), (0, 2), .., (1, 2), ..
 
         Raises:
@@ -192,7 +192,7 @@ class ClientCipher(ABC):
     key_id: str
 
     @abstractmethod
-    def seal(self, vector: Tensor, *, range: float, source: Source) -> Sealed:
+    def seal(self, vector: Tensor, *, range: float, source: Source) -> SealedVector:
         """Encrypt a vector [n] of values in [-range, range].
 
         Args:
@@ -204,7 +204,7 @@ class ClientCipher(ABC):
         """
 
     @abstractmethod
-    def open(self, sealed: Sealed) -> Tensor:
+    def open(self, sealed: SealedVector) -> Tensor:
         """The sum or mixture as float32 [n].
 
         Raises:
@@ -213,7 +213,7 @@ class ClientCipher(ABC):
         """
 
     @abstractmethod
-    def seal_unit(self, vector: Tensor) -> Sealed:
+    def seal_unit(self, vector: Tensor) -> SealedVector:
         """Encrypt u / |u| for a vector u [n]; a zero vector stays zero.
 
         Raises:
@@ -222,7 +222,7 @@ class ClientCipher(ABC):
         """
 
     @abstractmethod
-    def open_products(self, sealed: Sequence[Sealed]) -> Tensor:
+    def open_products(self, sealed: Sequence[SealedVector]) -> Tensor:
         """The inner products, float32 [pairs] in [-1, 1].
 
         Not to be handed to the server as they are: exact CKKS decryptions tell about the key.
@@ -258,7 +258,7 @@ def check_values(vector: Tensor, range: float) -> None:
         )
 
 
-def check_sum(values: Tensor, sealed: Sealed, slack: float) -> None:
+def check_sum(values: Tensor, sealed: SealedVector, slack: float) -> None:
     """Refuse a result that no sum of values in the range has.
 
     Raises:
@@ -272,6 +272,6 @@ def check_sum(values: Tensor, sealed: Sealed, slack: float) -> None:
         )
 
 
-def new_sealed(parameters: Parameters, key_id: str, **fields: Any) -> Sealed:
+def new_sealed(parameters: Parameters, key_id: str, **fields: Any) -> SealedVector:
     """A sealed vector of this parameter set and key."""
-    return Sealed(scheme=parameters.scheme, key_id=key_id, **fields)
+    return SealedVector(scheme=parameters.scheme, key_id=key_id, **fields)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedpers.channels.sealed import guard
-from fedpers.channels.sealed.cipher import Sealed, check_sum, check_values
+from fedpers.channels.sealed.cipher import SealedVector, check_sum, check_values
 from fedpers.channels.sealed.client import SealClient, padded
 from fedpers.channels.sealed.lattice import Channel
 from fedpers.channels.sealed.parameters import HEAD_SCALE_BITS, WEIGHT_BITS
@@ -31,7 +31,7 @@ class CkksClient(SealClient):
         slots = padded(values, self.parameters.chunk).view(np.complex128).tolist()
         return self._encoded(slots, 1, 2.0**self.parameters.value_bits)
 
-    def open(self, sealed: Sealed) -> Tensor:
+    def open(self, sealed: SealedVector) -> Tensor:
         sealed.expect(self.parameters, self.key_id, ("vector", "sum", "mix"))
         extra = WEIGHT_BITS if sealed.kind == "mix" else 0
         scale = 2.0 ** (self.parameters.value_bits + extra)
@@ -45,7 +45,7 @@ class CkksClient(SealClient):
         check_sum(values, sealed, _SLACK)
         return values.float()
 
-    def seal_unit(self, vector: Tensor) -> Sealed:
+    def seal_unit(self, vector: Tensor) -> SealedVector:
         if self.parameters.scheme != "ckks-rows":
             raise self._cannot()
         vector = vector.detach().cpu().double()
@@ -60,7 +60,7 @@ class CkksClient(SealClient):
             chunks = [self._encrypt(channel, plain, "head") for plain in plains]
         return self._fresh("head", vector.numel(), 1.0, chunks)
 
-    def open_products(self, sealed: Sequence[Sealed]) -> Tensor:
+    def open_products(self, sealed: Sequence[SealedVector]) -> Tensor:
         if self.parameters.scheme != "ckks-rows":
             raise self._cannot()
         (prime,) = self.lattice.primes(1)
@@ -80,7 +80,7 @@ class CkksClient(SealClient):
             raise ClientError(f"open: an inner product of {float(values.abs().max()):g}, at most 1")
         return values.clamp(-1, 1).float()
 
-    def _product_at_roots(self, channel: Channel, one: Sealed, prime: int) -> guard.Words:
+    def _product_at_roots(self, channel: Channel, one: SealedVector, prime: int) -> guard.Words:
         """The plaintext at the N roots of X^N + 1; only the sum of its values means anything."""
         start, data = guard.width(prime), one.chunks[0]
         first = int.from_bytes(data[:start], "little")

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from fedpers.channels.sealed import guard
-from fedpers.channels.sealed.cipher import ClientCipher, Sealed, check_values, level_of, new_sealed
+from fedpers.channels.sealed.cipher import (
+    ClientCipher,
+    SealedVector,
+    check_values,
+    level_of,
+    new_sealed,
+)
 from fedpers.channels.sealed.lattice import Channel, Lattice
 from fedpers.channels.sealed.parameters import Parameters
 from fedpers.errors import ClientError, ConfigError
@@ -43,7 +49,7 @@ class SealClient(ClientCipher):
             seal.Decryptor(context, key),
         )
 
-    def seal(self, vector: Tensor, *, range: float, source: Source) -> Sealed:
+    def seal(self, vector: Tensor, *, range: float, source: Source) -> SealedVector:
         vector = vector.detach().cpu()
         check_values(vector, range)
         size = self.parameters.chunk
@@ -54,10 +60,10 @@ class SealClient(ClientCipher):
                 chunks.append(self._encrypt(channel, plain, "vector"))
         return self._fresh("vector", vector.numel(), range, chunks)
 
-    def seal_unit(self, vector: Tensor) -> Sealed:
+    def seal_unit(self, vector: Tensor) -> SealedVector:
         raise self._cannot()
 
-    def open_products(self, sealed: Sequence[Sealed]) -> Tensor:
+    def open_products(self, sealed: Sequence[SealedVector]) -> Tensor:
         raise self._cannot()
 
     @abstractmethod
@@ -70,7 +76,7 @@ class SealClient(ClientCipher):
         words, seed = self.lattice.fresh(channel, encrypted, level)
         return guard.pack(words, self.lattice.primes(level)) + seed
 
-    def _fresh(self, kind: str, size: int, range: float, chunks: list[bytes]) -> Sealed:
+    def _fresh(self, kind: str, size: int, range: float, chunks: list[bytes]) -> SealedVector:
         return new_sealed(
             self.parameters,
             self.key_id,
@@ -82,7 +88,9 @@ class SealClient(ClientCipher):
             chunks=tuple(chunks),
         )
 
-    def _decrypt(self, channel: Channel, sealed: Sealed, index: int, scale: float = 1.0) -> Any:
+    def _decrypt(
+        self, channel: Channel, sealed: SealedVector, index: int, scale: float = 1.0
+    ) -> Any:
         """The SEAL plaintext of a chunk."""
         seeded = sealed.kind == "vector"
         data = sealed.chunks[index]

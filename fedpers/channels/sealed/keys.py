@@ -23,6 +23,7 @@ from fedpers.errors import ConfigError
 MAGIC = b"FPKEYS1\n"
 FORMAT = 1
 CLIENT_FILE, SERVER_FILE = "client.key", "server.context"
+NEXT_KEY, NEXT_CONTEXT = "next.key", "next.context"  # from encryption.rotate_at on
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from fedpers.channels.sealed.cipher import ClientCipher, Sealed, clip
+from fedpers.channels.opaque import Opaque
+from fedpers.channels.sealed.cipher import ClientCipher, SealedVector, clip
 from fedpers.channels.sealed.guard import Malformed, frame, unframe
 from fedpers.errors import ClientError
 from fedpers.parts import Layout, Part, Parts
@@ -48,7 +49,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class SealedParts:
+class SealedParts(Opaque):
     """Parts of which only the layouts can be read.
 
     A message that came is read when it is asked for what it holds, so that one which cannot be read
@@ -62,6 +63,7 @@ class SealedParts:
         broken: why the message could not be read, if so.
     """
 
+    stype: ClassVar[str] = "fedpers.sealed.v1"
     layouts: Mapping[str, Layout]
     groups: tuple[Group, ...]
     blobs: tuple[bytes, ...]
@@ -74,7 +76,7 @@ class SealedParts:
         return sum(map(len, self.blobs))
 
     @cached_property
-    def sealed(self) -> tuple[Sealed, ...]:
+    def sealed(self) -> tuple[SealedVector, ...]:
         """The sealed vectors.
 
         Raises:
@@ -82,7 +84,7 @@ class SealedParts:
         """
         if self.broken:
             raise ClientError(self.broken)
-        return tuple(Sealed.from_bytes(blob) for blob in self.blobs)
+        return tuple(SealedVector.from_bytes(blob) for blob in self.blobs)
 
     def of(self, names: Sequence[str]) -> SealedParts:
         """The groups that hold these parts and no others."""
@@ -124,6 +126,11 @@ class SealedParts:
             reason = " ".join(str(error).split())[:200]  # it may quote what a stranger wrote
             raise ClientError(f"sealed parts: cannot be read ({reason})") from None
         return cls(layouts, groups, tuple(blobs), divisor)
+
+    @classmethod
+    def unreadable(cls, reason: str) -> SealedParts:
+        """As the base says."""
+        return cls({}, (), (), broken=reason)
 
 
 def seal_parts(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fedpers.channels.sealed import guard
-from fedpers.channels.sealed.cipher import Sealed, ServerCipher, level_of, new_sealed
+from fedpers.channels.sealed.cipher import SealedVector, ServerCipher, level_of, new_sealed
 from fedpers.channels.sealed.lattice import Channel, Lattice
 from fedpers.channels.sealed.parameters import (
     HEAD_SCALE_BITS,
@@ -48,8 +48,8 @@ class SealServer(ServerCipher):
             self._keys = seal.Encryptor(context, key), relinearisation
         self._evaluator = self.lattice.seal.Evaluator(self.lattice.context)
 
-    def add(self, sealed: Iterable[Sealed]) -> Sealed:
-        first: Sealed | None = None
+    def add(self, sealed: Iterable[SealedVector]) -> SealedVector:
+        first: SealedVector | None = None
         sums: list[Any] = []
         terms = 0
         with Channel() as channel:
@@ -75,11 +75,11 @@ class SealServer(ServerCipher):
             chunks = (guard.pack(self.lattice.polynomials(channel, s), primes) for s in sums)
             return self._sealed(first, "sum", terms, float(terms), tuple(chunks))
 
-    def check(self, sealed: Sealed) -> None:
+    def check(self, sealed: SealedVector) -> None:
         for index in range(len(sealed.chunks)):
             self._words(sealed, index)
 
-    def mix(self, weights: Tensor, sealed: Sequence[Sealed]) -> list[Sealed]:
+    def mix(self, weights: Tensor, sealed: Sequence[SealedVector]) -> list[SealedVector]:
         self._needs_rows("mix")
         if weights.ndim != 2 or weights.shape[1] != len(sealed) or not sealed:
             got = tuple(weights.shape)
@@ -105,7 +105,7 @@ class SealServer(ServerCipher):
             for s, row in zip(size, rows, strict=True)
         ]
 
-    def inner_products(self, sealed: Sequence[Sealed]) -> list[Sealed]:
+    def inner_products(self, sealed: Sequence[SealedVector]) -> list[SealedVector]:
         """As the base class says.
 
         The products of the slots tell more than their sum, and the clients, who hold the secret
@@ -152,7 +152,7 @@ class SealServer(ServerCipher):
             raise ClientError(f"inner products: {error}") from None
         return total
 
-    def _only_the_sum(self, like: Sealed, words: guard.Words) -> Sealed:
+    def _only_the_sum(self, like: SealedVector, words: guard.Words) -> SealedVector:
         (prime,) = primes = self.lattice.primes(1)
         first = words[0, 0]
         high, low = int((first >> _HALF).sum()), int((first & ((1 << _HALF) - 1)).sum())
@@ -169,13 +169,13 @@ class SealServer(ServerCipher):
             chunks=(data,),
         )
 
-    def _load(self, channel: Channel, one: Sealed, index: int, scale: float = 1.0) -> Any:
+    def _load(self, channel: Channel, one: SealedVector, index: int, scale: float = 1.0) -> Any:
         """Chunk ``index`` as a SEAL ciphertext, every coefficient checked."""
         fresh, data = one.kind in ("vector", "head"), one.chunks[index]
         seed = data[-guard.SEED_BYTES :] if fresh else b""
         return self.lattice.ciphertext(channel, self._words(one, index), seed, scale)
 
-    def _words(self, one: Sealed, index: int) -> guard.Words:
+    def _words(self, one: SealedVector, index: int) -> guard.Words:
         polynomials = 1 if one.kind in ("vector", "head") else 2
         primes, degree = self.lattice.primes(level_of(one.kind)), self.parameters.degree
         try:
@@ -183,7 +183,7 @@ class SealServer(ServerCipher):
         except guard.Malformed as error:
             raise ClientError(f"sealed: chunk {index}: {error}") from None
 
-    def _expanded(self, channel: Channel, one: Sealed, index: int) -> guard.Words:
+    def _expanded(self, channel: Channel, one: SealedVector, index: int) -> guard.Words:
         """Both polynomials [2, 1, N] of a fresh chunk."""
         return self.lattice.polynomials(channel, self._load(channel, one, index))
 
@@ -194,8 +194,8 @@ class SealServer(ServerCipher):
             raise ClientError(f"add: {error}") from None
 
     def _sealed(
-        self, like: Sealed, kind: str, terms: int, weight: float, chunks: tuple[bytes, ...]
-    ) -> Sealed:
+        self, like: SealedVector, kind: str, terms: int, weight: float, chunks: tuple[bytes, ...]
+    ) -> SealedVector:
         return new_sealed(
             self.parameters,
             self.key_id,
@@ -215,7 +215,7 @@ class SealServer(ServerCipher):
         return self._keys
 
 
-def _check_alike(first: Sealed, other: Sealed) -> None:
+def _check_alike(first: SealedVector, other: SealedVector) -> None:
     if (other.size, other.range) != (first.size, first.range):
         raise ClientError(
             f"sealed: size and range: got {other.size} in {other.range:g}, "

@@ -86,19 +86,18 @@ def test_a_client_that_fails_sends_what_it_received(host: ClientHost) -> None:
     "host", [("encryption.enabled=true", "encryption.scheme=ckks")], indirect=True
 )
 def test_a_client_that_fails_adds_its_share_of_the_noise(host: ClientHost) -> None:
-    sealing = {
+    terms = {
         "groups": [[["body", "head"], False]],
         "noise": {"sigma": 2.0, "honest": 4},
         "mixes_rows": False,
         "seal_at_once": True,
-        "population": 4,
         "layouts": {name: layout.to_json() for name, layout in host.declared.items()},
     }
-    body = {"clients": ["1"], "round": 1, "rows": {"1": 0}, "sealing": sealing}
+    body = {"clients": ["1"], "round": 1, "rows": {"1": 0}, "channel": terms}
     (row,), told = answer("train", host, [sent(host)], body)
     assert told["failures"] == {} and isinstance(row, SealedParts)
     shares = [
-        (part.vector - sent(host)[name].vector) for name, part in host.sealer.opened(row).items()
+        (part.vector - sent(host)[name].vector) for name, part in host.channel.arrive(row).items()
     ]
     # sigma C / sqrt(4) = .5, known to 1 / sqrt(2 * 899).
     assert float(torch.cat(shares).std()) == pytest.approx(0.5, rel=0.1)

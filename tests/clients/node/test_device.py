@@ -14,6 +14,7 @@ import pytest
 import torch
 from flwr.app import Message
 
+from clients.methods.fedavg import FedAvg
 from clients.node.client_app import app
 from clients.node.device import Device
 from clients.node.host import ClientHost
@@ -237,7 +238,7 @@ def test_a_device_seals_and_opens_without_its_data_or_model(
     device = replace(device, keys=tmp_path / "keys")
     stores = stores_of("/server/runs/a", device)
     assert stores == device.state / "runs" / "a" / "state"
-    Keeper(config, stores, device, 1).hold(device.client, 3, held)
+    Keeper(config, stores, device, 1, FedAvg.weights_of).hold(device.client, 3, held)
     device.data.unlink()  # a host could not be made any more
     grid = SerialGrid(app, nodes=1)
     (node,) = grid.get_node_ids()
@@ -246,13 +247,16 @@ def test_a_device_seals_and_opens_without_its_data_or_model(
 
     def ask(kind: str, rows: list[Any], **body: Any) -> tuple[list[Any], dict[str, Any]]:
         head = {"settings": config.to_json(), "run_folder": "/server/runs/a", "round": 3}
-        content = pack(rows, {**head, "clients": [device.client], **body})
-        (reply,) = grid.send_and_receive([Message(content, dst_node_id=node, message_type=kind)])
+        head["algorithm"] = "fedavg"
+        content = pack(rows, {**head, "kind": kind, "clients": [device.client], **body})
+        (reply,) = grid.send_and_receive(
+            [Message(content, dst_node_id=node, message_type="query.channel")]
+        )
         return unpack(reply.content)
 
     with _identity(run_id=1):
-        sealing = {"groups": [[["body"], False]], "mixes_rows": False}
-        sealed, answer = ask("train.seal", [], sealing=sealing, weights={device.client: 0.5})
+        terms = {"groups": [[["body"], False]], "mixes_rows": False}
+        sealed, answer = ask("seal", [], channel=terms, weights={device.client: 0.5})
         assert answer["failures"] == {} and isinstance(sealed[0], SealedParts)
-        (opened,), _ = ask("query.open", sealed)
+        (opened,), _ = ask("open", sealed)
     torch.testing.assert_close(opened["body"].vector, 0.5 * held["body"].vector, atol=1e-3, rtol=0)

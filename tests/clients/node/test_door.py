@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.node.answers import ANSWERS, answer
-from clients.node.door import FIELDS, as_declared, coarse, leave
+from clients.node.door import FIELDS, coarse, leave
 from clients.node.host import ClientHost
+from fedpers.channels.plain import as_declared
 from fedpers.channels.sealed.sealed_parts import Group, SealedParts
 from fedpers.config import Config
 from fedpers.errors import ClientError
@@ -89,15 +90,14 @@ EXTRAS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("train", {"encrypt": SECRET}, ["train.encrypt"]),
     ("roster", {"clients": [SECRET]}, ["roster.clients"]),
     ("roster", {"scored": [1.0]}, ["roster.scored"]),
-    ("roster", {"key": {"id": "a", "secret": SECRET}}, ["roster.key.secret"]),
+    ("roster", {"channel": {"id": "a", "secret": SECRET}}, ["roster.channel.secret"]),
     ("baseline", {"failures": {"0": "failed"}}, ["baseline.failures"]),
     ("evaluate", {"results": [{"client": "0"}]}, ["evaluate.results"]),
     ("evaluate", {"failures": {"0": "failed"}}, ["evaluate.failures"]),
     ("newcomers", {"results": {"0": [{"client": "0"}]}}, ["newcomers.results"]),
     ("export", {"failures": {"0": "failed"}}, ["export.failures"]),
-    ("similarity", {"rows": {"0": [SECRET]}}, ["similarity.rows.0"]),
-    ("open", {"seen": SECRET}, ["open.seen"]),
-    ("forget", {"seen": SECRET}, ["forget.seen"]),
+    ("channel", {"rows": {"0": [SECRET]}}, ["channel.rows.0"]),
+    ("channel", {"seen": SECRET}, ["channel.seen"]),
 ]
 
 
@@ -141,12 +141,12 @@ def test_parts_by_another_name_or_layout_are_refused(host: Make) -> None:
 
 
 def test_names_and_shapes_under_encryption_are_those_the_server_knows(host: Make) -> None:
-    node = host("fedavg")
+    node = host("fedavg", "encryption.enabled=true")
     layout, groups = Layout((("w", (3,)),)), (Group(("body",)),)
-    sealing = {"groups": [[["body"], False]], "layouts": {"body": layout.to_json()}}
+    terms = {"groups": [[["body"], False]], "layouts": {"body": layout.to_json()}}
     row = SealedParts({"body": layout}, groups, (b"sealed",))
-    body = {**BODY, "sealing": json.loads(json.dumps(sealing))}
-    (sent,), _ = leave("seal", node, body, ([replace(row, divisor=7.25, broken=SECRET)], {}))
+    body = {**BODY, "kind": "seal", "channel": json.loads(json.dumps(terms))}
+    (sent,), _ = leave("channel", node, body, ([replace(row, divisor=7.25, broken=SECRET)], {}))
     assert sent == row
     other = Layout(((SECRET, (3,)),))
     for odd in (
@@ -155,12 +155,12 @@ def test_names_and_shapes_under_encryption_are_those_the_server_knows(host: Make
         node.algorithm.initial,
     ):
         with pytest.raises(ClientError, match=r"^upload: sealed otherwise"):
-            leave("seal", node, body, ([odd], {}))
+            leave("channel", node, body, ([odd], {}))
 
 
 def test_parts_leave_in_answers_to_training_alone(host: Make, undeclared: list[str]) -> None:
     node = host("fedavg")
-    for kind in ("roster", "baseline", "evaluate", "newcomers", "export", "similarity", "forget"):
+    for kind in ("roster", "baseline", "evaluate", "newcomers", "export"):
         rows, _ = leave(kind, node, BODY, ([node.algorithm.initial], {}))
         assert rows == [] and undeclared == [f"{kind}: parts"]
         undeclared.clear()

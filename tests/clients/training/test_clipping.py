@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.training.clipping import clipped
 from fedpers.parts import Part, Parts
+from fedpers.robust import clipped
 
 
 def parts(body: list[float], head: list[float]) -> Parts:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_round import mix
 
 from fedpers.config import load_config
 from fedpers.data import load_data
@@ -52,7 +53,7 @@ def divergence(parts: Parts, x: torch.Tensor) -> float:
 
 def one_round(strategy: Any, server_round: int = 1) -> tuple[Parts, Parts]:
     """The mean, and what the round makes of it."""
-    strategy.combine(Mixing(torch.tensor([[0.5, 0.5]])), UPDATES)
+    mix(strategy, UPDATES, Mixing(torch.tensor([[0.5, 0.5]])))
     mean = strategy.parts
     strategy.refine(server_round)
     return mean, strategy.parts
@@ -140,7 +141,7 @@ def test_the_mean_may_be_weighted_by_examples(bind: Any) -> None:
 
 def test_teachers_weigh_as_their_models_do(bind: Any) -> None:
     strategy = bind("perada", *FAST, "strategy.params.weights=examples")
-    strategy.combine(Mixing(torch.tensor([[0.25, 0.75]])), UPDATES)
+    mix(strategy, UPDATES, Mixing(torch.tensor([[0.25, 0.75]])))
     strategy.refine(1)
     a, b = (logits(update, strategy.public.x) for update in UPDATES.values())
     torch.testing.assert_close(strategy._teacher, 0.25 * a + 0.75 * b)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from one_round import mix
 
 from fedpers.parts import Part, Parts
 from strategies.methods.pfedsim import mixing_weights, similarities
@@ -40,7 +41,8 @@ def one_round(strategy: Any, server_round: int, updates: dict[str, Parts], *aske
     for client in {*updates, *asked}:
         strategy.broadcast(server_round, client)
     reports = {client: {"examples": 1} for client in updates}
-    strategy.combine(strategy.mixing(server_round, reports), updates)
+    mixing = strategy.mixing(server_round, reports)
+    mix(strategy, updates, mixing, server_round=server_round, reports=reports)
     strategy.refine(server_round)
 
 
@@ -188,7 +190,8 @@ def test_noise_adds_up_where_clients_train_their_own_head_on(
     strategy = bind("pfedsim", f"strategy.params.signal={signal}", "rounds=4")
 
     def heard(server_round: int, noise: Any) -> None:
-        strategy.mixing(server_round, {"a": {"examples": 1, "noise": noise}})
+        strategy.reports = {"a": {"examples": 1, "noise": noise}}
+        strategy._note()
 
     heard(1, {"head": 0.9, "body": 0.1})
     assert strategy.variances == {"a": pytest.approx(0.81)}
@@ -215,7 +218,7 @@ def test_what_clients_say_of_their_noise_reaches_the_mixture(bind: Any) -> None:
         }
         for client in updates:
             strategy.broadcast(1, client)
-        strategy.combine(strategy.mixing(1, reports), updates)
+        mix(strategy, updates, strategy.mixing(1, reports), reports=reports)
         strategy.refine(1)
         assert float(strategy.similarity[0, 1]) == pytest.approx(cosine, abs=1e-5)
         own, other = SELF, -math.log(1 - cosine)
@@ -306,4 +309,4 @@ def test_a_node_may_host_clients_known_and_new(serve: Any) -> None:
     # 1 and 3 have heads of ones and threes; the mean, which 2 gets, weighs them by examples.
     heads = {client: parts["head"].vector.unique().tolist() for client, parts in sent.items()}
     assert heads == {"1": [1.0], "2": [2.5], "3": [3.0]}
-    assert server.strategy.answers.failures == {}
+    assert server.run.round.answers.failures == {}

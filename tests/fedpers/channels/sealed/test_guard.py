@@ -17,7 +17,7 @@ import torch
 
 from fedpers.channels.sealed import (
     ClientCipher,
-    Sealed,
+    SealedVector,
     ServerCipher,
     client_from,
     generate,
@@ -199,9 +199,9 @@ def storm(count: int) -> int:
     for index in range(count):
         attack, reason = ATTACKS[index % len(ATTACKS)]
         target = case(("bfv", "ckks", "ckks-rows")[index // len(ATTACKS) % 3])
-        honest = Sealed.from_bytes(target.message)
+        honest = SealedVector.from_bytes(target.message)
         try:
-            target.server.add([honest, Sealed.from_bytes(attack(rng, target))])
+            target.server.add([honest, SealedVector.from_bytes(attack(rng, target))])
         except ClientError as error:
             assert str(error).startswith(reason), f"{attack.__name__}: {error}"
             assert "\n" not in str(error)
@@ -245,8 +245,8 @@ def in_a_process(count: int) -> None:
 def test_refuses_claims_that_the_chunks_do_not_bear(changes: dict[str, Any], reason: str) -> None:
     target = case("bfv")
     with pytest.raises(ClientError, match=reason):
-        claim = Sealed.from_bytes(resealed(target, changes))
-        target.server.add([Sealed.from_bytes(target.message), claim])
+        claim = SealedVector.from_bytes(resealed(target, changes))
+        target.server.add([SealedVector.from_bytes(target.message), claim])
 
 
 def test_refuses_200_messages() -> None:
@@ -266,7 +266,9 @@ def test_what_cannot_be_told_apart_is_caught_by_its_range(scheme: str) -> None:
     chunks = list(unframe(MAGIC, target.message)[1])
     seedless = chunks[0][:-SEED_BYTES]
     replaced = resealed(target, {}, [seedless + rng.randbytes(SEED_BYTES), *chunks[1:]])
-    total = target.server.add([Sealed.from_bytes(target.message), Sealed.from_bytes(replaced)])
+    total = target.server.add(
+        [SealedVector.from_bytes(target.message), SealedVector.from_bytes(replaced)]
+    )
     with pytest.raises(ClientError, match="open"):
         target.client.open(total)
 
@@ -275,11 +277,11 @@ def test_products_and_heads_are_guarded_too() -> None:
     target = case("ckks-rows")
     head = target.client.seal_unit(torch.linspace(-1, 1, 650))
     with pytest.raises(ClientError, match="kind"):
-        target.server.inner_products([head, Sealed.from_bytes(target.message)])
+        target.server.inner_products([head, SealedVector.from_bytes(target.message)])
     with pytest.raises(ClientError, match="kind"):
         target.server.add([head])
     data = head.chunks[0]
-    broken = Sealed(**{**vars(head), "chunks": (b"\xff" * 7 + data[7:],)})
+    broken = SealedVector(**{**vars(head), "chunks": (b"\xff" * 7 + data[7:],)})
     with pytest.raises(ClientError, match="coefficient"):
         target.server.inner_products([head, broken])
     product = target.server.inner_products([head, head])[0]
@@ -287,15 +289,15 @@ def test_products_and_heads_are_guarded_too() -> None:
         data = product.chunks[0]
         wrong = data[:at] + b"\xff" * 7 + data[at + 7 :]
         with pytest.raises(ClientError, match="coefficient"):
-            target.client.open_products([Sealed(**{**vars(product), "chunks": (wrong,)})])
+            target.client.open_products([SealedVector(**{**vars(product), "chunks": (wrong,)})])
 
 
 def test_nothing_encrypted_is_refused_or_opens_as_nothing() -> None:
     """Chunks of zeros: SEAL calls a sum of them transparent."""
     target = case("bfv")
-    vector = target.server.add([Sealed.from_bytes(target.message)])
+    vector = target.server.add([SealedVector.from_bytes(target.message)])
     zeros = tuple(bytes(len(chunk)) for chunk in vector.chunks)
-    empty = Sealed(**{**vars(vector), "chunks": zeros})
+    empty = SealedVector(**{**vars(vector), "chunks": zeros})
     with pytest.raises(ClientError, match="transparent"):
         target.server.add([empty, empty])
 

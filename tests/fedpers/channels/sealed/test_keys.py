@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedpers.channels.sealed import (
-    Sealed,
+    SealedVector,
     auto,
     bfv_for,
     client_from,
@@ -130,7 +130,7 @@ def test_only_the_same_key_opens() -> None:
     vector = torch.ones(8192)
     sealed = client_from(pair.client).seal(vector, range=1.0, source=secret())
     stranger = client_from(other.client)
-    relabelled = Sealed(**{**vars(sealed), "key_id": other.key_id})
+    relabelled = SealedVector(**{**vars(sealed), "key_id": other.key_id})
     with pytest.raises(Exception, match="open: a sum of"):  # garbage, beyond one term's range
         stranger.open(relabelled)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedpers.channels.sealed import (
     ClientCipher,
     Parameters,
-    Sealed,
+    SealedVector,
     ServerCipher,
     bfv_for,
     ckks_for,
@@ -66,13 +66,13 @@ def test_sums_as_plain_arithmetic_does(
     vectors[:, 0] = span  # the ends of the range
     vectors[:, -1] = -span
     messages = [client.seal(v, range=span, source=known(seed)()).to_bytes() for v in vectors]
-    total = server.add(Sealed.from_bytes(m) for m in messages)
-    opened = client.open(Sealed.from_bytes(total.to_bytes()))
+    total = server.add(SealedVector.from_bytes(m) for m in messages)
+    opened = client.open(SealedVector.from_bytes(total.to_bytes()))
     assert (opened.shape, opened.dtype) == ((size,), torch.float32)
     assert (total.kind, total.terms, total.size) == ("sum", terms, size)
     exact = vectors.double().sum(0)
     assert float((opened - exact).abs().max()) <= tolerance(client, terms, span)
-    alone = client.open(Sealed.from_bytes(messages[0]))
+    alone = client.open(SealedVector.from_bytes(messages[0]))
     assert float((alone - vectors[0]).abs().max()) <= tolerance(client, 1, span)
 
 
@@ -154,8 +154,8 @@ def test_mixes_rows() -> None:
         ]
     )
     sealed = [client.seal(v, range=2.0, source=known(0)()) for v in vectors]
-    rows = server.mix(weights, [Sealed.from_bytes(s.to_bytes()) for s in sealed])
-    opened = torch.stack([client.open(Sealed.from_bytes(r.to_bytes())) for r in rows])
+    rows = server.mix(weights, [SealedVector.from_bytes(s.to_bytes()) for s in sealed])
+    opened = torch.stack([client.open(SealedVector.from_bytes(r.to_bytes())) for r in rows])
     assert [r.weight for r in rows] == [pytest.approx(1.0), 1.0, 4.0]
     assert float((opened - weights @ vectors).abs().max()) < 1e-5
 
@@ -176,9 +176,9 @@ def test_inner_products_of_unit_vectors() -> None:
     heads = uniform(4, 4096 + 5)  # two chunks
     heads[3] = 2 * heads[0]  # parallel
     heads[2] = 0
-    sealed = [Sealed.from_bytes(client.seal_unit(h).to_bytes()) for h in heads]
+    sealed = [SealedVector.from_bytes(client.seal_unit(h).to_bytes()) for h in heads]
     products = server.inner_products(sealed)
-    found = client.open_products([Sealed.from_bytes(p.to_bytes()) for p in products])
+    found = client.open_products([SealedVector.from_bytes(p.to_bytes()) for p in products])
     expected = torch.nn.functional.normalize(heads.double(), dim=1)
     pairs = torch.combinations(torch.arange(4))
     expected = (expected @ expected.T)[pairs[:, 0], pairs[:, 1]]
@@ -249,7 +249,7 @@ def test_a_sum_beyond_the_range_is_refused(scheme: str) -> None:
     total = server.add([top, top])
     assert float((client.open(total) - 10).abs().max()) < 1e-5
     with pytest.raises(ClientError, match="open"):  # 10 is no value of one vector in [-5, 5]
-        client.open(Sealed(**{**vars(total), "terms": 1, "weight": 1.0}))
+        client.open(SealedVector(**{**vars(total), "terms": 1, "weight": 1.0}))
 
 
 @pytest.mark.parametrize("cohort", [0, -1, 65_537])

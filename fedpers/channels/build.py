@@ -1,0 +1,87 @@
+"""Which channel the settings ask for; both halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fedpers.channels.base import Channel, Method, Needs, NodeChannel
+from fedpers.channels.client_noise import ClientNoise, ClientNoiseNode
+from fedpers.channels.plain import Plain, PlainNode
+from fedpers.channels.sealed.channel import Sealed
+from fedpers.channels.sealed.check import check_keys, described
+from fedpers.channels.sealed.node import SealedNode
+from fedpers.config import Config
+from fedpers.privacy.noise import Sources
+
+
+def check_channel(config: Config, needs: Needs, weighted: str) -> None:
+    """Refuse a method that the channel cannot serve.
+
+    Args:
+        weighted: see ``fedpers.channels.base.Method``.
+
+    Raises:
+        ConfigError: naming what it needs, and the cure.
+    """
+    if config.privacy.by_client:
+        ClientNoise.check(config, needs, weighted)
+    (Sealed if config.encryption.enabled else Plain).check(config, needs, weighted)
+
+
+def check_clients(config: Config, needs: Needs, clients: int) -> None:
+    """Refuse more clients than the channel has room for, or files that it cannot use.
+
+    Args:
+        clients: how many there are.
+
+    Raises:
+        ConfigError: naming the setting and the cure.
+    """
+    if config.encryption.enabled:
+        check_keys(config, clients, rows=needs.rows)
+
+
+def describe(config: Config, keys: Path | None) -> Iterator[str]:
+    """What a device is told of its channel before it joins, a line each.
+
+    Args:
+        keys: the folder with its key, if it has one.
+
+    Raises:
+        ConfigError: what it lacks.
+    """
+    if config.encryption.enabled:
+        yield from described(keys)
+
+
+def channel_of(method: Method) -> Channel:
+    """The server's half. A method that shares nothing has nothing to seal."""
+    config = method.config
+    sealed = config.encryption.enabled and bool(method.layouts)
+    inner: Channel = Sealed(method) if sealed else Plain(method)
+    return ClientNoise(inner) if config.privacy.by_client else inner
+
+
+def node_channel(
+    config: Config,
+    run_folder: str,
+    population: int,
+    sources: Sources,
+    *,
+    keys: Path | None = None,
+    weights_of: Callable[[Sequence[float]], list[float]] | None = None,
+) -> NodeChannel:
+    """The nodes' half.
+
+    Args:
+        run_folder: names the run.
+        population: how many clients there are.
+        sources: of what has to be secret.
+        keys: the folder with a device's key; None for ``encryption.keys``.
+        weights_of: of the method, see ``SealedNode``.
+    """
+    inner: NodeChannel = PlainNode()
+    if config.encryption.enabled:
+        inner = SealedNode(config, run_folder, population, sources, keys, weights_of)
+    return ClientNoiseNode(config, inner, sources) if config.privacy.by_client else inner

@@ -1,0 +1,379 @@
+"""Privacy whose unit is the client (McMahan et al. 2018, DP-FedAvg, arXiv 1710.06963): a channel
+around another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedpers.channels.base import (
+    Channel,
+    Kept,
+    Mixed,
+    Needs,
+    NodeChannel,
+    Reveals,
+    Sends,
+    State,
+    Turn,
+)
+from fedpers.channels.wire import Answers, Wire
+from fedpers.config import Config, Privacy
+from fedpers.errors import ConfigError
+from fedpers.mixing import Mixing
+from fedpers.parts import Layout, Part, Parts
+from fedpers.privacy import (
+    Budget,
+    BudgetSpent,
+    Ledger,
+    Mechanism,
+    Release,
+    epsilon_of,
+    mechanism_named,
+)
+from fedpers.privacy.accounting import LARGEST_NOISE, default_delta
+from fedpers.privacy.noise import Sources, sources
+from fedpers.records import Row, in_the_clear
+from fedpers.robust import change, clipped, too_long
+
+log = logging.getLogger("fedpers")
+
+EXAMPLE_ONLY = ("weights", "steps", "sampling_rate", "lr")
+
+
+class ClientNoise(Channel):
+    """The noised sum of a population's clipped updates, and its ledger.
+
+    A round releases w + (sum_i clip(u_i - w, C) + noise) / (q N), where each of N clients takes
+    part with probability q, by itself: one client more or less changes the sum by C at most. All
+    else that is sent on is made of such releases. The server, which sees the updates, is trusted; N
+    is taken to be public.
+
+    Around a channel that hides single updates the server, which is not trusted then, sees sums of
+    updates to which the clients have added their shares of the noise, enough of them in any
+    ``encryption.honest`` of the cohort. It knows who takes part, so that nothing is gained by
+    sampling: q is 1 in the account.
+
+    Args:
+        inner: the channel around which this one is.
+
+    Raises:
+        ConfigError: there is no such mechanism, or clients cannot add its noise in shares.
+    """
+
+    name = "client noise"
+    reveals = Reveals(
+        server="every client's clipped update; sums of noised ones where the channel within hides "
+        "single updates",
+        nodes="noised mixtures alone",
+    )
+
+    def __init__(self, inner: Channel) -> None:
+        super().__init__(inner.method)
+        self.inner, self.shares, self.splits = inner, not inner.in_the_clear, inner.splits
+        self.kind = mechanism_named(self.config.privacy.mechanism)
+        if self.shares and not self.kind.divisible:
+            takes = "under encryption one whose noise clients can add in shares, as gaussian"
+            raise ConfigError("privacy.mechanism", self.config.privacy.mechanism, takes)
+        self.rate = 1.0 if self.shares else self.config.strategy.fraction
+        self.mechanism: Mechanism
+        self.budget: Budget | None = None
+        self.clients = 0
+        self.sources = sources(self.config.privacy.deterministic_for_tests, self.config.seed)
+
+    @classmethod
+    def check(cls, config: Config, needs: Needs, weighted: str) -> None:
+        """Refuse what cannot be released as one noised sum, and settings that would do nothing."""
+        name, cure = config.strategy.name, "set privacy.unit=example"
+        takes = "with privacy.unit=client a method whose server takes nothing but a mean"
+        if needs.reads is not None:
+            takes = f"{takes}; this one reads {needs.reads}"
+            raise ConfigError("strategy.name", name, takes, f"or {cure}")
+        if weighted == "own" or needs.rows or needs.banks:
+            raise ConfigError(
+                "strategy.name", name, f"{takes}; this one has weights of its own", cure
+            )
+        for setting in EXAMPLE_ONLY:
+            got, default = getattr(config.privacy, setting), getattr(Privacy(), setting)
+            if got != default:
+                takes = "nothing with privacy.unit=client, where clients train as without privacy"
+                raise ConfigError(f"privacy.{setting}", got, takes, f"leave it out, or {cure}")
+        if config.strategy.combine != "mean":
+            takes = (
+                "mean with privacy.unit=client, whose noise covers a sum of clipped updates only"
+            )
+            cure = f"set strategy.combine=mean or {cure.removeprefix('set ')}"
+            raise ConfigError("strategy.combine", config.strategy.combine, takes, cure)
+
+    def open(
+        self,
+        wire: Wire,
+        clients: int,
+        said: Mapping[int, Mapping[str, Any]],
+        state: Path,
+        *,
+        resumed: bool,
+    ) -> None:
+        """Calibrate the noise for the whole run, and for what is left where the ledger holds
+        releases of earlier runs; a run that goes on has the noise that it began with.
+
+        Raises:
+            ConfigError: delta protects nobody among so many clients, epsilon is so small that no
+                noise is shown to be enough, or nothing is left.
+            ClientError: the ledger cannot be read.
+        """
+        self.inner.open(wire, clients, said, state, resumed=resumed)
+        self.clients, privacy = clients, self.config.privacy
+        if privacy.delta is not None and privacy.delta * clients >= 1:
+            takes = f"a number < {1 / clients:.2g}, for there are {clients} clients"
+            raise ConfigError("privacy.delta", privacy.delta, takes, "leave it out")
+        self.delta = privacy.delta or default_delta(clients)
+        lasts = self.config.state is not None
+        ledger = Ledger.named(state / "ledgers", "population", lasts=lasts)
+        self.budget = Budget(ledger, privacy.epsilon, self.delta)
+        if resumed:
+            return
+        try:
+            self.mechanism = self.budget.calibrated(self.kind, self.rate, self.config.rounds)
+        except BudgetSpent:
+            if not self.budget.spent:
+                most = Release(self.kind(LARGEST_NOISE, self.rate), self.config.rounds)
+                least, at = epsilon_of([most], self.delta), f"at delta {self.delta:.1g}"
+                takes = f"a number > {least:.2g}, the least that is kept to {at}"
+                raise ConfigError("privacy.epsilon", privacy.epsilon, takes) from None
+            takes = f"more than the {self.budget.spent:.3g} that earlier runs have spent"
+            cure = "or another state folder, if its clients are others"
+            raise ConfigError("privacy.epsilon", privacy.epsilon, takes, cure) from None
+
+    def admits(self, said: Mapping[str, Any]) -> str | None:
+        """As the channel within."""
+        return self.inner.admits(said)
+
+    def cohort(self, server_round: int, clients: Sequence[str]) -> list[str] | None:
+        """Each client with probability q, of a trusted server. Who it was is not to be known: the
+        draw is secret."""
+        if self.shares:
+            return None
+        drawn = self.mechanism.sample(len(clients), self.sources("cohort", server_round))
+        return [clients[k] for k in drawn.tolist()]
+
+    def begin(self, server_round: int, cohort: Sequence[str]) -> None:
+        """Charge the round, before anything is released."""
+        self.inner.begin(server_round, cohort)
+        if self.shares:
+            self._check_range(len(cohort))
+        assert self.budget is not None
+        self.budget.charge([Release(self.mechanism, 1)])
+
+    def _check_range(self, cohort: int) -> None:
+        """Refuse shares of the noise that would be clipped: what is clipped is no longer Gaussian.
+
+        Raises:
+            ConfigError: a range below four standard deviations of a share.
+        """
+        norm = self.config.privacy.max_grad_norm
+        least = 4 * self.mechanism.sigma * norm / self.honest(cohort) ** 0.5
+        if self.config.encryption.range < least:
+            takes = f"{least:.3g} or more, so that clients' shares of the noise fit"
+            raise ConfigError("encryption.range", self.config.encryption.range, takes)
+
+    def honest(self, cohort: int) -> int:
+        """How many of a cohort have to add their share of the noise."""
+        return max(1, ceil(self.config.encryption.honest * cohort))
+
+    def header(self, asked: Sequence[str]) -> dict[str, Any]:
+        """What the channel within says, and of shares how large they are."""
+        header = self.inner.header(asked)
+        if self.shares and self.budget is not None:
+            header["noise"] = {"sigma": self.mechanism.sigma, "honest": self.honest(len(asked))}
+        return header
+
+    def foresee(self, clients: Sequence[str]) -> dict[str, float]:
+        """As the channel within."""
+        return self.inner.foresee(clients)
+
+    @property
+    def later(self) -> bool:
+        """As the channel within."""
+        return self.inner.later
+
+    def accept(self, client: str, sent: Row, update: Row) -> str | None:
+        """As the channel within; and its change is not longer than the clipping norm."""
+        reason = self.inner.accept(client, sent, update)
+        if reason is None and not self.shares:
+            norm = self.config.privacy.max_grad_norm
+            reason = too_long(in_the_clear(sent), in_the_clear(update), norm)
+        return reason
+
+    def gather(
+        self, server_round: int, mixing: Mixing, reports: Mapping[str, Any], answers: Answers
+    ) -> None:
+        """As the channel within."""
+        self.inner.gather(server_round, mixing, reports, answers)
+
+    def mix(self, turn: Turn, mixing: Mixing, updates: Mapping[str, Row]) -> Mixed:
+        """What was sent plus the noised mean change; or the sum within, if enough shares of the
+        noise are in it."""
+        if not self.shares:
+            given = {client: in_the_clear(update) for client, update in updates.items()}
+            return Mixed([self._noised(turn.server_round, in_the_clear(turn.sent), given)])
+        mixed = self.inner.mix(turn, mixing, updates)
+        if len(set(updates) - set(mixed.failures)) < self.honest(len(turn.asked)):
+            return Mixed(failures=mixed.failures, unused="too few shares of the noise came")
+        return mixed
+
+    def _noised(self, server_round: int, sent: Parts, updates: Mapping[str, Parts]) -> Parts:
+        """The next global parts, from what was sent and the cohort's updates, of which there may be
+        none."""
+        norm, source = self.config.privacy.max_grad_norm, self.sources("population", server_round)
+        mixed: dict[str, Part] = {}
+        scales = {}
+        for client, update in updates.items():  # exactly C at most, whatever rounding did
+            length = max(change(sent, update), 1e-30)
+            scales[client] = min(1.0, norm / length)
+        for name, part in sent.items():
+            # In float64, whose rounding changes a sum by far less than one client does.
+            total = torch.zeros(part.layout.size, dtype=torch.float64)
+            for client, update in updates.items():
+                total += scales[client] * (update[name].vector.double() - part.vector.double())
+            total = self.mechanism.noised(total, norm, source)
+            mixed[name] = part.like(part.vector.double() + total / (self.rate * self.clients))
+        return Parts(mixed)
+
+    def least(self, clients: int) -> int:
+        """A round releases what it was charged for whoever answers, be it noise alone: whether it
+        does must not hang on clients' data. Where clients add the noise there is none without
+        them."""
+        return 1 if self.shares else 0
+
+    def reveal(self, row: Row) -> Parts:
+        """As the channel within."""
+        return self.inner.reveal(row)
+
+    def derived(self, name: str) -> Part:
+        """As the channel within."""
+        return self.inner.derived(name)
+
+    def compare(
+        self, models: Mapping[str, Row], weights: Callable[[Mapping[str, Parts]], Tensor]
+    ) -> dict[str, Tensor]:
+        """As the channel within."""
+        return self.inner.compare(models, weights)
+
+    def mix_slots(self, weights: Tensor, updates: Sequence[Row], names: Sequence[str]) -> list[Row]:
+        """As the channel within."""
+        return self.inner.mix_slots(weights, updates, names)
+
+    def join(self, row: Row, update: Row, names: Sequence[str]) -> Row:
+        """As the channel within."""
+        return self.inner.join(row, update, names)
+
+    def state(self) -> State:
+        """The noise multiplier, and what the channel within keeps."""
+        groups, values = self.inner.state()
+        return groups, {**values, "sigma": self.mechanism.sigma}
+
+    def load_state(self, groups: Mapping[str, Row], values: Mapping[str, Any]) -> None:
+        """As the channel within; the noise multiplier."""
+        self.inner.load_state(groups, values)
+        self.mechanism = self.kind(values["sigma"], self.rate)
+
+    def spending(self) -> dict[str, Mapping[str, Any]]:
+        """Of the one budget for all: epsilon so far at its delta, mu of Gaussian DP, and the noise
+        multiplier."""
+        if self.budget is None:
+            none = {"epsilon": 0.0, "delta": None, "mu": 0.0, "sigma": None}
+            return {"population": none}
+        spent = {"epsilon": self.budget.spent, "delta": self.delta, "mu": self.budget.mu}
+        return {"population": {**spent, "sigma": self.mechanism.sigma}}
+
+    def figures(self) -> dict[str, Any]:
+        """As the channel within."""
+        return self.inner.figures()
+
+    def notes(self) -> list[str]:
+        """Who adds the noise."""
+        if not self.shares:
+            return ["the server is trusted: it sees single updates, and adds the noise"]
+        honest = f"{100 * self.config.encryption.honest:g} %"
+        return [f"clients add the noise: it is whole if {honest} of those asked are honest"]
+
+    def close(self) -> None:
+        """As the channel within."""
+        self.inner.close()
+
+
+class ClientNoiseNode(NodeChannel):
+    """What a client sends where privacy is that of the client as a whole: a change of C at most,
+    with its share of the noise where the server is not trusted, and a report that says nothing.
+
+    Args:
+        inner: the channel around which this one is.
+        sources: of the shares.
+        note: writes down what failed and why, at home.
+    """
+
+    counts: ClassVar[bool] = False
+
+    def __init__(self, config: Config, inner: NodeChannel, sources: Sources) -> None:
+        super().__init__()
+        self.norm, self.inner, self.sources = config.privacy.max_grad_norm, inner, sources
+        self.kind = mechanism_named(config.privacy.mechanism)
+        self.kinds, self.opens = inner.kinds, inner.opens
+
+    def introduction(self, terms: Mapping[str, Any]) -> dict[str, Any]:
+        """As the channel within."""
+        return self.inner.introduction(terms)
+
+    def prepare(self, update: Parts, sent: Parts) -> Parts:
+        """What was received plus the change, clipped."""
+        return clipped(self.inner.prepare(update, sent), sent, self.norm)
+
+    def stands_in(self, sent: Parts) -> Sends | None:
+        """What it received, a change of zero, and a report that says no more than others' do.
+
+        A failure may come of a client's data, and so would tell of them; and the share of the noise
+        would be missing that the client was to add.
+        """
+        return sent, {"examples": 1, "loss": None}
+
+    def arrive(self, row: Row) -> Parts:
+        """As the channel within."""
+        return self.inner.arrive(row)
+
+    def leave(
+        self, kept: Kept, client: str, server_round: int, update: Parts, body: Mapping[str, Any]
+    ) -> Row | None:
+        """With this client's share of the noise, if it has to add one: those of as many clients as
+        are taken to be honest add up to all of it."""
+        noise = body.get("channel", {}).get("noise")
+        if noise is not None:
+            mechanism, shares = self.kind(float(noise["sigma"]), 1.0), int(noise["honest"])
+            known = self.norm, self.sources("share", server_round, client)
+            update = Parts(
+                {
+                    n: p.like(mechanism.noised_share(p.vector.float(), *known, shares))
+                    for n, p in update.items()
+                }
+            )
+        return self.inner.leave(kept, client, server_round, update, body)
+
+    def as_declared(
+        self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]
+    ) -> Row:
+        """As the channel within."""
+        return self.inner.as_declared(row, declared, terms)
+
+    def derives(self, terms: Mapping[str, Any], sent: Sequence[str]) -> list[str]:
+        """As the channel within."""
+        return self.inner.derives(terms, sent)
+
+    def take_seconds(self) -> dict[str, float]:
+        """As the channel within."""
+        return self.inner.take_seconds()
