@@ -292,7 +292,11 @@ class Simulation:
 
 @dataclass
 class Config:
-    """All settings of a run."""
+    """All settings of a run.
+
+    ``channel``: what updates pass through where they are not encrypted: ``plain``, or
+    ``package.module:Class``.
+    """
 
     seed: int = setting(0, least=0)
     rounds: int = setting(20, least=1)
@@ -304,6 +308,7 @@ class Config:
     training: Training = field(default_factory=Training)
     privacy: Privacy = field(default_factory=Privacy)
     encryption: Encryption = field(default_factory=Encryption)
+    channel: str = "plain"
     evaluation: Evaluation = field(default_factory=Evaluation)
     simulation: Simulation = field(default_factory=Simulation)
     output: str = "runs"

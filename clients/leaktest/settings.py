@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from clients.base import algorithms
+from fedpers.channels.named import channel_named
 from fedpers.config import Config, Pretrain
 from fedpers.models.backbones import BACKBONES
 from fedpers.privacy import mechanism_named
@@ -64,11 +65,12 @@ def rehearsed(config: Config, *, folded: bool = False) -> Config:
 
 
 def packages_of(config: Config, algorithm: str) -> list[str]:
-    """The top-level packages of code from outside: the method's, the backbone's, the task's and the
-    mechanism's."""
+    """The top-level packages of code from outside: the method's, the backbone's, the task's, the
+    mechanism's and the channel's."""
     homes = [kind.__module__ for kind in algorithms.get(algorithm).__mro__]
     homes += [kind.__module__ for kind in task_named(config.task)[0].__mro__]
     homes += [kind.__module__ for kind in mechanism_named(config.privacy.mechanism).__mro__]
+    homes += [kind.__module__ for kind in channel_named(config.channel).__mro__]
     name = config.model.name
     if not name.startswith(("hf:", "sentence:")):
         homes += [kind.__module__ for kind in BACKBONES.get(name).__mro__]

@@ -118,6 +118,7 @@ class Channel(ABC):
     """The server's half.
 
     Class attributes:
+        node: the other half, made without arguments; of a channel that ``channel`` names.
         name: as the settings, the log and the report call it.
         reveals: who learns what.
         in_the_clear: whether single updates can be read, and nothing is added to their mean.
@@ -125,6 +126,7 @@ class Channel(ABC):
     """
 
     name: ClassVar[str]
+    node: ClassVar[type[NodeChannel]]
     reveals: ClassVar[Reveals]
     in_the_clear: ClassVar[bool] = False
     splits: bool = False

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from fedpers.channels.base import Channel, Method, Needs, NodeChannel
 from fedpers.channels.client_noise import ClientNoise, ClientNoiseNode
-from fedpers.channels.plain import Plain, PlainNode
+from fedpers.channels.named import channel_named
 from fedpers.channels.sealed.channel import Sealed
 from fedpers.channels.sealed.check import check_keys, described
 from fedpers.channels.sealed.node import SealedNode
 from fedpers.config import Config
+from fedpers.errors import ConfigError
 from fedpers.privacy.noise import Sources
 
 
@@ -26,7 +27,11 @@ def check_channel(config: Config, needs: Needs, weighted: str) -> None:
     """
     if config.privacy.by_client:
         ClientNoise.check(config, needs, weighted)
-    (Sealed if config.encryption.enabled else Plain).check(config, needs, weighted)
+    if config.encryption.enabled and config.channel != "plain":
+        takes, cure = "plain with encryption.enabled=true", "leave one of them out"
+        raise ConfigError("channel", config.channel, takes, cure)
+    kind = Sealed if config.encryption.enabled else channel_named(config.channel)
+    kind.check(config, needs, weighted)
 
 
 def check_clients(config: Config, needs: Needs, clients: int) -> None:
@@ -59,7 +64,7 @@ def channel_of(method: Method) -> Channel:
     """The server's half. A method that shares nothing has nothing to seal."""
     config = method.config
     sealed = config.encryption.enabled and bool(method.layouts)
-    inner: Channel = Sealed(method) if sealed else Plain(method)
+    inner: Channel = Sealed(method) if sealed else channel_named(config.channel)(method)
     return ClientNoise(inner) if config.privacy.by_client else inner
 
 
@@ -81,7 +86,9 @@ def node_channel(
         keys: the folder with a device's key; None for ``encryption.keys``.
         weights_of: of the method, see ``SealedNode``.
     """
-    inner: NodeChannel = PlainNode()
+    inner: NodeChannel
     if config.encryption.enabled:
         inner = SealedNode(config, run_folder, population, sources, keys, weights_of)
+    else:
+        inner = channel_named(config.channel).node()
     return ClientNoiseNode(config, inner, sources) if config.privacy.by_client else inner

@@ -18,6 +18,7 @@ from fedpers.channels.base import (
     Reveals,
     Turn,
 )
+from fedpers.channels.named import CHANNELS
 from fedpers.config import Config
 from fedpers.errors import ClientError, ConfigError
 from fedpers.mixing import Mixing
@@ -30,10 +31,36 @@ from fedpers.streaming import StreamingMean
 log = logging.getLogger("fedpers")
 
 
+class PlainNode(NodeChannel):
+    """What a client sends and receives is as the method made it."""
+
+    def prepare(self, update: Parts, sent: Parts) -> Parts:
+        """As it is."""
+        return update
+
+    def arrive(self, row: Row) -> Parts:
+        """As it came."""
+        return in_the_clear(row)
+
+    def leave(
+        self, kept: Kept, client: str, server_round: int, update: Parts, body: Mapping[str, Any]
+    ) -> Row:
+        """As it is."""
+        return update
+
+    def as_declared(
+        self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]
+    ) -> Row:
+        """The parts of the method, in their order, and finite."""
+        return as_declared(row, declared)
+
+
+@CHANNELS.register("plain")
 class Plain(Channel):
     """Y = W X on what clients send, or a rule that a few liars cannot move."""
 
     name = "plain"
+    node = PlainNode
     reveals = Reveals(
         server="every client's update, and its report", nodes="the mixtures that they receive"
     )
@@ -160,30 +187,6 @@ class Plain(Channel):
                     100 * error,
                     len(updates),
                 )
-
-
-class PlainNode(NodeChannel):
-    """What a client sends and receives is as the method made it."""
-
-    def prepare(self, update: Parts, sent: Parts) -> Parts:
-        """As it is."""
-        return update
-
-    def arrive(self, row: Row) -> Parts:
-        """As it came."""
-        return in_the_clear(row)
-
-    def leave(
-        self, kept: Kept, client: str, server_round: int, update: Parts, body: Mapping[str, Any]
-    ) -> Row:
-        """As it is."""
-        return update
-
-    def as_declared(
-        self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]
-    ) -> Row:
-        """The parts of the method, in their order, and finite."""
-        return as_declared(row, declared)
 
 
 def as_declared(upload: Row, declared: Mapping[str, Layout]) -> Parts:
