@@ -36,8 +36,9 @@ def recipes() -> dict[str, Recipe]:
     found = {}
     for section in re.split(r"^### ", below, flags=re.MULTILINE)[1:]:
         files = dict(re.findall(r"```python (\S+)\n(.*?)```", section, re.DOTALL))
-        shown = re.findall(r"```\nPYTHONPATH=\. fedpers (.*?)```", section, re.DOTALL)
-        commands = [shlex.split(text.replace("\\\n", " ")) for text in shown]
+        shown = "".join(re.findall(r"```\n(PYTHONPATH=\. fedpers .*?)```", section, re.DOTALL))
+        lines = shown.replace("\\\n", " ").splitlines()
+        commands = [shlex.split(line.removeprefix("PYTHONPATH=. fedpers ")) for line in lines]
         found[section.partition("\n")[0]] = Recipe(files, commands)
     return found
 
