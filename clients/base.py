@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clients.training.account import Releases
+from clients.training.reporting import Told
 from clients.training.trainer import Trainer
 from clients.training.view import ModelView
 from fedpers.config import Config, NoParams, params_of
@@ -16,9 +17,10 @@ from fedpers.context import Context
 from fedpers.errors import ClientError, ConfigError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
-from fedpers.phases import Phase, Prox
+from fedpers.phases import Phase
 from fedpers.privacy.plan import check_plan
 from fedpers.registry import Registry
+from fedpers.stats import Stat
 from fedpers.tasks.base import TASKS, task_named
 
 algorithms: Registry[type[LocalAlgorithm]] = Registry(
@@ -45,6 +47,12 @@ class LocalAlgorithm:
         tasks: names of the tasks that the method is for; empty for any.
         releases_counts: the method sends counts of the client's labels, once, by
             ``trainer.release_counts``; they are noised and charged in private runs.
+        releases_sums: how many sums the method takes each round by ``trainer.release_sums``, to
+            send or to use in what it sends; likewise.
+        reports: what ``report`` tells the server each round; likewise.
+        polls: what ``poll`` tells it before a round; likewise.
+        messages: the kinds of message of the method's own that ``answer`` answers. Private runs
+            refuse a method that has any: no noise covers what it answers.
     """
 
     Params: ClassVar[type] = NoParams
@@ -55,6 +63,10 @@ class LocalAlgorithm:
     derives: ClassVar[tuple[str, ...]] = ()
     tasks: ClassVar[tuple[str, ...]] = ()
     releases_counts: ClassVar[bool] = False
+    releases_sums: ClassVar[int] = 0
+    reports: ClassVar[tuple[Stat, ...]] = ()
+    polls: ClassVar[tuple[Stat, ...]] = ()
+    messages: ClassVar[tuple[str, ...]] = ()
     _frozen = False
 
     def __init__(self, config: Config, model: PersonalModel, params: Any) -> None:
@@ -156,7 +168,15 @@ class LocalAlgorithm:
 
     def releases(self) -> Releases:
         """What clients release, and are charged for: as declared."""
-        return Releases(sum(phase.released for phase in self.phases()), self.releases_counts)
+        released = [phase for phase in self.phases() if phase.released]
+        return Releases(
+            phases=sum(phase.gradients is None for phase in released),
+            gradients=sum(phase.gradients or 0 for phase in released),
+            labels=self.releases_counts,
+            sums=self.releases_sums,
+            report=bool(self.reports),
+            poll=bool(self.polls),
+        )
 
     def shared_phase(self, name: str = "local training") -> Phase:
         """Everything that was received is trained together, reads nothing personal, and is sent."""
@@ -222,6 +242,34 @@ class LocalAlgorithm:
         """The parts that leave. Default: the working parts of ``sends``."""
         return working.only(self.sends)
 
+    def report(self, working: Parts, trainer: Trainer) -> Told:
+        """The numbers in ``reports``, for the server to mix by; after training. Not asked of a
+        client without examples, unless nobody may know that it has none.
+
+        Returns:
+            By name a tensor [n] of a value for each training example, of which the mean is told; or
+            a number, which private runs refuse: they clip each example's values to the bounds, and
+            noise their means.
+        """
+        raise NotImplementedError("report")
+
+    def poll(self, working: Parts, trainer: Trainer) -> Told:
+        """The numbers in ``polls``, for the server to select by; as ``report``, of the parts
+        received, before a round. Nothing is trained."""
+        raise NotImplementedError("poll")
+
+    def answer(
+        self, kind: str, working: Parts, body: Mapping[str, Any], trainer: Trainer
+    ) -> Mapping[str, Any]:
+        """The answer, JSON-able, to a message of the method's own; nothing of it is kept.
+
+        Args:
+            kind: one of ``messages``.
+            working: as received, if parts came with the message; else what the client keeps.
+            body: what this client is asked, JSON-able.
+        """
+        raise NotImplementedError(kind)
+
     def derived(self, name: str, upload: Parts, view: ModelView, public: Tensor) -> Part:
         """Under encryption: a further part that the server needs, made of the upload alone.
 
@@ -275,6 +323,25 @@ def read_only(value: Any) -> Any:
     return frozenset(value) if isinstance(value, set) else value
 
 
+def check_told(name: str, algorithm: LocalAlgorithm) -> None:
+    """Refuse a method that would tell the server, in a private run, what no noise covers.
+
+    Raises:
+        ConfigError: naming what it is, and the cure.
+    """
+    if algorithm.messages:
+        raise ConfigError(
+            "strategy.name",
+            name,
+            "with privacy a method without messages of its own, as no noise covers what "
+            f"{algorithm.messages[0]!r} answers",
+            "tell it in reports or polls, which are noised and charged",
+        )
+    if algorithm.config.privacy.by_client and (told := [*algorithm.reports, *algorithm.polls]):
+        takes = "with privacy.unit=client a method that tells nothing beside its updates, and "
+        raise ConfigError("strategy.name", name, f"{takes}this one tells {told[0].name}")
+
+
 def check_private(name: str, algorithm: LocalAlgorithm) -> None:
     """Refuse a method that would release what its DP training does not cover, and freeze it.
 
@@ -282,6 +349,7 @@ def check_private(name: str, algorithm: LocalAlgorithm) -> None:
         ConfigError: naming what leaks, and the cure.
         ClientError: it changes its own state.
     """
+    check_told(name, algorithm)
     for hook in ("__setattr__", "__delattr__", "freeze"):
         if getattr(type(algorithm), hook) is not getattr(LocalAlgorithm, hook):
             takes = f"with privacy a method without a {hook} of its own: it may hold no state"
@@ -303,59 +371,6 @@ def check_private(name: str, algorithm: LocalAlgorithm) -> None:
     algorithm.freeze()
     sent = algorithm.initial.only(algorithm.sends)
     check_plan(name, algorithm, sent, algorithm.config.rounds)
-
-
-def two_branches(
-    algorithm: LocalAlgorithm, mu: float, *, epochs: int | None = None, lr: float | None = None
-) -> list[Phase]:
-    """Ditto's and PerAda's round: a personal branch held near what was received, then the
-    branch that is sent, trained from what was received alone.
-
-    The anchor is what the server sent, never the locally trained copy.
-    """
-    slots = algorithm.slots
-    anchor = {slot: f"received.{slot}" for slot in slots}
-    return [
-        Phase(
-            name="personal branch",
-            model=algorithm.branch(slots),
-            trains=slots,
-            released=False,
-            prox=Prox(mu, anchor),
-            epochs=epochs,
-            lr=lr,
-        ),
-        algorithm.shared_phase("shared branch"),
-    ]
-
-
-def blended_branches(
-    algorithm: LocalAlgorithm, share: float, *, local: str, shared: str
-) -> list[Phase]:
-    """APFL's and FedDPA's round: an own model, trained within share * own + (1 - share) * received,
-    then the branch that is sent, which reads nothing of it.
-
-    Args:
-        local, shared: the phases' names.
-    """
-    slots = algorithm.slots
-    own = Phase(
-        name=local,
-        model=algorithm.branch(slots),
-        trains=slots,
-        released=False,
-        blend=({slot: f"received.{slot}" for slot in slots}, share),
-    )
-    return [own, algorithm.shared_phase(shared)]
-
-
-def mixture(working: Parts, slots: Iterable[str], share: float) -> Parts:
-    """The parts ``mixed.*``: share * personal + (1 - share) * received, for each slot."""
-    mixed = {}
-    for slot in slots:
-        own, received = working[f"personal.{slot}"], working[f"received.{slot}"]
-        mixed[f"mixed.{slot}"] = own.like(share * own.vector + (1 - share) * received.vector)
-    return Parts(mixed)
 
 
 def find_algorithm(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
+
+Said = Mapping[str, Any]
+"""What the server said to one client alone: JSON-able values by name."""
+NOTHING: Said = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -14,10 +19,10 @@ class Context:
     Attributes:
         client: its id.
         server_round: from 1; after a round's training, of that round.
-        said: what the server said to this client alone (``said`` in the message's body): JSON-able
-            values by name, empty where it said nothing, as in the leak test.
+        said: what the server said to this client alone (``said`` in the message's body); nothing
+            where it had nothing to say, and in the leak test.
     """
 
     client: str
     server_round: int
-    said: Mapping[str, Any] = field(default_factory=dict)
+    said: Said = field(default_factory=lambda: NOTHING)

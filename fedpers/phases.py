@@ -44,6 +44,8 @@ class Phase:
         blend: {slot: (part, share)}: the model runs on share * trained + (1 - share) * part.
         epochs, lr, batch_size: where they differ from ``training``.
         steps: at most so many batches, whatever the epochs say.
+        gradients: the method takes this phase's steps itself, by ``trainer.private_gradient``: so
+            many of them in a private round, in place of ``privacy.steps`` of ``trainer.run``.
         decays: whether the rate follows ``training.lr_decay``; not for what starts anew each time.
     """
 
@@ -60,6 +62,7 @@ class Phase:
     lr: float | None = None
     batch_size: int | None = None
     steps: int | None = None
+    gradients: int | None = None
     decays: bool = True
 
     def objective(self, task: Task) -> Loss:

@@ -54,7 +54,7 @@ NOT_RELEASED = {
     "fedpers/data/splits.py group_sides": "likewise",
     # -- on a client: what stays there, or is not private
     "fedpers/models/personal.py PersonalModel.uniform": "a forward pass where no source is set",
-    "clients/training/trainer.py Trainer._drawing": "a forward pass of what is not released",
+    "clients/training/gradients.py Gradients._drawing": "a forward pass of what is not released",
     "clients/training/trainer.py Trainer.batches": "the order of batches of what is not released",
     "clients/methods/fedala.py FedALA.learn_weights": "the order of batches for weights that stay",
     "clients/methods/feddpa.py FedDPA.recall": "which own examples a prediction is likened to",

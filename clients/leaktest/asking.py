@@ -10,6 +10,7 @@ import torch
 
 from clients.node.answers import answer
 from clients.node.host import ClientHost
+from clients.node.telling import poll
 from fedpers.parts import Part, Parts, combine
 from fedpers.privacy.leaktest import Said, Transcript
 
@@ -29,6 +30,8 @@ def drive(
     newcomer = host.data.held_out[0]
     for k, server_round in enumerate(rounds):
         asked = clients[:-1] if k == 1 else clients  # in the second round one sits out
+        if host.algorithm.polls:
+            asked_before(host, server_round, sent, transcript)
         uploads = train(host, server_round, asked, sent, transcript)
         if k == 0 and full and uploads:  # the message comes twice
             train(host, server_round, [*uploads], sent, transcript)
@@ -39,6 +42,17 @@ def drive(
                 with suppress(Exception):
                     host.newcomer(newcomer, server_round, sent[clients[0]], batches)
         yield
+
+
+def asked_before(
+    host: ClientHost, server_round: int, sent: Mapping[str, Parts], transcript: Transcript
+) -> None:
+    """One round's poll of all clients."""
+    for client, broadcast in sent.items():
+        told: dict[str, Any] = {"failures": "no answer"}
+        with suppress(Exception):
+            told = poll(host, client, server_round, broadcast)
+        transcript.say(Said("poll", server_round, client, Parts(), told))
 
 
 def train(

@@ -232,7 +232,7 @@ class Rehearsal:
         given = world.made.federated(own), self.model
         stores = folder / "run" / "state"
         host = Rehearsed(own, self.algorithm, self.server_params, stores, given, transcript)
-        accounts = {c: set(vars(found)) for c in host.hosted if (found := host._account(c))}
+        accounts = {c: set(vars(found)) for c in host.hosted if (found := host.account(c))}
         done = watch(str(folder), str(cache_folder()))
         states: list[dict[str, str]] = [{}]
         for _ in drive(host, world.rounds, transcript, full=world.full):

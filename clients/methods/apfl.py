@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from clients.base import LocalAlgorithm, algorithms, blended_branches, mixture
+from clients.base import LocalAlgorithm, algorithms
+from clients.branches import blended_branches, mixture
 from clients.training.trainer import Trainer
 from fedpers.config import setting
 from fedpers.context import Context

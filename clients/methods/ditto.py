@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clients.base import LocalAlgorithm, algorithms, two_branches
+from clients.base import LocalAlgorithm, algorithms
+from clients.branches import two_branches
 from fedpers.config import setting
 from fedpers.phases import Phase
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, algorithms, blended_branches, mixture
+from clients.base import LocalAlgorithm, algorithms
+from clients.branches import blended_branches, mixture
 from clients.training.trainer import Trainer
 from clients.training.view import ModelView
 from fedpers.config import setting

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, algorithms, two_branches
+from clients.base import LocalAlgorithm, algorithms
+from clients.branches import two_branches
 from clients.training.view import ModelView
 from fedpers.config import setting
 from fedpers.context import Context

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from clients.node.dealing import deal
 from clients.node.door import Answered, Body, Rows, leave
+from clients.node.exporting import export as export_model
 from clients.node.failures import withheld
 from clients.node.host import ClientHost
 from clients.node.keeper import Keeper
@@ -66,7 +67,7 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
     reports: dict[str, dict[str, Any]] = {}
     server_round, terms = body["round"], body.get("channel", {})
     broadcasts = {client: opened[body["rows"][client]] for client in body["clients"]}
-    trained = host.train_all(broadcasts, server_round)
+    trained = host.train_all(broadcasts, server_round, body.get("said", {}))
 
     def one(host: ClientHost, client: str) -> None:
         answer = trained.pop(client)
@@ -115,7 +116,8 @@ def evaluate(host: ClientHost, rows: Rows, body: Body) -> Answered:
 
     def one(host: ClientHost, client: str) -> None:
         row, common = opened[body["rows"][client]], body.get("common", True)
-        result = host.evaluate(client, body["round"], row, common=common)
+        said = body.get("said", {}).get(client, {})
+        result = host.evaluate(client, body["round"], row, common=common, said=said)
         results.append(result.to_json())
 
     failures = _reasons("evaluate", host, _each(host, body, one))
@@ -134,7 +136,8 @@ def newcomers(host: ClientHost, rows: Rows, body: Body) -> Answered:
     def one(host: ClientHost, client: str) -> None:
         for batches, found in results.items():
             row = opened[body["rows"][client]]
-            found.append(host.newcomer(client, body["round"], row, batches).to_json())
+            said = body.get("said", {}).get(client, {})
+            found.append(host.newcomer(client, body["round"], row, batches, said).to_json())
 
     failures = _reasons("newcomers", host, _each(host, body, one))
     return [], {"results": results, "failures": failures}
@@ -145,7 +148,8 @@ def export(host: ClientHost, _: Rows, body: Body) -> Answered:
 
     def one(host: ClientHost, client: str) -> None:
         folder = host.stores.parent / "adapters"
-        host.export(client, body["round"], folder, body["manifests"][client])
+        known = (host.model, host.store(client), host.config)
+        export_model(*known, client, body["round"], folder, body["manifests"][client])
 
     failures = _reasons("export", host, _each(host, body, one))
     return [], {"failures": {} if host.holds_back else failures}

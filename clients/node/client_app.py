@@ -13,8 +13,9 @@ from clients.node.answers import answer
 from clients.node.device import Device
 from clients.node.door import Answered, Body, Rows
 from clients.node.failures import Reasons
-from clients.node.host import ClientHost, host_of
+from clients.node.host import ClientHost
 from clients.node.keeper import Keeper, keeper_of, stores_of
+from clients.node.resident import host_of
 from fedpers.config import config_from_json
 from fedpers.failures import FAILED
 from fedpers.records import in_the_clear, pack, unpack

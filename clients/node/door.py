@@ -44,6 +44,11 @@ class Asked:
         return list(self.host.declared)
 
     @property
+    def stats(self) -> list[str]:
+        """The numbers that the method reports."""
+        return list(self.host.reports)
+
+    @property
     def diagnostics(self) -> bool:
         """Whether results, losses and exact times are sent, without noise."""
         return bool(self.host.config.evaluation.diagnostics)
@@ -121,7 +126,7 @@ def diagnostic(value: Any, asked: Asked) -> Any:
 @dataclass(frozen=True)
 class Each:
     """One of ``field`` for each of the message's ``clients``, or for each of the method's
-    ``parts``; others are nobody's business."""
+    ``parts`` or ``stats``; others are nobody's business."""
 
     of: str
     field: Field
@@ -134,6 +139,7 @@ REPORT: dict[str, Field] = {
     "examples": count,
     "loss": diagnostic,
     "noise": Each("parts", number),
+    "method": Each("stats", number),
     **SPENDING,
 }
 TIMES: dict[str, Field] = {"encrypt": seconds, "decrypt": seconds}

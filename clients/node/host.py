@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, lru_cache
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,35 +12,37 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, check_private, find_algorithm
+from clients.base import LocalAlgorithm, check_private, check_told, find_algorithm
 from clients.methods.local import Local
 from clients.node.device import Device
+from clients.node.exporting import EVALUATED, evaluated_in
 from clients.node.failures import withheld
-from clients.node.keeper import Keeper, stores_of
+from clients.node.keeper import Keeper
 from clients.node.loading import data_and_model
 from clients.node.store import ClientStore
-from clients.training.account import Account, check_client
+from clients.training.account import REPORT, Account, check_client
 from clients.training.baseline import train_baselines
 from clients.training.features import FeatureCache
 from clients.training.groups import Groups, sizes_on, train_group
+from clients.training.reporting import told
 from clients.training.scoring import Scoring
 from clients.training.trainer import Trainer
-from clients.training.view import ModelView, fill
+from clients.training.view import ModelView
 from fedpers.channels.plain import as_declared
 from fedpers.compute import device_for
-from fedpers.config import Config, config_from_json
-from fedpers.context import Context
+from fedpers.config import Config
+from fedpers.context import NOTHING, Context, Said
 from fedpers.data import FederatedData, Schema
 from fedpers.errors import ClientError, DataError
 from fedpers.evaluation import ClientResult
 from fedpers.failures import DATA
 from fedpers.memory import keep_memory
-from fedpers.models import PersonalModel, save_adapter
+from fedpers.models import PersonalModel
 from fedpers.parts import Parts
 from fedpers.privacy.noise import Sources
 from fedpers.robust import clipped
 
-PERSONAL, EVALUATED, BASELINE = "personal", "evaluated", "baseline"
+PERSONAL, BASELINE = "personal", "baseline"
 Answer = tuple[Parts, dict[str, Any]]
 """What a client uploads, and its report."""
 
@@ -58,28 +60,6 @@ class Started(NamedTuple):
     working: Parts
 
 
-@lru_cache(maxsize=1)
-def host_of(
-    settings: str,
-    algorithm: str,
-    server_params: tuple[str, ...],
-    run_folder: str,
-    device: Device | None = None,
-    base: str | None = None,
-    schema: str | None = None,
-) -> ClientHost:
-    """This process's host for a run. Model and data load once per process and configuration.
-
-    Args:
-        run_folder: the server's; a device keeps its own under its ``state``.
-        base: what a device needs of the model besides the settings, by digest.
-        schema: of the server's data, as JSON.
-    """
-    config, stores = config_from_json(settings), stores_of(run_folder, device)
-    given = Schema.from_json(schema) if schema else None
-    return ClientHost(config, algorithm, server_params, stores, device, base, given)
-
-
 class ClientHost(Keeper):
     """Trains and evaluates the clients that a node hosts, one after another.
 
@@ -89,7 +69,7 @@ class ClientHost(Keeper):
         server_params: names in ``strategy.params`` that the method's server side takes.
         stores: the folder of the clients' stores.
         device: where the node is one; it hosts one client, and its ledger outlives runs.
-        base: see ``host_of``.
+        base: what a device needs of the model besides the settings, by digest.
         schema: of the server's data.
         sources: see ``Keeper``.
     """
@@ -128,10 +108,11 @@ class ClientHost(Keeper):
         self.hosted = [*self.data.clients, *self.data.held_out]
         initial = self.algorithm.initial
         self.declared = {slot: initial[slot].layout for slot in self.algorithm.sends}
+        self.reports = [stat.name for stat in self.algorithm.reports]
         self.view = ModelView(self.model, self.algorithm)
         self.scoring = self._scoring()
         self._accounts: dict[str, Account] = {}
-        if config.privacy.by_example:
+        if config.privacy.enabled:
             self._admit(algorithm)
 
     def _scoring(self) -> Scoring:
@@ -150,7 +131,8 @@ class ClientHost(Keeper):
 
     def _admit(self, name: str) -> None:
         """Refuse a method whose releases the plan does not find covered."""
-        check_private(name, self.algorithm)
+        check = check_private if self.config.privacy.by_example else check_told
+        check(name, self.algorithm)
 
     def check(self) -> None:
         """Refuse settings that protect nothing at one of the clients, before anything is trained;
@@ -170,7 +152,12 @@ class ClientHost(Keeper):
         return not self.config.evaluation.diagnostics
 
     def train(
-        self, client: str, server_round: int, broadcast: Parts, also: Sequence[str] = ()
+        self,
+        client: str,
+        server_round: int,
+        broadcast: Parts,
+        also: Sequence[str] = (),
+        said: Said = NOTHING,
     ) -> Answer:
         """One client's local training: what it uploads, and its report.
 
@@ -180,7 +167,7 @@ class ClientHost(Keeper):
         Raises:
             ClientError: training broke down.
         """
-        (answer,) = self.train_all({client: broadcast}, server_round).values()
+        (answer,) = self.train_all({client: broadcast}, server_round, {client: said}).values()
         if isinstance(answer, Exception):
             raise answer
         upload, report = answer
@@ -199,10 +186,13 @@ class ClientHost(Keeper):
         return upload | made
 
     def train_all(
-        self, broadcasts: Mapping[str, Parts], server_round: int
+        self,
+        broadcasts: Mapping[str, Parts],
+        server_round: int,
+        said: Mapping[str, Said] = NOTHING,
     ) -> dict[str, Answer | Exception]:
-        """``train`` for several clients, in groups where that is faster; one that fails costs
-        itself alone, or sends what the channel puts in its place."""
+        """``train`` for several clients, with what was said to each, in groups where that is
+        faster; one that fails costs itself alone, or sends what the channel puts in its place."""
         answers: dict[str, Answer | Exception] = {}
         sizes: dict[str, int] = {}
         for client in broadcasts:
@@ -219,7 +209,8 @@ class ClientHost(Keeper):
             begun: list[Started] = []
             for client in clients[first : first + size]:
                 try:
-                    start = self._start(client, server_round, broadcasts[client])
+                    context = Context(client, server_round, said.get(client, NOTHING))
+                    start = self._start(context, broadcasts[client])
                     if isinstance(start, Started):
                         begun.append(start)
                     else:
@@ -256,7 +247,7 @@ class ClientHost(Keeper):
         trainers, workings = [], []
         for client in clients[: max(sizes_on(self.model.device))]:
             with suppress(Exception):  # it costs itself alone, when it is trained
-                trainer = self._trainer(client, server_round)
+                trainer = self.trainer(client, server_round)
                 context = Context(client, server_round)
                 workings.append(self.algorithm.receive(broadcasts[client], Parts(), context))
                 trainers.append(trainer)
@@ -269,21 +260,23 @@ class ClientHost(Keeper):
         x = self.data.public.x.to(self.model.device)
         return self.model.stem(x) if self.model.after_stem else x
 
-    def _start(self, client: str, server_round: int, broadcast: Parts) -> Started | Answer:
+    def _start(self, context: Context, broadcast: Parts) -> Started | Answer:
         """Charge the round; or what was answered to the same message before."""
+        client, server_round = context.client, context.server_round
         store = self.store(client)
-        personal, account = store.load_before(PERSONAL, server_round), self._account(client)
+        personal, account = store.load_before(PERSONAL, server_round), self.account(client)
         # Asked twice, by a server that was restarted or a message that came twice, a private client
         # releases nothing new.
-        asked = [] if account is None else [self.run, server_round, broadcast.digest()]
+        message = [self.run, server_round, broadcast.digest(), dict(context.said)]
+        asked = [] if account is None else message
         if asked and (answer := store.answer_to(asked)):
             return answer
         if account is not None:  # before anything is released, so that a crash can only over-count
             account.charge(*account.due(first=not personal))
-        trainer = self._trainer(client, server_round, account=account)
+        trainer = self.trainer(client, server_round, account=account)
         if account is not None:
             account.count_examples(len(trainer.examples), trainer.release_counts)
-        working = self.algorithm.receive(broadcast, personal, Context(client, server_round))
+        working = self.algorithm.receive(broadcast, personal, context)
         known = (client, server_round, broadcast, asked, store, account)
         return Started(*known, trainer, working)
 
@@ -302,26 +295,27 @@ class ClientHost(Keeper):
         # Without examples nothing was trained: the loss is unknown, and the weight is 0.
         losses = [loss for loss in trainer.losses.values() if isfinite(loss)]
         loss = sum(losses) / len(losses) if losses and not self.holds_back else None
+        method, stats = {}, self.algorithm.reports
+        if stats and (said := told(REPORT, stats, self.algorithm.report, working, trainer)):
+            method = {"method": said}
         # A report is a release too: under privacy weights are uniform or noised.
         if not self.config.privacy.by_example:
             count = len(trainer.examples) if self.channel.counts else 1
-            return upload, {"examples": count, "loss": loss}
+            return upload, {"examples": count, "loss": loss, **method}
         if account is None:  # nothing of its own is in what it sends
             return upload, {"examples": 0, "loss": loss, "noise": dict.fromkeys(upload, 0.0)}
         noise = {
             n: trainer.noise[n] for n in upload if n in trainer.noise and upload[n] is working[n]
         }
-        report = {"examples": account.weight, "loss": loss, "noise": noise}
+        report = {"examples": account.weight, "loss": loss, "noise": noise, **method}
         report |= self.spending(client)
         store.keep_answer(asked, upload, report)
         return upload, report
 
     def spending(self, client: str) -> dict[str, float]:
         """What one client has spent so far, see ``Account.spending``."""
-        account = self._account(client)
-        if account is None:
-            return {}
-        return account.spending()
+        account = self.account(client)
+        return {} if account is None else account.spending()
 
     def train_baselines(self, clients: Sequence[str]) -> dict[str, Exception]:
         """Train local-only models: as many epochs as the run, on each client's data alone; in
@@ -332,47 +326,48 @@ class ClientHost(Keeper):
         def keep(client: str, parts: Parts) -> None:
             self.store(client).save(BASELINE, parts)
 
-        return train_baselines(self.local, order, self._trainer, keep, fold, size)
+        return train_baselines(self.local, order, self.trainer, keep, fold, size)
 
     def evaluate(
-        self, client: str, server_round: int, broadcast: Parts, *, common: bool = True
+        self,
+        client: str,
+        server_round: int,
+        broadcast: Parts,
+        *,
+        common: bool = True,
+        said: Said = NOTHING,
     ) -> ClientResult:
         """Score every model of a client, a global one only if all received what it did."""
-        store, trainer = self.store(client), self._trainer(client, server_round)
+        store, trainer = self.store(client), self.trainer(client, server_round)
         personal = store.load_before(PERSONAL, server_round + 1)
-        working = self.algorithm.receive(broadcast, personal, Context(client, server_round))
+        working = self.algorithm.receive(broadcast, personal, Context(client, server_round, said))
         working = self.algorithm.recall(self.algorithm.tune(working, trainer), trainer)
         result = self.scoring.score(client, working, store.load(BASELINE), common=common)
         if self.config.evaluation.adapters:  # the model that was scored is the one to save
             filling = self.algorithm.filled("personal")
             assert filling is not None
             scored = Parts({slot: working[part] for slot, part in filling.items()})
-            store.save(self._evaluated(server_round), scored)
+            store.save(evaluated_in(server_round, self.config), scored)
         if self.device is not None:  # the server may not be told, its owner may look
             store.save_json(EVALUATED, result.to_json())
         return result
 
     def newcomer(
-        self, client: str, server_round: int, broadcast: Parts, batches: int
+        self,
+        client: str,
+        server_round: int,
+        broadcast: Parts,
+        batches: int,
+        said: Said = NOTHING,
     ) -> ClientResult:
         """Score a client that never trained, after personalising in ``batches`` local batches."""
-        trainer = self._trainer(client, server_round)
-        working = self.algorithm.receive(broadcast, Parts(), Context(client, server_round))
+        trainer = self.trainer(client, server_round)
+        working = self.algorithm.receive(broadcast, Parts(), Context(client, server_round, said))
         working = self.algorithm.tune(working, trainer, batches)
         return self.scoring.score(client, self.algorithm.recall(working, trainer), Parts())
 
-    def export(
-        self, client: str, server_round: int, folder: Path, manifest: Mapping[str, Any]
-    ) -> None:
-        """Save the personal model scored in ``server_round`` as a PEFT folder on this machine."""
-        store = self.store(client)
-        fill(
-            self.model, {s: s for s in self.model.slots}, store.load(self._evaluated(server_round))
-        )
-        target = folder / ClientStore(folder, client).folder.name
-        save_adapter(self.model, target, self.config, {"client": client, **manifest})
-
-    def _account(self, client: str) -> Account | None:
+    def account(self, client: str) -> Account | None:
+        """A client's account; None where no release of its own is to be paid for."""
         privacy = self.config.privacy
         if not privacy.by_example:
             return None
@@ -385,13 +380,14 @@ class ClientHost(Keeper):
             self._accounts[client] = Account(*known, self.sources, self.run, owner)
         return self._accounts[client]
 
-    def _trainer(
+    def trainer(
         self,
         client: str,
         server_round: int,
         algorithm: LocalAlgorithm | None = None,
         account: Account | None = None,
     ) -> Trainer:
+        """Of one client in a round; a private one, if it has an account."""
         known = (self.config, self.model, algorithm or self.algorithm)
         split = self.examples.client(client)
         return Trainer(
@@ -402,8 +398,3 @@ class ClientHost(Keeper):
             account=account,
             validation=split.val,
         )
-
-    def _evaluated(self, server_round: int) -> str:
-        # Only a report chosen by validation can ask for an earlier round's model.
-        by_validation = self.config.evaluation.select == "validation"
-        return f"{EVALUATED}-{server_round}" if by_validation else EVALUATED

@@ -35,7 +35,8 @@ class Keeper:
 
     Attributes:
         hosted: the clients of the node, and
-        declared: the parts that the method sends; both empty where no data and no model are loaded.
+        declared: the parts that the method sends, and
+        reports: the names of its numbers; all empty where no data and no model are loaded.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Keeper:
         self.config, self.stores, self.device = config, stores, device
         self.hosted: Sequence[str] = ()
         self.declared: Mapping[str, Layout] = {}
+        self.reports: Sequence[str] = ()
         self.reasons = Reasons.at(config, device, stores)
         known = config.privacy.deterministic_for_tests
         if known and config.privacy.enabled and device is not None:

@@ -16,7 +16,7 @@ def data_and_model(
     """A simulation's, or a device's own.
 
     Args:
-        base, schema: see ``clients.node.host.host_of``.
+        base, schema: see ``clients.node.resident.host_of``.
 
     Raises:
         ConfigError, DataError: as in loading data and building models; of a device's own data one

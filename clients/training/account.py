@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -35,6 +36,9 @@ from fedpers.privacy.noise import Source, Sources
 # it, so that an eighth costs them 0.8 % more noise, and three tenths 4.8 %.
 LABELS, EXAMPLES = "labels", "examples"
 ONCE = {LABELS: 0.3, EXAMPLES: 0.125}
+# Likewise for what is released in every round, of all rounds together.
+SUMS, REPORT, POLL = "sums", "report", "poll"
+EACH = {SUMS: 0.3, REPORT: 0.125, POLL: 0.125}
 ACCOUNT, RELEASED = "account", "released"
 
 
@@ -44,10 +48,18 @@ class Releases(NamedTuple):
     Attributes:
         phases: how many of its phases, each round.
         labels: counts of the client's labels, once.
+        gradients: how many single gradients, each round.
+        sums: how many sums, each round.
+        report: numbers of its own, each round.
+        poll: numbers that clients are asked for before a round.
     """
 
     phases: int
-    labels: bool
+    labels: bool = False
+    gradients: int = 0
+    sums: int = 0
+    report: bool = False
+    poll: bool = False
 
 
 class Account:
@@ -103,16 +115,25 @@ class Account:
         ledger = Ledger.named(ledgers, name, lasts=lasts)
         self.budget = Budget(ledger, privacy.epsilon, self.delta)
         self.kind = mechanism_named(privacy.mechanism)
-        self.phases = releases.phases
+        self.phases, self.gradients = releases.phases, releases.gradients
         names = [LABELS] if releases.labels else []
         names += [EXAMPLES] if privacy.protects_counts else []
         self.once = {name: self._at_a_share(privacy.epsilon, ONCE[name]) for name in names}
+        self.rounds = ceil(config.strategy.fraction * config.rounds)  # that it is expected in
+        counts = {SUMS: releases.sums, REPORT: int(releases.report), POLL: int(releases.poll)}
+        asked = {SUMS: self.rounds, REPORT: self.rounds, POLL: config.rounds}
+        self.each = {
+            name: self._at_a_share(privacy.epsilon, EACH[name] / (count * asked[name]) ** 0.5)
+            for name, count in counts.items()
+            if count
+        }
+        self._counts, self._asked = counts, asked
         self.phase = Release(self._calibrated(config, store, run), privacy.steps)
-        self.round = self.phase._replace(steps=privacy.steps * self.phases)
+        self.round = self.phase._replace(steps=privacy.steps * self.phases + self.gradients)
         self._store = store
         self._count: int | None = None  # of its examples, where that was released
-        self._phases_paid = 0
-        self._once_paid: set[str] = set()
+        self._phases_paid = self._gradients_paid = 0
+        self._paid = Counter[str]()  # sums, by what they are of
 
     def _at_a_share(self, epsilon: float, share: float) -> Release:
         whole = calibrated(self.kind, epsilon, self.delta, 1.0, 1)
@@ -123,13 +144,14 @@ class Account:
         known = store.load_json(ACCOUNT)
         if known.get("run") == run:
             return self.kind(float(known["sigma"]), config.privacy.sampling_rate)
-        privacy, rounds = config.privacy, ceil(config.strategy.fraction * config.rounds)
-        steps = max(1, rounds * self.phases * privacy.steps)
-        once, rate = tuple(self.once.values()), privacy.sampling_rate
+        privacy, rate = config.privacy, config.privacy.sampling_rate
+        steps = max(1, self.rounds * (self.phases * privacy.steps + self.gradients))
+        beside = list(self.once.values())
+        beside += [r._replace(steps=self._counts[n] * self._asked[n]) for n, r in self.each.items()]
         try:
-            found = self.budget.calibrated(self.kind, rate, steps, once)
+            found = self.budget.calibrated(self.kind, rate, steps, tuple(beside))
         except BudgetSpent:  # the first charge will say so again
-            found = calibrated(self.kind, privacy.epsilon, self.delta, rate, steps, once)
+            found = calibrated(self.kind, privacy.epsilon, self.delta, rate, steps, tuple(beside))
         store.save_json(ACCOUNT, {"run": run, "sigma": found.sigma})
         return found
 
@@ -142,9 +164,27 @@ class Account:
         Raises:
             BudgetSpent: the round would exceed the budget.
         """
-        self._phases_paid, self._once_paid = 0, set()
-        self.budget.charge([self.round, *(self.once[name] for name in once)])
-        self._phases_paid, self._once_paid = self.phases, set(once)
+        each = {name: self._counts[name] for name in self.each if name != POLL}
+        self._pay([self.round], each | dict.fromkeys(once, 1))
+        self._phases_paid, self._gradients_paid = self.phases, self.gradients
+
+    def charge_poll(self) -> None:
+        """Charge what the client is asked for before a round, and its number of examples where that
+        is protected and was not released.
+
+        Raises:
+            BudgetSpent: it would exceed the budget.
+        """
+        self._pay([], {POLL: 1} | dict.fromkeys(self.due(first=False), 1))
+
+    def _pay(self, steps: list[Release], sums: Mapping[str, int]) -> None:
+        self._phases_paid = self._gradients_paid = 0
+        self._paid = Counter()
+        known = self.once | self.each
+        steps = steps + [known[name]._replace(steps=count) for name, count in sums.items()]
+        # That of which there will be more in later rounds is the first.
+        self.budget.charge([r for r in steps if r.steps] or steps, one_kind=not self.each)
+        self._paid = Counter(sums)
 
     def take_phase(self) -> Release:
         """The release of one phase, out of those charged for this round.
@@ -160,22 +200,37 @@ class Account:
         self._phases_paid -= 1
         return self.phase
 
-    def noised(self, what: str, counts: Tensor, source: Source) -> Tensor:
-        """Counts [C] with noise for one example more or less, which changes one of them by 1.
-
-        Args:
-            what: as which they were charged, ``LABELS`` or ``EXAMPLES``.
+    def take_gradient(self) -> Release:
+        """The release of one gradient, out of those charged for this round.
 
         Raises:
-            ClientError: they were not charged for this round, or were released already.
+            ClientError: the method takes more of them than its phases declare.
         """
-        if what not in self._once_paid:
+        if self._gradients_paid < 1:
             raise ClientError(
-                f"privacy: this round was not charged for counts of {what}; set releases_counts "
-                "and keep the noised counts, which may be sent again"
+                f"privacy: this round was charged for {self.gradients} gradients, and the method "
+                "takes one more; declare it in Phase.gradients"
             )
-        self._once_paid.remove(what)
-        return self.once[what].mechanism.noised(counts, 1.0, source).clamp_min(0)
+        self._gradients_paid -= 1
+        return self.phase._replace(steps=1)
+
+    def noised(self, what: str, total: Tensor, source: Source) -> Tensor:
+        """A sum [k] with noise for one example more or less, which adds at most 1 to its norm.
+
+        Args:
+            what: as which it was charged.
+
+        Raises:
+            ClientError: it was not charged for this round, or was released already.
+        """
+        if not self._paid[what]:
+            if what in ONCE:
+                what, cure = f"counts of {what}", "set releases_counts and keep the noised counts"
+            else:
+                cure = "set releases_sums, reports or polls to all that is released"
+            raise ClientError(f"privacy: this round was not charged for {what}; {cure}")
+        self._paid[what] -= 1
+        return (self.once | self.each)[what].mechanism.noised(total, 1.0, source)
 
     def due(self, *, first: bool) -> list[str]:
         """What is released once and was not yet: counts of labels in the client's first round, and
@@ -197,7 +252,7 @@ class Account:
         Raises:
             ConfigError: delta protects nobody among so many.
         """
-        if EXAMPLES in self._once_paid:
+        if self._paid[EXAMPLES]:
             noised = float(release(torch.ones(examples, 1), EXAMPLES))
             self._count = max(1, round(max(noised, self.once[EXAMPLES].mechanism.sigma)))
             self._store.save_json(RELEASED, {EXAMPLES: self._count})
@@ -217,12 +272,20 @@ class Account:
         Raises:
             ClientError: the number of examples is protected, and was not released.
         """
-        rate = self.phase.mechanism.rate
+        expected = self.phase.mechanism.rate * self.examples(examples)
+        return expected if EXAMPLES not in self.once else max(1.0, expected)
+
+    def examples(self, examples: int) -> int:
+        """How many examples there are, as far as may be told.
+
+        Raises:
+            ClientError: their number is protected, and was not released.
+        """
         if EXAMPLES not in self.once:
-            return rate * examples
+            return examples
         if self._count is None:
             raise ClientError("privacy: the number of examples is used before it was released")
-        return max(1.0, rate * self._count)
+        return self._count
 
     def spending(self) -> dict[str, float]:
         """What was spent so far, over all runs that the ledger knows of: epsilon at its delta, mu

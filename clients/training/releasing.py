@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clients.training.account import LABELS, Account
+from clients.training.account import LABELS, SUMS, Account
 from clients.training.view import ForwardPass, ModelView
 from fedpers.config import Config
 from fedpers.data import Examples
@@ -32,6 +32,7 @@ class Releasing(ModelView):
         self.examples = examples.to(self.device)
         self.server_round, self.client = server_round, client
         self.account = account
+        self._sums = 0  # released in this round
 
     def release_counts(self, contributions: Tensor, what: str = LABELS) -> Tensor:
         """Counts [C] of the client's examples that are to be sent.
@@ -49,14 +50,55 @@ class Releasing(ModelView):
             raise ClientError(f"counts: got {got}, takes what each example adds, [{n}, C]")
         if self.account is None:
             return contributions.sum(0)
-        source = self._source(what)
-        finite = torch.isfinite(contributions).all(1, keepdim=True)
-        contributions = torch.where(finite, contributions, 0.0)
-        factors = (1 / contributions.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)
-        source.witness([contributions], factors)
-        return self.account.noised(what, factors @ contributions, source)
+        return self.release(what, contributions).clamp_min(0)
 
-    def _source(self, purpose: str) -> Source:
+    def release_sums(self, x: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+        """The sum [k] of what each training example has, and how many there are: means, moments,
+        prototypes. It may be done ``releases_sums`` times a round.
+
+        A row longer than ``bound`` is clipped to it, and one that is not finite is left out. Under
+        privacy sum and number are noised together, for one charge: with the noise multiplier sigma
+        of that, each value of the sum by sqrt(2) sigma bound, and the number by sqrt(2) sigma.
+
+        Args:
+            x: a row for each training example, in their order, [n, k].
+            bound: > 0.
+
+        Raises:
+            ClientError: not one row an example; or, under privacy, as ``Account.noised``.
+        """
+        if x.ndim != 2 or len(x) != len(self.examples):
+            got, n = tuple(x.shape), len(self.examples)
+            raise ClientError(f"sums: got {got}, takes a row for each example, [{n}, k]")
+        x = x.detach().cpu().float()
+        finite = torch.isfinite(x).all(1, keepdim=True)
+        x = torch.where(finite, x / bound, 0.0)
+        x = x / x.norm(dim=1, keepdim=True).clamp_min(1.0)
+        rows = torch.cat([x, finite.float()], dim=1) / 2**0.5
+        total = rows.sum(0)
+        if self.account is not None:
+            self._sums += 1
+            total = self.release(SUMS, rows, self._sums)
+        total = total * 2**0.5
+        return total[:-1] * bound, total[-1]
+
+    def release(self, what: str, rows: Tensor, *which: int) -> Tensor:
+        """The noised sum of rows [n, k] on the CPU, one for each training example, each clipped to
+        norm 1; one that is not finite is left out.
+
+        Args:
+            what: as which it was charged.
+            which: of several in a round.
+        """
+        assert self.account is not None
+        source = self._source(what, *which)
+        finite = torch.isfinite(rows).all(1, keepdim=True)
+        rows = torch.where(finite, rows, 0.0)
+        factors = (1 / rows.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)
+        source.witness([rows], factors)
+        return self.account.noised(what, factors @ rows, source)
+
+    def _source(self, purpose: str, *which: int) -> Source:
         """What is secret in this round and serves one purpose."""
         assert self.account is not None
-        return self.account.sources(self.server_round, self.client, purpose)
+        return self.account.sources(self.server_round, self.client, purpose, *which)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice, repeat
 
 import torch
 from torch import Tensor
 
 from clients.training.account import Account
-from clients.training.objective import Objective, objective
+from clients.training.gradients import Gradients
 from clients.training.optimizers import optimizer_of
 from clients.training.private_steps import noise_in_update, private_steps
-from clients.training.releasing import Releasing
 from clients.training.view import ForwardPass
 from fedpers.compute import computing_in
 from fedpers.config import Config
@@ -23,10 +21,10 @@ from fedpers.errors import ClientError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
-from fedpers.seeding import drawn_from, seeded, torch_generator
+from fedpers.seeding import torch_generator
 
 
-class Trainer(Releasing):
+class Trainer(Gradients):
     """Trains and predicts with one resident model on the examples of one client.
 
     Args:
@@ -55,9 +53,8 @@ class Trainer(Releasing):
         self.losses: dict[str, float] = {}
         self.noise: dict[str, float] = {}  # of a part's scalars, in standard deviations
         self.broken: dict[str, Exception] = {}  # phases that changed nothing, see ``run``
-        self._validation, self._releasing = validation, False
+        self._validation = validation
         self._optimizers: dict[str, torch.optim.Optimizer] = {}  # of phases taken step by step
-        self._drawn = Counter[str]()  # forward passes beside ``run``, by phase
         self._seen = Counter[str]()  # examples in the steps of a phase
 
     @property
@@ -120,26 +117,6 @@ class Trainer(Releasing):
             self.losses[phase.name] = total / (before + count)
 
         return self._unless_broken(phase, working, chosen, descend)
-
-    def objective(self, phase: Phase, working: Parts) -> Objective:
-        """A phase's mean loss as a function of what it trains, for gradients of any order: a step
-        within it, and the gradient through that step (MAML; Finn et al. 2017, arXiv 1703.03400).
-
-        Nothing is random in its forward passes, or they draw what torch's generator gives.
-
-        Raises:
-            ClientError: the phase is released, and the round private.
-        """
-        self._check_free(phase, "objective")
-        return objective(self, phase, working, self.examples)
-
-    def _check_free(self, phase: Phase, what: str) -> None:
-        """Refuse what adds no noise where noise is due."""
-        if phase.released and self.account is not None:
-            raise ClientError(
-                f"phase {phase.name!r}: trainer.{what} adds no noise, and the phase is released; "
-                "take trainer.run"
-            )
 
     def _share(self, phase: Phase) -> float:
         return 1.0 if phase.blend is None else phase.blend[1]
@@ -206,33 +183,6 @@ class Trainer(Releasing):
                 "lower training.lr, or look for odd values in this client's data"
             )
 
-    @contextmanager
-    def _drawing(self, phase: Phase, *more: int) -> Iterator[None]:
-        """Within, what is random in a forward pass is known, or secret where it is released.
-
-        Args:
-            more: which of several.
-
-        Raises:
-            ClientError: a released phase drew from torch's generator, of which 32 bits are secret.
-        """
-        path: tuple[int | str, ...] = ("forward", self.server_round, self.client, phase.name, *more)
-        if self.account is None or not phase.released:
-            with seeded(self.config.seed, *path, device=self.device):
-                yield
-            return
-        before = drawn_from(self.device)
-        self.model.source = self.account.sources(*path)
-        try:
-            yield
-        finally:
-            self.model.source = None
-        if drawn_from(self.device) != before:
-            raise ClientError(
-                f"phase {phase.name!r}: a forward pass drew from torch's generator, which can be "
-                "guessed; draw by model.uniform"
-            )
-
     def _descend(self, phase: Phase, working: Parts, reference: Outputs | None) -> float:
         """Gradient descent on the filled model; returns the mean loss over all steps."""
         parameters, share = self._only(phase.trains), self._share(phase)
@@ -284,14 +234,7 @@ class Trainer(Releasing):
         assert self.account is not None
         privacy = self.config.privacy
         parameters = self._only(phase.trains)
-        anchors, objective = self._anchors(phase, working), phase.objective(self.task)
-
-        def losses(drawn: Tensor) -> Tensor:
-            batch = drawn.to(self.device, non_blocking=True)
-            outputs = self.algorithm.forward(self.model, self.examples.x[batch], training=True)
-            seen = None if reference is None else reference.take(batch)
-            return objective(outputs, self.examples.y[batch], seen)
-
+        anchors = self._anchors(phase, working)
         optimizer = optimizer_of(
             phase, parameters, share, self.config, self.server_round, privacy.lr
         )
@@ -304,7 +247,7 @@ class Trainer(Releasing):
             self.model,
             parameters,
             optimizer,
-            losses,
+            self._losses(phase, reference),
             examples=len(self.examples),
             expected=expected,
             release=release,
@@ -319,40 +262,11 @@ class Trainer(Releasing):
             assert parameter.grad is not None and phase.prox is not None
             parameter.grad.add_(parameter.detach() - anchor, alpha=phase.prox.mu)
 
-    def gradient(self, phase: Phase, working: Parts, batch: Tensor) -> tuple[Parts, float]:
-        """The gradient of a phase's mean loss on some examples, per trained slot, and the loss.
-
-        Args:
-            batch: indices of the examples, [n].
-
-        Raises:
-            ClientError: the phase is released, and the round private.
-        """
-        self._check_free(phase, "gradient")
-        self._fill(phase.model, working)
-        for parameter in self._only(phase.trains):
-            parameter.grad = torch.zeros_like(parameter)
-        chosen = self.examples.take(batch.to(self.device))
-        outputs = self.algorithm.forward(self.model, chosen.x, training=True)
-        loss = phase.objective(self.task)(outputs, chosen.y, None).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        gradients = {}
-        for slot in phase.trains:
-            pieces = [
-                p.grad.reshape(-1) for p in self.model.trainable([slot]) if p.grad is not None
-            ]
-            gradients[slot] = working[phase.model[slot]].like(torch.cat(pieces).cpu())
-        return Parts(gradients), float(loss.detach())
-
-    def _only(self, slots: Sequence[str]) -> list[torch.nn.Parameter]:
-        """The parameters of some slots, after freezing those of all others."""
-        for slot in self.model.slots:
-            for parameter in self.model.trainable([slot]):
-                parameter.requires_grad_(slot in slots)
-        return self.model.trainable(slots)
-
     def batches(self, phase: Phase) -> Iterator[Tensor]:
-        """The indices of the examples in each batch of a phase, in its order."""
+        """The indices of the examples in each batch of a phase, in its order; empty ones, one for
+        each of its ``gradients``, where samples are nobody's to see."""
+        if phase.released and self.account is not None:
+            return repeat(torch.arange(0), phase.gradients or 0)
         generator = torch_generator(
             self.config.seed, "batches", self.server_round, self.client, phase.name
         )

@@ -192,11 +192,12 @@ class Budget:
         except ValueError:
             raise BudgetSpent(self._spent_line()) from None
 
-    def charge(self, releases: Sequence[Release]) -> None:
+    def charge(self, releases: Sequence[Release], *, one_kind: bool = True) -> None:
         """Charge what one round releases, before it is made.
 
         Args:
             releases: that of which there will be more in later rounds is the first.
+            one_kind: whether there will be more of that alone.
 
         Raises:
             BudgetSpent: it would exceed the budget; nothing is charged.
@@ -204,6 +205,10 @@ class Budget:
         growing = releases[0].mechanism
 
         def check(everything: list[Release]) -> None:
+            if not one_kind:
+                if self.epsilon < epsilon_of(everything, self.delta):
+                    raise BudgetSpent(self._spent_line())
+                return
             steps = sum(r.steps for r in everything if r.mechanism == growing)
             beside = tuple(r for r in everything if r.mechanism != growing)
             # How many fit is found once, and the same as long as nothing else is released.

@@ -99,7 +99,7 @@ def test_counts_differ_from_run_to_run_and_are_about_right(small: Any, tmp_path:
         host = host_of(config, tmp_path / str(k) / "state")
         _, report = host.train("0", 1, host.algorithm.initial)
         found.append(report["examples"])
-        account = host._account("0")
+        account = host.account("0")
         assert account is not None and account.once[EXAMPLES].mechanism.sigma < 1.2
     # 12 examples, rounded to whole numbers: five standard deviations are 6.
     assert all(6 <= count <= 18 for count in found)

@@ -84,7 +84,7 @@ def test_losses_are_of_float32_outputs_and_predictions_are_float32(
     assert all(isinstance(answer, tuple) for answer in answers.values())
     assert bool(groups) == (fold == "3")
     assert set(seen) == {(torch.float32, True)}
-    trainer = host._trainer("0", 1)
+    trainer = host.trainer("0", 1)
     working = host.algorithm.receive(parts, Parts(), Context("a", 1))
     logits = host.algorithm.predict("global", working, trainer.examples.x, trainer, "test")
     assert logits is not None and not bool((logits.bfloat16() == logits).all())

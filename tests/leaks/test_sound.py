@@ -20,6 +20,19 @@ def test_noised_counts_pass(tried: Try) -> None:
     assert tried("prior", "privacy.weights=counts", "privacy.delta=1e-5") is None
 
 
+OWN = "own_numbers:Sound"
+
+
+def test_numbers_sums_and_gradients_of_a_methods_own_pass(tried: Try) -> None:
+    assert tried(OWN, "rounds=3") is None
+
+
+@pytest.mark.slow
+def test_they_pass_on_samples_and_where_the_number_of_examples_is_protected(tried: Try) -> None:
+    assert tried(OWN, "privacy.sampling_rate=0.5") is None
+    assert tried(OWN, "privacy.weights=counts", "privacy.delta=1e-5") is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_passes(tried: Try, name: str) -> None:

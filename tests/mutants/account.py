@@ -13,31 +13,31 @@ ACCOUNT = [
     Mutant(
         "a charge skipped",
         "clients/training/account.py",
-        "self.budget.charge([self.round, *(self.once[name] for name in once)])",
+        "self.budget.charge([r for r in steps if r.steps] or steps, one_kind=not self.each)",
         "pass",
         PHASES,
     ),
     Mutant(
         "counts not charged",
         "clients/training/account.py",
-        "self.budget.charge([self.round, *(self.once[name] for name in once)])",
-        "self.budget.charge([self.round])",
+        "self._pay([self.round], each | dict.fromkeys(once, 1))",
+        "self._pay([self.round], each)\n        self._paid.update(once)",
         of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),
     Mutant(
         "charged once for two phases",
         "clients/training/account.py",
-        "self.round = self.phase._replace(steps=privacy.steps * self.phases)",
-        "self.round = self.phase._replace(steps=privacy.steps)",
+        "steps=privacy.steps * self.phases + self.gradients",
+        "steps=privacy.steps",
         PHASES,
     ),
     Mutant(
         "charged when all is trained",
         "clients/training/account.py",
-        "self.budget.charge([self.round, *(self.once[name] for name in once)])",
+        "self.budget.charge([r for r in steps if r.steps] or steps, one_kind=not self.each)",
         "def late() -> dict[str, float]:\n"
         "            del self.spending  # type: ignore\n"
-        "            self.budget.charge([self.round, *(self.once[name] for name in once)])\n"
+        "            self.budget.charge(steps)\n"
         "            return self.spending()\n\n"
         "        self.spending = late  # type: ignore",
         of(
@@ -68,7 +68,7 @@ ACCOUNT = [
     Mutant(
         "counts as often as wanted for one charge",
         "clients/training/account.py",
-        "        self._once_paid.remove(what)\n",
+        "        self._paid[what] -= 1\n",
         "",
         of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),

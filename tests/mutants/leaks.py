@@ -173,8 +173,8 @@ DOOR = [
     Mutant(
         "sums divided by a number of examples that is protected",
         "clients/training/account.py",
-        "return max(1.0, rate * self._count)",
-        "return rate * examples",
+        "        return self._count\n",
+        "        return examples\n",
         of(
             "clients/test_counts.py",
             "test_the_noise_tells_of_nothing_but_the_released_count",

@@ -84,8 +84,8 @@ CLIPPING = [
     Mutant(
         "counts not clipped per example",
         "clients/training/releasing.py",
-        "factors = (1 / contributions.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)",
-        "factors = torch.ones(len(contributions))",
+        "factors = (1 / rows.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)",
+        "factors = torch.ones(len(rows))",
         of("clients/test_confined.py", "test_an_example_adds_no_more_than_one_to_counts"),
     ),
 ]
@@ -137,15 +137,15 @@ ADDED_NOISE = [
     Mutant(
         "counts without noise",
         "clients/training/account.py",
-        "return self.once[what].mechanism.noised(counts, 1.0, source).clamp_min(0)",
-        "return counts",
+        "return (self.once | self.each)[what].mechanism.noised(total, 1.0, source)",
+        "return total",
         of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),
     Mutant(
         "noise of counts halved",
         "clients/training/account.py",
-        "return self.once[what].mechanism.noised(counts, 1.0, source).clamp_min(0)",
-        "return self.once[what].mechanism.noised(counts, 0.5, source).clamp_min(0)",
+        "return (self.once | self.each)[what].mechanism.noised(total, 1.0, source)",
+        "return (self.once | self.each)[what].mechanism.noised(total, 0.5, source)",
         of("clients/training/test_account.py", "test_counts_are_paid_for_once_and_noised"),
     ),
     Mutant(

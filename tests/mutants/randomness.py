@@ -51,8 +51,8 @@ RANDOMNESS = [
     Mutant(
         "all rounds have one key",
         "clients/training/releasing.py",
-        "return self.account.sources(self.server_round, self.client, purpose)",
-        "return self.account.sources(self.client, purpose)",
+        "return self.account.sources(self.server_round, self.client, purpose, *which)",
+        "return self.account.sources(self.client, purpose, *which)",
         of("clients/test_sources.py", "test_each_round_client_and_purpose_has_a_source_of_its_own"),
     ),
     Mutant(
@@ -125,7 +125,7 @@ RANDOMNESS = [
     ),
     Mutant(
         "the gate's noise by torch's generator",
-        "clients/training/trainer.py",
+        "clients/training/gradients.py",
         "self.model.source = self.account.sources(*path)",
         "self.model.source = None",
         of(
@@ -135,7 +135,7 @@ RANDOMNESS = [
     ),
     Mutant(
         "torch's generator in a private forward pass let through",
-        "clients/training/trainer.py",
+        "clients/training/gradients.py",
         "if drawn_from(self.device) != before:",
         "if False:",
         of(

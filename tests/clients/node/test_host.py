@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.node.dealing import deal
+from clients.node.exporting import export
 from clients.node.host import ClientHost
 from clients.node.store import ClientStore
 from fedpers.config import Config
@@ -221,7 +222,8 @@ def test_the_model_of_the_reported_round_is_exported(
         node.evaluate("0", server_round, upload)
         kept = ClientStore(node.stores, "0").load_before("personal", 99)
         scored.append(kept["personal.head"]["head.weight"])
-    node.export("0", 1, tmp_path / "adapters", {"round": 1})
+    known = (node.model, node.store("0"), node.config)
+    export(*known, "0", 1, tmp_path / "adapters", {"round": 1})
     from safetensors.torch import load_file
 
     saved = load_file(tmp_path / "adapters" / "0" / "model.safetensors")

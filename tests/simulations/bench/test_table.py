@@ -106,7 +106,7 @@ def test_fedcp_as_published_predicts_what_ours_does(tmp_path: Path) -> None:
     model.eval()
     x = host.data.client("0000").train.x
     working = host.algorithm.receive(loop.broadcast, Parts(), Context("a", 1))
-    ours = host.algorithm.predict("personal", working, x, host._trainer("0000", 1), "test")
+    ours = host.algorithm.predict("personal", working, x, host.trainer("0000", 1), "test")
     assert ours is not None
     torch.testing.assert_close(model(x).detach(), ours, rtol=0, atol=1e-5)
     assert [len(upload) for upload in loop.round().values()] == [12, 12]
