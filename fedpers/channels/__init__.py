@@ -1,1 +1,1 @@
-"""What an update passes through on its way: channels."""
+"""Channels: what an update passes through on its way into a mixture."""
