@@ -38,7 +38,7 @@ def in_the_clear(row: Row) -> Parts:
         ClientError: it is opaque.
     """
     if not isinstance(row, Parts):
-        raise ClientError("message: got sealed parts, takes plain ones")
+        raise ClientError("message: got opaque parts, takes plain ones")
     return row
 
 
@@ -77,7 +77,7 @@ def _pack_opaque(rows: Sequence[Row], body: Mapping[str, Any]) -> RecordDict:
     arrays = {}
     for k, row in enumerate(rows):
         if not isinstance(row, Opaque):
-            raise ValueError("rows: got plain parts beside sealed ones, takes one kind a message")
+            raise ValueError("rows: got plain parts beside opaque ones, takes one kind a message")
         data = row.to_bytes()
         arrays[str(k)] = Array(dtype="uint8", shape=(len(data),), stype=row.stype, data=data)
     config = ConfigRecord({"opaque": len(rows), "body": json.dumps(body)})

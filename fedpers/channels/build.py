@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedpers.channels.base import Channel, Method, Needs, NodeChannel
@@ -10,6 +11,7 @@ from fedpers.channels.client_noise import ClientNoise, ClientNoiseNode
 from fedpers.channels.named import channel_named
 from fedpers.channels.sealed.channel import Sealed
 from fedpers.channels.sealed.check import check_keys, described
+from fedpers.channels.sealed.keys import deal_keys
 from fedpers.channels.sealed.node import SealedNode
 from fedpers.config import Config
 from fedpers.errors import ConfigError
@@ -45,6 +47,23 @@ def check_clients(config: Config, needs: Needs, clients: int) -> None:
     """
     if config.encryption.enabled:
         check_keys(config, clients, rows=needs.rows)
+
+
+def with_keys(
+    config: Config, needs: Needs, clients: int, server: Path, nodes: Sequence[Path]
+) -> Config:
+    """The settings of a server that has the keys which the channel takes; as they are, where it
+    takes none.
+
+    Args:
+        clients: how many there are.
+        server: a folder to make for the server's half.
+        nodes: folders to make for the clients' half, one a node.
+    """
+    if not config.encryption.enabled:
+        return config
+    deal_keys(config.encryption.scheme, clients, needs.rows, server, nodes)
+    return replace(config, encryption=replace(config.encryption, keys=str(server)))
 
 
 def describe(config: Config, keys: Path | None) -> Iterator[str]:

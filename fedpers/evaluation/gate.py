@@ -15,8 +15,7 @@ from math import fsum
 from fedpers.evaluation.results import ClientResult
 from fedpers.tasks.base import Metric, Tally
 
-POPULATION_LEVEL = 0.05
-CLIENT_LEVEL = 0.01
+FOR_ALL, FOR_ONE = 0.05, 0.01  # the levels of the tests that decide for a population, and a client
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -36,13 +35,13 @@ def choose(results: Sequence[ClientResult]) -> dict[str, str]:
     judged = {r.client: r.val for r in results if _comparable(r.val)}
     won = sum(tally.wins("personal", "global") for tally in judged.values())
     lost = sum(tally.wins("global", "personal") for tally in judged.values())
-    common = "personal" if sign_test(won, lost) < POPULATION_LEVEL else "global"
+    common = "personal" if sign_test(won, lost) < FOR_ALL else "global"
     chosen = dict.fromkeys((r.client for r in results), common)
     for client, tally in judged.items():
         gain, loss = tally.wins("personal", "global"), tally.wins("global", "personal")
-        if common == "global" and sign_test(gain, loss) < CLIENT_LEVEL:
+        if common == "global" and sign_test(gain, loss) < FOR_ONE:
             chosen[client] = "personal"
-        if common == "personal" and sign_test(loss, gain) < CLIENT_LEVEL:
+        if common == "personal" and sign_test(loss, gain) < FOR_ONE:
             chosen[client] = "global"
     return chosen
 

@@ -208,35 +208,29 @@ def make_files(config: Config, folder: Path) -> Files:
 
     import numpy as np
 
-    from fedpers.channels.sealed import new_keys
+    from fedpers.channels.build import with_keys
     from fedpers.config import load_config
     from fedpers.data import load_data
+    from strategies.base import find_strategy
 
     count = config.strategy.min_clients
     dealt = load_data(load_config(None, [f"data.clients={count}", "data.partition.alpha=0.5"]))
     public = folder / "public.npz"
     np.savez(public, x=dealt.public.x.numpy(), y=dealt.public.y.numpy())
     names = [f"device-{client}" for client in dealt.clients]
-    data, keys = {}, {}
+    data = {}
     for name, client in zip(names, dealt.clients, strict=True):
         own = dealt.client(client)
         data[name] = folder / f"{name}.npz"
         parts = (own.train, own.val, own.test)
         x, y = (np.concatenate([getattr(p, which).numpy() for p in parts]) for which in "xy")
         np.savez(data[name], x=x, y=y)
-    server = folder / "server-keys"
-    if config.encryption.enabled:
-        made = folder / "made-keys"
-        new_keys(made, config.encryption.scheme, count, rows=config.strategy.name == "pfedsim")
-        server.mkdir()
-        shutil.move(made / "server.context", server)  # all that the server gets
-        for name in names:
-            keys[name] = folder / f"keys-{name}"
-            keys[name].mkdir(mode=0o700)
-            shutil.copy2(made / "client.key", keys[name])  # with its mode, 0600
-    own_data = replace(config.data, path=str(public))
-    sealed = replace(config.encryption, keys=str(server) if keys else None)
-    return Files(replace(config, data=own_data, encryption=sealed), data, keys)
+    settings = replace(config, data=replace(config.data, path=str(public)))
+    strategy, keys = find_strategy(settings), {name: folder / f"keys-{name}" for name in names}
+    needs = strategy.needs(strategy.check(settings, dealt))
+    settings = with_keys(settings, needs, count, folder / "server-keys", [*keys.values()])
+    made = {name: path for name, path in keys.items() if path.is_dir()}
+    return Files(settings, data, made)
 
 
 def _listens(superlink: subprocess.Popen[bytes], port: int) -> bool:

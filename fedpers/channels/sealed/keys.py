@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,6 +135,26 @@ def new_keys(folder: Path, scheme: str, cohort: int, rows: bool = False) -> str:
             "key folder", str(folder), f"one to write to ({error.strerror})"
         ) from None
     return pair.key_id
+
+
+def deal_keys(scheme: str, cohort: int, rows: bool, server: Path, nodes: Sequence[Path]) -> None:
+    """Make a key, and fresh folders with its halves: ``server.context`` in ``server``, and a copy
+    of ``client.key`` in each of ``nodes``.
+
+    Args:
+        scheme, cohort, rows: as in ``new_keys``.
+
+    Raises:
+        ConfigError: as in ``new_keys``.
+    """
+    made = server.with_name(f"{server.name}-made")
+    new_keys(made, scheme, cohort, rows)
+    for folder in (server, *nodes):
+        folder.mkdir(mode=0o700)
+    for folder in nodes:
+        shutil.copy2(made / CLIENT_FILE, folder)  # with its mode, 0600
+    shutil.move(made / SERVER_FILE, server)  # all that the server gets
+    shutil.rmtree(made)
 
 
 def load_client(path: Path) -> ClientCipher:
