@@ -43,6 +43,15 @@ class MaskedClient:
         """The client's id."""
         return self.identity.client
 
+    @property
+    def tag(self) -> int:
+        """The last tag that it served: a server asks for it before it names the next one.
+
+        Raises:
+            Refused: it does not know.
+        """
+        return self.memory.read().tag
+
     def advertise(self, terms: Terms) -> bytes:
         """AdvertiseKeys: 32 bytes, this client's contribution to the graph of the tag.
 

@@ -59,6 +59,20 @@ class Memory:
         write_own(path, json.dumps(asdict(Served())))
         return cls(path)
 
+    def read(self) -> Served:
+        """What was served.
+
+        Raises:
+            Refused: the file is gone or is not what was written.
+        """
+        try:
+            text = read_own(self.path)
+            if text is None:
+                raise Refused("memory: it is gone, so that a pad could be used twice; enrol anew")
+            return Served(**json.loads(text))
+        except (OSError, TypeError, ValueError):
+            raise Refused("memory: it cannot be read, so a pad could be used twice") from None
+
     def join(self, session: Session) -> None:
         """A contribution is about to leave."""
         with self._step() as served:
@@ -111,16 +125,7 @@ class Memory:
     @contextmanager
     def _step(self) -> Iterator[Served]:
         with alone_with(self.path):
-            yield self._read()
-
-    def _read(self) -> Served:
-        try:
-            text = read_own(self.path)
-            if text is None:
-                raise Refused("memory: it is gone, so that a pad could be used twice; enrol anew")
-            return Served(**json.loads(text))
-        except (OSError, TypeError, ValueError):
-            raise Refused("memory: it cannot be read, so a pad could be used twice") from None
+            yield self.read()
 
     def _write(self, served: Served) -> None:
         write_own(self.path, json.dumps(asdict(served)))

@@ -140,6 +140,34 @@ def test_split_views_reach_no_quorum_even_if_the_corrupt_sign_both(cohort: Cohor
                 cohort.clients[name].reveal(terms, seen, signatures, sent)
 
 
+def test_clients_that_were_told_different_terms_add_up_to_nothing(cohort: Cohort) -> None:
+    """Under one tag half of them are in round 1 and half in round 2: no pads cancel, and neither
+    half is a quorum."""
+    terms = {False: cohort.terms(1)}
+    terms[True] = replace(terms[False], round=2)
+    words = cohort.words(terms[False])
+    told = {name: terms[place >= 4] for place, name in enumerate(cohort.clients)}
+    servers = {half: MaskedServer(terms[half], cohort.registry, PAIRS) for half in terms}
+    for place, (name, client) in enumerate(cohort.clients.items()):
+        data = client.mask(told[name], words[name])
+        with pytest.raises(Refused, match="for other terms"):
+            servers[place < 4].receive(data)
+        servers[place >= 4].receive(data)
+    for name, client in cohort.clients.items():
+        with pytest.raises(Refused, match="not agreed to"):
+            client.sign(terms[told[name] is terms[False]], tuple(cohort.clients))
+        assert client.sign(told[name], tuple(cohort.clients))  # it cannot know yet
+    session = Session(terms[False], cohort.registry, PAIRS)
+    digest = session.survivors(tuple(cohort.clients))
+    signatures = {
+        name: client.sign(told[name], tuple(cohort.clients))
+        for name, client in cohort.clients.items()
+    }
+    with pytest.raises(Refused, match="got 4 good ones, takes 6"):
+        cohort.clients["client-0000"].reveal(terms[False], terms[False].cohort, signatures, {})
+    assert digest != Session(terms[True], cohort.registry, PAIRS).survivors(terms[True].cohort)
+
+
 def test_signatures_of_strangers_other_tags_and_other_sets_do_not_count(cohort: Cohort) -> None:
     old = cohort.terms()
     cohort.uploaded(old, cohort.words(old), old.cohort)

@@ -102,7 +102,9 @@ def test_a_repeated_round_takes_a_new_tag_and_other_pads_and_only_so_often(cohor
     first, second, third = cohort.terms(3), cohort.terms(3), cohort.terms(3)
     words = cohort.words(first)
     one = cohort.clients[first.cohort[0]]
+    assert one.tag == 0
     uploads = [one.mask(terms, words[one.me]) for terms in (first, second)]
+    assert one.tag == second.tag
     assert uploads[0] != uploads[1]
     with pytest.raises(Refused, match=r"round 3: got tag number 3, takes 2 a round"):
         one.mask(third, words[one.me])
