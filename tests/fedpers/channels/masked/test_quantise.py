@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,23 @@ def test_the_weights_that_add_are_those_that_multiply(weight: float) -> None:
         for source in [secret() for _ in range(8)]
     }
     assert drawn == {int(own)}
+
+
+def test_layouts_are_told_apart_by_all_that_they_are() -> None:
+    """Both sides put this into what they sign; 1 and 1.0 are one number."""
+    field = Field("body", 3, (-1, 2), 8)
+    assert Layout([field], 4).signed == Layout([replace(field, bound=(-1.0, 2.0))], 4).signed
+    others = [
+        replace(field, name="head"),
+        replace(field, length=4),
+        replace(field, bound=(-1, 3)),
+        replace(field, bound=(-2, 2)),
+        replace(field, bits=9),
+        replace(field, weighted=False),
+    ]
+    signed = {Layout([one], 4).signed for one in (field, *others)}
+    signed |= {Layout([field], 5).signed, Layout([field, others[0]], 4).signed}
+    assert len(signed) == 9
 
 
 def test_weights_scale_before_rounding() -> None:

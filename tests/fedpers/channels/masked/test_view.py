@@ -148,3 +148,17 @@ def test_own_seeds_are_fresh_for_each_client_and_tag(tmp_path: Path) -> None:
     views = [View(tmp_path / "one", PAIRS), View(tmp_path / "two", PAIRS)]
     own = {view.seeds(())[one, one] for view in views for one in view.there}
     assert len(own) == 20 and min(own) > 2**64
+
+
+def test_shares_that_are_derived_are_of_one_owner_helper_and_tag(tmp_path: Path) -> None:
+    """Both ends derive the same row, and no other row has one of its elements."""
+    cohort = Cohort(tmp_path, 4, PAIRS)
+    sessions = [Session(cohort.terms(), cohort.registry, PAIRS) for _ in range(2)]
+    rows = []
+    for session in sessions:
+        for owner, client in cohort.clients.items():
+            for helper in session.graph.neighbours(owner):
+                row = client._derived(session, owner, helper)
+                assert row == cohort.clients[helper]._derived(session, owner, helper)
+                rows += row
+    assert len(set(rows)) == len(rows) == 2 * 4 * 3 * 4
