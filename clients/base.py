@@ -18,7 +18,6 @@ from fedpers.errors import ClientError, ConfigError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
-from fedpers.privacy.plan import check_plan
 from fedpers.registry import Registry
 from fedpers.stats import Stat
 from fedpers.tasks.base import TASKS, task_named
@@ -84,6 +83,12 @@ class LocalAlgorithm:
             takes = "ffa or both: this method keeps a whole personal adapter already"
             raise ConfigError("model.lora.share", "a-only", takes)
         self.initial = Parts({slot: model.read(slot) for slot in self.slots})
+        # What the server sends and what may be uploaded, as it is at first.
+        counts, declared = self.banks(), dict[str, Part]()
+        for slot in self.sends:
+            copies = [f"{slot}@{k}" for k in range(counts[slot])] if slot in counts else [slot]
+            declared |= dict.fromkeys(copies, self.initial[slot])
+        self.declared = Parts(declared)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._frozen:
@@ -115,6 +120,15 @@ class LocalAlgorithm:
     def extend(self, model: PersonalModel) -> None:
         """Add the method's own slots to the model. Default: none."""
 
+    def banks(self) -> Mapping[str, int]:
+        """Slots of which the server has several copies, and how many. Default: none.
+
+        All copies come with a broadcast, as the parts ``slot@0``, ``slot@1`` and so on; the slot's
+        own part is the first of them, until the method puts another in its place (``prepare``,
+        ``tune``). Its ``upload`` names those that the client trained, and no others.
+        """
+        return {}
+
     def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """The working parts at the start of a round.
 
@@ -123,6 +137,7 @@ class LocalAlgorithm:
             personal: the ``personal.*`` parts kept from earlier rounds; empty at first.
             context: whose round it is, and what the server said to this client alone.
         """
+        broadcast = broadcast | {slot: broadcast[f"{slot}@0"] for slot in self.banks()}
         working = Parts({f"received.{name}": part for name, part in broadcast.items()}) | broadcast
         kept: dict[str, Part] = {}
         for slot in self.kept_slots():
@@ -297,7 +312,7 @@ class LocalAlgorithm:
         if mode == "personal":
             return self.branch(self.keeps)
         shared = all(slot in self.sends for slot in self.slots if slot != "private")
-        return self.branch(()) if shared else None
+        return self.branch(()) if shared and not self.banks() else None
 
     def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
         """The forward pass. Default: the model's own, with nothing random in it."""
@@ -321,56 +336,6 @@ def read_only(value: Any) -> Any:
     if type(value) in (list, tuple):
         return tuple(read_only(item) for item in value)
     return frozenset(value) if isinstance(value, set) else value
-
-
-def check_told(name: str, algorithm: LocalAlgorithm) -> None:
-    """Refuse a method that would tell the server, in a private run, what no noise covers.
-
-    Raises:
-        ConfigError: naming what it is, and the cure.
-    """
-    if algorithm.messages:
-        raise ConfigError(
-            "strategy.name",
-            name,
-            "with privacy a method without messages of its own, as no noise covers what "
-            f"{algorithm.messages[0]!r} answers",
-            "tell it in reports or polls, which are noised and charged",
-        )
-    if algorithm.config.privacy.by_client and (told := [*algorithm.reports, *algorithm.polls]):
-        takes = "with privacy.unit=client a method that tells nothing beside its updates, and "
-        raise ConfigError("strategy.name", name, f"{takes}this one tells {told[0].name}")
-
-
-def check_private(name: str, algorithm: LocalAlgorithm) -> None:
-    """Refuse a method that would release what its DP training does not cover, and freeze it.
-
-    Raises:
-        ConfigError: naming what leaks, and the cure.
-        ClientError: it changes its own state.
-    """
-    check_told(name, algorithm)
-    for hook in ("__setattr__", "__delattr__", "freeze"):
-        if getattr(type(algorithm), hook) is not getattr(LocalAlgorithm, hook):
-            takes = f"with privacy a method without a {hook} of its own: it may hold no state"
-            raise ConfigError("strategy.name", name, takes)
-    for hook in ("train", "prepare", "conclude"):
-        definer = next(c for c in type(algorithm).__mro__ if hook in c.__dict__)
-        if not definer.__dict__.get("accounted", False):
-            raise ConfigError(
-                "strategy.name",
-                name,
-                f"with privacy a method whose data are read in its phases alone, and "
-                f"{definer.__name__}.{hook} reads more",
-                "set accounted = True in that class if what it reads influences nothing that "
-                "leaves",
-            )
-    if (precision := algorithm.config.training.precision) != "float32":
-        takes = "float32 with privacy: what is clipped to a bound must be computed as finely"
-        raise ConfigError("training.precision", precision, takes)
-    algorithm.freeze()
-    sent = algorithm.initial.only(algorithm.sends)
-    check_plan(name, algorithm, sent, algorithm.config.rounds)
 
 
 def find_algorithm(

@@ -25,7 +25,7 @@ def drive(
         full: with evaluations and newcomers in between.
     """
     clients = host.data.clients
-    first = opening(host.algorithm.initial.only(host.algorithm.sends))
+    first = opening(host.algorithm.declared)
     sent = dict.fromkeys(clients, first)
     newcomer = host.data.held_out[0]
     for k, server_round in enumerate(rounds):
@@ -112,6 +112,8 @@ def mixed(sent: Mapping[str, Parts], uploads: Mapping[str, Parts]) -> dict[str, 
     """What is sent next: the mean of what came, for every other client half of it and half its own;
     what was sent before where nothing came that can be used."""
     layouts = next(iter(sent.values())).layouts
+    # Of a bank's copies a client sends those that it trained.
+    uploads = {client: sent[client] | upload for client, upload in uploads.items()}
     usable = {
         client: upload
         for client, upload in uploads.items()

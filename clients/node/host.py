@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, check_private, check_told, find_algorithm
+from clients.admission import check_private, check_told
+from clients.base import LocalAlgorithm, find_algorithm
 from clients.methods.local import Local
 from clients.node.device import Device
 from clients.node.exporting import EVALUATED, evaluated_in
@@ -106,8 +107,7 @@ class ClientHost(Keeper):
         clients = len(self.data.clients)
         super().__init__(config, stores, device, clients, found.weights_of, sources)
         self.hosted = [*self.data.clients, *self.data.held_out]
-        initial = self.algorithm.initial
-        self.declared = {slot: initial[slot].layout for slot in self.algorithm.sends}
+        self.declared = self.algorithm.declared.layouts
         self.reports = [stat.name for stat in self.algorithm.reports]
         self.view = ModelView(self.model, self.algorithm)
         self.scoring = self._scoring()

@@ -44,7 +44,7 @@ def invert(config: Config, *, examples: int = 6, steps: int = 500) -> tuple[Tens
     originals, found = [], []
     with audited(config) as host:
         data = host.data
-        broadcast = host.algorithm.initial.only(host.algorithm.sends)
+        broadcast = host.algorithm.declared
         for k in range(examples):
             client = data.clients[k % len(data.clients)]
             own = data.client(client).train

@@ -66,7 +66,7 @@ def _figures(scores: NDArray[np.float64], members: NDArray[np.bool_]) -> dict[st
 def _confidences(host: ClientHost) -> dict[str, tuple[Tensor, Tensor]]:
     """Trains all clients; each model's loss and confidence on all examples, by client."""
     config, algorithm = host.config, host.algorithm
-    broadcast, uploads = algorithm.initial.only(algorithm.sends), dict[str, Parts]()
+    broadcast, uploads = algorithm.declared, dict[str, Parts]()
     for server_round in range(1, config.rounds + 1):
         for client in host.data.clients:
             try:

@@ -65,7 +65,7 @@ def lower_bound(config: Config, *, canaries: int | None = None) -> dict[str, Any
     with audited(config) as host:
         client = max(host.data.clients, key=host.data.size)
         own = host.data.client(client).train
-        broadcast = host.algorithm.initial.only(host.algorithm.sends)
+        broadcast = host.algorithm.declared
         scalars = len(_flat(broadcast))
         most = MEMORY // scalars
         canaries = min(CANARIES, most) if canaries is None else canaries

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from clients.base import check_private, find_algorithm
+from clients.admission import check_private
+from clients.base import find_algorithm
 from clients.training.account import check_client
 from fedpers.channels.build import check_clients
 from fedpers.config import Config

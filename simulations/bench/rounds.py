@@ -176,7 +176,7 @@ class Share:
         model = build_model(config, data)
         found, params = find_algorithm(method, config, [])
         algorithm: LocalAlgorithm = found(config, model, params)
-        self.broadcast = algorithm.initial.only(algorithm.sends)
+        self.broadcast = algorithm.declared
         self.clients = deal({client: data.size(client) for client in data.clients}, shares)[share]
         self.examples = [data.client(client).train for client in self.clients]
 
@@ -352,7 +352,7 @@ class Tasks:
         host = ClientHost(config, "fedavg", [], folder / "run" / "state")
         self.head["schema"] = host.data.schema.to_json()
         self.clients = [client for client in host.data.clients if not host.data.size(client)]
-        self.broadcast = host.algorithm.initial.only(host.algorithm.sends)
+        self.broadcast = host.algorithm.declared
         self.grids = {nodes: SerialGrid(app, nodes=nodes) for nodes in (2, clients)}
 
     def ask(self, nodes: int) -> list[Parts]:

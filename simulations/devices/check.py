@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from clients.base import check_private, find_algorithm
+from clients.admission import check_private
+from clients.base import find_algorithm
 from clients.node.device import Device
 from clients.training.account import check_client
 from fedpers.channels.build import describe
@@ -55,7 +56,7 @@ def check_device(
     name = strategy.client_side()
     algorithm, params = find_algorithm(name, config, strategy.param_names())
     bound = algorithm(config, build_model(replace(config, model=bare), found), params)
-    sent = sum(bound.initial[slot].layout.size for slot in bound.sends)
+    sent = sum(layout.size for layout in bound.declared.layouts.values())
     yield f"model: {config.model.name} for {name}, {sent:,} scalars are sent in a round"
     yield from _privacy(config, name, bound, client, len(own.train), state)
     yield from describe(config, keys)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, check_private
+from clients.admission import check_private
+from clients.base import LocalAlgorithm
 from clients.node.host import ClientHost
 from clients.node.store import ClientStore
 from clients.training.account import LABELS, Account

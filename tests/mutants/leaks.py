@@ -16,8 +16,8 @@ def leaking(method: str) -> tuple[str, ...]:
 CONFINED = [
     Mutant(
         "the plan not run",
-        "clients/base.py",
-        "    check_plan(name, algorithm, sent, algorithm.config.rounds)\n",
+        "clients/admission.py",
+        "    check_plan(name, algorithm, algorithm.declared, algorithm.config.rounds)\n",
         "",
         of("fedpers/privacy/test_plan.py", "test_a_private_head_read_by_a_released_phase"),
     ),
@@ -98,7 +98,7 @@ CONFINED = [
     ),
     Mutant(
         "methods not frozen",
-        "clients/base.py",
+        "clients/admission.py",
         "    algorithm.freeze()\n",
         "",
         of("clients/test_confined.py", "test_a_method_holds_no_state_in_a_private_run"),

@@ -48,14 +48,12 @@ class Fitting(LocalAlgorithm):
     Params = Clusters
     scored = "after combining, with the model that fits best"
 
-    def __init__(self, config, model, params):
-        super().__init__(config, model, params)
-        self.initial |= bank(self.initial.only(self.slots), params.clusters)
-        self.sends = tuple(name for name in self.initial if "@" in name)
+    def banks(self):
+        return dict.fromkeys(self.sends, self.params.clusters)
 
     def prepare(self, working, trainer):
         losses = []
-        for k in range(self.params.clusters):
+        for k in range(self.params.clusters if len(trainer.examples) else 1):
             filling = {slot: f"{slot}@{k}" for slot in self.slots}
             outputs = trainer.outputs(filling, working, trainer.examples.x)
             losses.append(float(self.task.loss(outputs, trainer.examples.y).mean()))
@@ -64,7 +62,7 @@ class Fitting(LocalAlgorithm):
         return working | chosen | {"best": Part.of({"": torch.tensor([float(best)])})}
 
     def tune(self, working, trainer, batches=None):
-        return self.prepare(working, trainer)
+        return super().tune(self.prepare(working, trainer), trainer, batches)
 
     def upload(self, working):
         best = int(working["best"].vector)

@@ -95,8 +95,18 @@ def test_a_channel_that_cannot_serve_them_says_so(tmp_path: Path, name: str) -> 
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["ifca", "perfedavg"])
-def test_what_no_noise_covers_is_refused(tmp_path: Path, name: str) -> None:
+def test_what_no_noise_covers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^strategy\.name: ") as refused:
-        run(tmp_path / "run", name, "privacy.enabled=true")
+        run(tmp_path / "run", "ifca", "privacy.enabled=true")
     assert "\n" not in str(refused.value)
+
+
+def test_single_gradients_are_private(tmp_path: Path) -> None:
+    """As many as are declared, in each round, at the noise that the budget asks for."""
+    settings = ["privacy.enabled=true", "privacy.epsilon=8", "privacy.steps=3"]
+    report = run(tmp_path / "run", "perfedavg", *settings)
+    assert report["failed"] is None and 7.9 < report["privacy"]["epsilon_max"] <= 8
+    ledgers = list((tmp_path / "run" / "state" / "ledgers").glob("*.json"))
+    assert len(ledgers) == 6
+    for path in ledgers:
+        assert sum(row["steps"] for row in json.loads(path.read_text())["releases"]) == 3 * 2 * 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from clients.base import check_private
+from clients.admission import check_private
 from clients.node.host import ClientHost
 from fedpers.config import Config
 from fedpers.context import Context

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.base import check_private, find_algorithm
+from clients.admission import check_private
+from clients.base import find_algorithm
 from clients.training import private_steps as module
 from clients.training.private_steps import noise_in_update, private_steps
 from clients.training.trainer import Trainer

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, check_private, check_told
+from clients.admission import check_private, check_told
+from clients.base import LocalAlgorithm
 from clients.methods.fedavg import FedAvg
 from clients.training.account import POLL, REPORT, SUMS, Account
 from clients.training.private_steps import private_steps

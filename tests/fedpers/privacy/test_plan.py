@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.base import LocalAlgorithm, check_private, find_algorithm
+from clients.admission import check_private
+from clients.base import LocalAlgorithm, find_algorithm
 from clients.training.trainer import Trainer
 from fedpers.config import Config, load_config
 from fedpers.context import Context
