@@ -42,6 +42,8 @@ class LocalAlgorithm:
         accounted: set by a class that overrides ``train``, ``prepare`` or ``conclude``, if that
             reads the client's data through its phases only, or for parts that influence nothing
             that leaves. Private runs refuse an override for which nobody said so.
+        chooses: in words, what ``predict`` makes of the personal model for each input, if it does
+            more than run it: whoever is given the saved model is told.
         derives: the parts that ``derived`` makes.
         tasks: names of the tasks that the method is for; empty for any.
         releases_counts: the method sends counts of the client's labels, once, by
@@ -59,6 +61,7 @@ class LocalAlgorithm:
     sends: ClassVar[tuple[str, ...]] = ("body", "head")
     scored: ClassVar[str] = "after combining"
     accounted: ClassVar[bool] = True
+    chooses: ClassVar[str] = ""
     derives: ClassVar[tuple[str, ...]] = ()
     tasks: ClassVar[tuple[str, ...]] = ()
     releases_counts: ClassVar[bool] = False

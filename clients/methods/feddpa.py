@@ -53,6 +53,7 @@ class FedDPA(LocalAlgorithm):
     """
 
     Params = FedDPAParams
+    chooses = "a mixture for each example"
     keeps = ("body", "head")
     scored = "after combining"
 

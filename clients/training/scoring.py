@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import random
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -38,6 +37,7 @@ class Splits(ModelView):
         self, model: PersonalModel, algorithm: LocalAlgorithm, splits: Sequence[Tensor]
     ) -> None:
         super().__init__(model, algorithm)
+        self.algorithm: LocalAlgorithm = algorithm
         self._splits, self._sizes = splits, [len(x) for x in splits]
         self._filled: list[Part] = []
         self._found: list[Outputs] = []
@@ -99,21 +99,19 @@ class Scoring:
             sets[OUTSIDE] = self.others(client).to(self.device)
         scores: dict[str, dict[str, Tensor]] = {name: {} for name in sets}
 
-        def predict(mode: str, algorithm: LocalAlgorithm, parts: Parts, called: str) -> None:
-            view = Splits(self.model, algorithm, [examples.x for examples in sets.values()])
+        def predict(mode: str, view: Splits, parts: Parts, called: str) -> None:
             for name, examples in sets.items():
-                found = algorithm.predict(called, parts, examples.x, view, name)
+                found = view.algorithm.predict(called, parts, examples.x, view, name)
                 if found is not None:
                     scores[name][mode] = found.cpu()
 
-        predict("personal", self.algorithm, working, "personal")
-        if common and self._one_model:
-            for of_modes in scores.values():
-                of_modes["global"] = of_modes["personal"]
-        elif common:
-            predict("global", self.algorithm, working, "global")
+        inputs = [examples.x for examples in sets.values()]
+        view = Splits(self.model, self.algorithm, inputs)  # where both are one model it runs once
+        predict("personal", view, working, "personal")
+        if common:
+            predict("global", view, working, "global")
         if baseline:
-            predict("local", self.local, baseline, "personal")
+            predict("local", Splits(self.model, self.local, inputs), baseline, "personal")
         tallies = {
             name: self.data.task.tally(scores[name], examples.y.cpu(), detail=name == TEST)
             for name, examples in sets.items()
@@ -125,14 +123,6 @@ class Scoring:
             test=tallies[TEST],
             outside=tallies.get(OUTSIDE),
         )
-
-    @cached_property
-    def _one_model(self) -> bool:
-        """Whether a client's personal model is the global one."""
-        if type(self.algorithm).predict is not LocalAlgorithm.predict:
-            return False
-        personal = self.algorithm.filled("personal")
-        return personal is not None and personal == self.algorithm.filled("global")
 
     def others(self, client: str) -> Examples:
         """A seeded sample of the other clients' test examples, the same in every round. It waits on

@@ -101,8 +101,8 @@ class FinishedRun:
         if self._fill_global():
             scores["global"] = self._scores(x)
         gate, note = manifest.get("gate"), ""
-        if type(self.algorithm).predict is not LocalAlgorithm.predict:
-            note = "personal: the model that was saved; the run chose a mixture for each example"
+        if self.algorithm.chooses:
+            note = f"personal: the model that was saved; the run chose {self.algorithm.chooses}"
         gate = gate if "global" in scores else None
         return Predictions(client, scores, self.data.task, gate, note)
 

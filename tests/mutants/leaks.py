@@ -106,10 +106,10 @@ CONFINED = [
     Mutant(
         "predictions get what trains",
         "clients/training/scoring.py",
-        "view = Splits(self.model, algorithm, [examples.x for examples in sets.values()])",
+        "view = Splits(self.model, self.algorithm, inputs)",
         "from clients.training.trainer import Trainer\n"
-        "            known = (self.config, self.model, algorithm, split.train)\n"
-        "            view = Trainer(*known, server_round=1, client=client)",
+        "        known = (self.config, self.model, self.algorithm, split.train)\n"
+        "        view = Trainer(*known, server_round=1, client=client)",
         of(
             "clients/test_confined.py",
             "test_predictions_and_derived_parts_come_from_the_model_alone",
