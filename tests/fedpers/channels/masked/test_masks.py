@@ -69,7 +69,7 @@ def test_packed_words_come_back_modulo_their_bits(values: list[int], bits: int) 
 
 def test_a_million_values_are_masked_for_twenty_neighbours_in_a_moment() -> None:
     found = np.zeros(333_334, np.uint64)  # 17 bits a value, three to a word
-    start = time.perf_counter()
+    start = time.process_time()
     for seed in range(21):
         add(found, seed, 1)
-    assert time.perf_counter() - start < 1.0  # 0.02 on the machine it was written on
+    assert time.process_time() - start < 1.0  # 0.02 on the machine it was written on
