@@ -314,6 +314,11 @@ class Config:
     output: str = "runs"
     state: str | None = None
 
+    @property
+    def confidential(self) -> bool:
+        """Whether anything of clients' data is to be hidden from anybody."""
+        return self.privacy.enabled or self.encryption.enabled
+
     def to_json(self) -> str:
         """Every setting as one line of JSON; ``config_from_json`` reads it back."""
         return json.dumps(asdict(self))
@@ -351,6 +356,17 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError("override", item, f"key=value ({line_of(error)})") from None
     return _merge(layers)
+
+
+def paths_of(config: Config) -> list[tuple[Any, str]]:
+    """Each setting that names a file or a folder: whose it is, and its name."""
+    return [
+        (config, "output"),
+        (config, "state"),
+        (config.data, "path"),
+        (config.data.partition, "path"),
+        (config.encryption, "keys"),
+    ]
 
 
 def config_from_json(text: str) -> Config:

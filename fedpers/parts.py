@@ -196,6 +196,11 @@ class Parts(Mapping[str, Part]):
         return digest.hexdigest()
 
 
+def bank(slot: str, copies: Sequence[Part]) -> dict[str, Part]:
+    """Several copies of a slot's part, ``slot@0`` and so on."""
+    return {f"{slot}@{k}": part for k, part in enumerate(copies)}
+
+
 def stack(updates: Sequence[Parts], name: str) -> torch.Tensor:
     """Part ``name`` of K updates as a float32 matrix X [K, size]."""
     return torch.stack([update[name].vector for update in updates]).float()

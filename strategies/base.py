@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
+from fedpers.stats import Stat
 from torch import Tensor
 
 from fedpers.channels.base import Channel, Needs, State
@@ -30,8 +31,33 @@ strategies: Registry[type[PersonalizedStrategy]] = Registry(
     "strategy", key="strategy.name", package="strategies.methods", group="fedpers.strategies"
 )
 
-Asks = Callable[[str, Mapping[str, Mapping[str, Any]]], dict[str, Mapping[str, Any]]]
-"""A kind of message and what each client is asked; what each answered."""
+
+class Asks(Protocol):
+    """Sends a message of the method's own to clients, whose side answers it (``messages``)."""
+
+    def __call__(
+        self,
+        kind: str,
+        server_round: int,
+        asked: Mapping[str, Mapping[str, Any]],
+        parts: Mapping[str, Row] | None = None,
+    ) -> dict[str, Mapping[str, Any]]:
+        """What each client answered that did.
+
+        Args:
+            asked: by client, what it is asked, JSON-able.
+            parts: what each receives with the question; nothing, by default.
+        """
+
+
+def nobody(
+    kind: str,
+    server_round: int,
+    asked: Mapping[str, Mapping[str, Any]],
+    parts: Mapping[str, Row] | None = None,
+) -> dict[str, Mapping[str, Any]]:
+    """What is answered before there is a run."""
+    return {}
 
 
 class PersonalizedStrategy:
@@ -50,14 +76,18 @@ class PersonalizedStrategy:
         shares: the slots of the model that the server keeps, mixes and sends.
         weights: of the updates: by number of ``examples``, ``equal``, or the method's ``own``, as
             its ``mixing`` has them.
+        reports: what clients report beside their updates, as the client side declares it; found in
+            ``report["method"]``.
+        polls: likewise what they say to a poll; found in ``polled``.
 
     Attributes:
         parts: the global parts, opaque where the channel hides them.
         rows: what was made for single clients: theirs alone, and never a global model.
         updates: of the round that is refined, in the roster's order; empty where they are added up
             as they come.
-        reports: of the round that is refined, by client, as declared.
+        reported: the reports of the round that is refined, by client.
         channel: for what the method needs of updates, see ``fedpers.channels.base.Channel``.
+        polled: what clients said to the round's poll, by client.
         similarity: [K, K], of the clients, where a method has it, for the report.
     """
 
@@ -65,6 +95,8 @@ class PersonalizedStrategy:
     algorithm: ClassVar[str | None] = None
     shares: ClassVar[tuple[str, ...]] = ("body", "head")
     weights: str = "examples"
+    reports: ClassVar[tuple[Stat, ...]] = ()
+    polls: ClassVar[tuple[Stat, ...]] = ()
 
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         """Bind the method to a run.
@@ -83,10 +115,11 @@ class PersonalizedStrategy:
         self.layouts: dict[str, Layout] = dict(self.parts.layouts)
         self.rows: dict[str, Row] = {}
         self.updates: Mapping[str, Row] = {}
-        self.reports: Mapping[str, Mapping[str, Any]] = {}
+        self.reported: Mapping[str, Mapping[str, Any]] = {}
+        self.polled: Mapping[str, Mapping[str, float]] = {}
         self.similarity: Tensor | None = None
         self.channel: Channel = channel_of(self)
-        self.ask: Asks = lambda kind, asked: {}  # the run gives another
+        self.ask: Asks = nobody  # the run gives another
 
     @classmethod
     def check(cls, config: Config, data: FederatedData) -> Any:
@@ -97,11 +130,20 @@ class PersonalizedStrategy:
         Raises:
             ConfigError: naming the setting.
         """
-        # What the server does not take may be the client side's, which refuses what is unknown.
-        given = config.strategy.params
-        params = params_of(cls.Params, {n: given[n] for n in cls.param_names() if n in given})
+        params = cls.own_params(config)
         check_channel(config, cls.needs(params), cls.weights)
         return params
+
+    @classmethod
+    def own_params(cls, config: Config) -> Any:
+        """``strategy.params`` as far as this side of the method takes them: others may be the
+        client side's, which refuses what is unknown.
+
+        Raises:
+            ConfigError: naming one that cannot be.
+        """
+        given = config.strategy.params
+        return params_of(cls.Params, {n: given[n] for n in cls.param_names() if n in given})
 
     @classmethod
     def needs(cls, params: Any) -> Needs:
@@ -114,8 +156,11 @@ class PersonalizedStrategy:
         """Add the method's own slots to the model. Default: none."""
 
     def first(self, parts: Mapping[str, Part]) -> Parts:
-        """The first global parts, from the model's. A bank is copies of a slot, ``body@0`` and so
-        on, which are mixed each of those who trained it (``Needs.banks``). Default: as they are."""
+        """The first global parts, from the model's. Default: as they are.
+
+        A bank is copies of a slot, ``body@0`` and so on (``fedpers.parts.bank``), which are mixed
+        each of those who trained it, see ``Needs.banks``.
+        """
         return Parts(parts)
 
     def poll(self, server_round: int, clients: Sequence[str]) -> Sequence[str]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from fedpers.stats import Stat
+from fedpers.stats import readable as as_declared
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
@@ -170,9 +172,13 @@ def _read(
 
 
 def reports_of(
-    answers: Answers, asked: Mapping[Any, Sequence[str]]
+    answers: Answers, asked: Mapping[Any, Sequence[str]], stats: Sequence[Stat] = ()
 ) -> dict[str, Mapping[str, Any]]:
-    """What each node says of the training of the clients asked about, as far as it can be read."""
+    """What each node says of the training of the clients asked about, as far as it can be read.
+
+    Args:
+        stats: what a client reports for the method, in ``method``; one without examples need not.
+    """
     reports = {}
     for key, body in answers.bodies.items():
         given = body.get("reports")
@@ -180,9 +186,23 @@ def reports_of(
             continue
         for client in asked[key]:
             report = given.get(client)
-            if isinstance(report, Mapping) and readable(report):
+            if isinstance(report, Mapping) and readable(report) and of_method(report, stats):
                 reports[client] = report
     return reports
+
+
+def told_of(
+    answers: Answers, asked: Mapping[Any, Sequence[str]], stats: Sequence[Stat]
+) -> dict[str, Mapping[str, float]]:
+    """What clients said to a poll, as far as it is what was declared."""
+    found = {}
+    for key, body in answers.bodies.items():
+        given = body.get("told")
+        for client in asked[key]:
+            told = given.get(client) if isinstance(given, Mapping) else None
+            if told and as_declared(told, stats):
+                found[client] = told
+    return found
 
 
 def results_of(
@@ -247,6 +267,12 @@ def readable(report: Mapping[str, Any]) -> bool:
     examples, loss = report.get("examples"), report.get("loss")
     counted = type(examples) is int and 0 <= examples <= MOST
     return counted and (loss is None or isinstance(loss, int | float))
+
+
+def of_method(report: Mapping[str, Any], stats: Sequence[Stat]) -> bool:
+    """Whether a report has the method's own numbers, within their bounds, and no others."""
+    told = report.get("method", {})
+    return as_declared(told, stats) or (told == {} and not report["examples"])
 
 
 def spending_of(client: str, report: Any) -> dict[str, Mapping[str, float]]:

@@ -13,9 +13,10 @@ from flwr.serverapp import Grid
 
 from fedpers.channels.wire import Answers, Question
 from fedpers.models.base_state import made_from_public_data, read_base
+from fedpers.parts import Parts
 from fedpers.records import Row, pack
 from strategies.base import PersonalizedStrategy
-from strategies.exchange import collect, send_and_receive
+from strategies.exchange import collect, group_of, send_and_receive
 from strategies.roster import Roster, natural_order
 
 log = logging.getLogger("fedpers")
@@ -63,7 +64,7 @@ class Post:
 
     def messages(
         self,
-        kind: str,
+        message_type: str,
         server_round: int,
         received: Mapping[str, Row],
         **body: Any,
@@ -74,11 +75,11 @@ class Post:
         Parts that several clients of a message receive are sent once.
         """
         hosts, channel = self.roster.by_node(received), self.method.channel
-        whole = kind != "train" or not channel.splits
+        whole = message_type != "train" or not channel.splits
         asked = list(hosts.items()) if whole else self._split(hosts)
         groups = {f"{server_round}/{k}": some for k, (_, some) in enumerate(asked)}
         everyone = [client for _, some in asked for client in some]
-        weights = channel.foresee(everyone) if kind == "train" else {}
+        weights = channel.foresee(everyone) if message_type == "train" else {}
         made, header, last = list[Message](), self.header(everyone), list[Row]()
         for group, (node, some) in zip(groups, asked, strict=True):
             rows, row_of = _once([received[client] for client in some])
@@ -96,7 +97,9 @@ class Post:
             if made and len(rows) == len(last) and all(map(operator.is_, rows, last)):
                 content["parts"] = made[-1].content["parts"]  # the same bytes, in memory once
             last = rows
-            made.append(Message(content, dst_node_id=node, message_type=kind, group_id=group))
+            made.append(
+                Message(content, dst_node_id=node, message_type=message_type, group_id=group)
+            )
         return made, groups
 
     def _split(self, hosts: Mapping[int, list[str]]) -> list[tuple[int, list[str]]]:
@@ -131,19 +134,21 @@ class Post:
         return collect(self.send(messages), asked)
 
     def ask_clients(
-        self, kind: str, asked: Mapping[str, Mapping[str, Any]]
+        self,
+        kind: str,
+        server_round: int,
+        asked: Mapping[str, Mapping[str, Any]],
+        parts: Mapping[str, Row] | None = None,
     ) -> dict[str, Mapping[str, Any]]:
-        """A message of the method's own; what each client answered that did.
-
-        Args:
-            kind: as the client side's ``messages`` names it.
-            asked: by client, what it is asked.
-        """
+        """A message of the method's own, see ``strategies.base.Asks``."""
         found: dict[str, Mapping[str, Any]] = {}
-        answers = self.each_node("query.method", 0, list(asked), kind=kind, asks=dict(asked))
-        for node, body in answers.bodies.items():
-            given = body.get("answers")
-            for client in self.roster.by_node(asked).get(node, ()):
+        received = {client: (parts or {}).get(client, Parts()) for client in asked}
+        body = {"kind": kind, "asks": dict(asked)}
+        messages, groups = self.messages("query.method", server_round, received, **body)
+        answers = collect(self.send(messages), groups, group_of)
+        for group, answered in answers.bodies.items():
+            given = answered.get("answers")
+            for client in groups[group]:
                 if isinstance(given, Mapping) and isinstance(given.get(client), Mapping):
                     found[client] = given[client]
         for client, reason in answers.failures.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,15 @@ from fedpers.records import Row, in_the_clear
 from fedpers.streaming import StreamingMean
 from strategies.base import PersonalizedStrategy
 from strategies.budgets import Budgets
-from strategies.exchange import NOTHING, group_of, read_each, reports_of, unusable
+from strategies.exchange import (
+    NOTHING,
+    collect,
+    group_of,
+    read_each,
+    reports_of,
+    told_of,
+    unusable,
+)
 from strategies.post import Post
 from strategies.roster import Roster, natural_order
 from strategies.signal import SignalToNoise
@@ -72,6 +80,7 @@ class Round:
         self.short = len(there) < self.method.config.strategy.min_clients
         if self.short:
             return []
+        self._poll(there)
         cohort = self.channel.cohort(self.number, there)
         if cohort is None:
             cohort = self.method.select(self.number, there)
@@ -86,6 +95,20 @@ class Round:
         self.sent = {c: self.method.broadcast(self.number, c) for c in in_order}
         messages, self.asked = self.post.messages("train", self.number, self.sent)
         return messages
+
+    def _poll(self, there: Sequence[str]) -> None:
+        """Ask whom the method wants to hear before it selects."""
+        asked, told = self.method.poll(self.number, there), dict[str, Mapping[str, float]]()
+        if asked:
+            sent = {client: self.method.broadcast(self.number, client) for client in asked}
+            messages, groups = self.post.messages("query.poll", self.number, sent)
+            answers = collect(self.post.send(messages), groups, group_of)
+            self.budgets.take(answers, groups)
+            told = told_of(answers, groups, self.method.polls)
+            silent = {client: NOTHING for client in asked if client not in told}
+            for client, reason in (silent | answers.failures).items():
+                log.warning("round %d: client %s not polled: %s", self.number, client, reason)
+        self.method.polled = told
 
     def take(self, replies: Iterable[Message]) -> bool:
         """Mix the updates that came, leave out those that are broken, refine.
@@ -120,7 +143,7 @@ class Round:
     def _refine(self) -> None:
         """The method's step, with what it needs of the updates; after it they are gone."""
         method, rows = self.method, self.answers.rows
-        method.reports = self.reports
+        method.reported = self.reports
         if method.needed != Needs():
             method.updates = {client: rows[client] for client in self.reports if client in rows}
         rows.clear()
@@ -156,7 +179,7 @@ class Round:
         # In the roster's order, so that sums do not depend on who is where.
         place = {client: k for k, client in enumerate(sorted(self.cohort, key=natural_order))}
         for came in read_each(replies, self.asked, group_of):
-            reports |= (told := reports_of(came, self.asked))
+            reports |= (told := reports_of(came, self.asked, self.method.reports))
             came.leave_out(unusable(came, self.asked, told, self.sent, judge))
             if stream is not None:
                 for client in came.failures:

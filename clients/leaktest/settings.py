@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from clients.base import algorithms
+from fedpers.channels.build import send_plainly
 from fedpers.channels.named import channel_named
 from fedpers.config import Config, Pretrain
 from fedpers.models.backbones import BACKBONES
@@ -56,7 +57,7 @@ def rehearsed(config: Config, *, folded: bool = False) -> Config:
     training.fold, training.batch_size = str(FEW) if folded else "off", BATCH
     own.model.pretrain = Pretrain()
     own.strategy.fraction, own.strategy.min_clients = 1.0, 1
-    own.encryption.enabled, own.encryption.keys = False, None
+    send_plainly(own)
     own.evaluation.diagnostics, own.evaluation.adapters = False, False
     own.evaluation.outside = min(own.evaluation.outside, FEW)
     own.simulation.cpus_per_node, own.simulation.gpus_per_node = 1, 0.0

@@ -66,7 +66,7 @@ class Reasons:
         Args:
             stores: the folder of the clients' stores.
         """
-        closed = config.privacy.enabled or config.encryption.enabled or device is not None
+        closed = config.confidential or device is not None
         return cls(not closed, device.state if device is not None else stores)
 
     def of(self, what: str, error: Exception) -> str:

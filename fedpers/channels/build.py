@@ -13,7 +13,7 @@ from fedpers.channels.sealed.channel import Sealed
 from fedpers.channels.sealed.check import check_keys, described
 from fedpers.channels.sealed.keys import deal_keys
 from fedpers.channels.sealed.node import SealedNode
-from fedpers.config import Config
+from fedpers.config import Config, Encryption
 from fedpers.errors import ConfigError
 from fedpers.privacy.noise import Sources
 
@@ -64,6 +64,16 @@ def with_keys(
         return config
     deal_keys(config.encryption.scheme, clients, needs.rows, server, nodes)
     return replace(config, encryption=replace(config.encryption, keys=str(server)))
+
+
+def hides_updates(config: Config) -> bool:
+    """Whether the server cannot read single updates."""
+    return config.encryption.enabled
+
+
+def send_plainly(config: Config) -> None:
+    """Have updates pass no channel that hides them; ``config`` is changed in place."""
+    config.encryption = Encryption()
 
 
 def describe(config: Config, keys: Path | None) -> Iterator[str]:

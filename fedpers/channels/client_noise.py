@@ -299,10 +299,11 @@ class ClientNoise(Channel):
 
     def notes(self) -> list[str]:
         """Who adds the noise."""
-        if not self.shares:
-            return ["the server is trusted: it sees single updates, and adds the noise"]
-        honest = f"{100 * self.config.encryption.honest:g} %"
-        return [f"clients add the noise: it is whole if {honest} of those asked are honest"]
+        said = "the server is trusted: it sees single updates, and adds the noise"
+        if self.shares:
+            honest = f"{100 * self.config.encryption.honest:g} %"
+            said = f"clients add the noise: it is whole if {honest} of those asked are honest"
+        return [said, *self.inner.notes()]
 
     def close(self) -> None:
         """As the channel within."""

@@ -153,8 +153,6 @@ def privacy_figures(
     settings, spent, notes = config.privacy, list(spending.values()), list(trust)
     if config.evaluation.diagnostics:
         notes.append("losses and counts were sent without noise: figures for simulation only")
-    elif config.encryption.enabled:
-        notes.append("the clients' times are rounded down to powers of two")
     if config.state is None and config.data.partition.name != "devices":
         notes.append("the ledgers are the run's own: another run on the same data starts anew")
     if settings.deterministic_for_tests:
@@ -192,7 +190,7 @@ def spent_of(privacy: Mapping[str, Any]) -> str:
 
 def neighbours(settings: Privacy) -> str:
     """What may differ between two data sets that what is released hardly tells apart."""
-    if settings.unit == "client":
+    if settings.by_client:
         return "one client's update taken away (zero-out), the number of clients public"
     if settings.protects_counts:
         return "one training example added or removed, the number of examples protected too"

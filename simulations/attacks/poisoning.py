@@ -25,6 +25,7 @@ from torch import Tensor
 
 from clients.node.host import ClientHost
 from fedpers.channels.base import Turn
+from fedpers.channels.build import hides_updates
 from fedpers.config import Config, load_config
 from fedpers.data import Examples, FederatedData
 from fedpers.errors import ConfigError, RunError
@@ -176,7 +177,7 @@ def run_attack(config: Config, attack: Attack) -> Outcome:
 def _check(config: Config, attack: Attack, data: FederatedData) -> None:
     if config.privacy.by_client:
         raise ConfigError("privacy.unit", "client", "example, or privacy.enabled=false, here")
-    if config.encryption.enabled:
+    if hides_updates(config):
         raise ConfigError("encryption.enabled", True, "false here, where the server reads updates")
     if data.signature.kind == "text":
         raise ConfigError("data.name", config.data.name, "images, signals or tables here, not text")
@@ -212,7 +213,7 @@ def _round(
             Turn(server_round, [], strategy.parts),
         )
         strategy.put(mixing, strategy.channel.mix(turn, mixing, updates).rows)
-    strategy.updates, strategy.reports = updates, reports
+    strategy.updates, strategy.reported = updates, reports
     strategy.refine(server_round)
 
 

@@ -11,7 +11,7 @@ from clients.admission import check_private
 from clients.base import find_algorithm
 from clients.training.account import check_client
 from fedpers.channels.build import check_clients
-from fedpers.config import Config
+from fedpers.config import Config, paths_of
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
@@ -25,13 +25,7 @@ def absolute_paths(config: Config) -> Config:
 
     The parts of a run do not work in the folder in which the user started it.
     """
-    for node, name in (
-        (config, "output"),
-        (config, "state"),
-        (config.data, "path"),
-        (config.data.partition, "path"),
-        (config.encryption, "keys"),
-    ):
+    for node, name in paths_of(config):
         value = getattr(node, name)
         # A data file that is not here is looked for in FEDPERS_DATA, under the name given.
         if value and (name != "path" or Path(value).expanduser().exists()):

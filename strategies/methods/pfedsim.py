@@ -109,7 +109,7 @@ class PFedSim(FedAvg):
         """What is known of the round's clients. Private ones say how much noise is in the head they
         sent; in the second stage it adds up, as each trains its own head on."""
         adds_up = self.params.signal != "delta"
-        for client, report in self.reports.items():
+        for client, report in self.reported.items():
             noise = report.get("noise")
             spread = noise.get("head") if isinstance(noise, Mapping) else None
             before = self.variances.get(client, 0.0) if client in self.rows else 0.0

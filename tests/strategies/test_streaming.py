@@ -53,7 +53,7 @@ class Reads(FedAvg):
         return Needs(single_updates="everything")
 
     def refine(self, server_round: int) -> None:
-        self.found = {client: len(self.updates[client]) for client in self.reports}
+        self.found = {client: len(self.updates[client]) for client in self.reported}
 
 
 class Refines(FedAvg):

@@ -22,4 +22,4 @@ def mix(
     """Mix updates, and leave them for ``refine``."""
     turn = Turn(server_round, list(updates), strategy.parts)
     strategy.put(mixing, strategy.channel.mix(turn, mixing, updates).rows)
-    strategy.updates, strategy.reports = updates, reports or {}
+    strategy.updates, strategy.reported = updates, reports or {}

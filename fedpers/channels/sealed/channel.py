@@ -133,12 +133,8 @@ class Sealed(Channel):
                     )
         parameters = self.cipher.parameters
         parameters.check(max(1, clients))
-        log.info(
-            "encryption: %s, key %s, %d bits of security",
-            parameters.scheme,
-            self.cipher.key_id,
-            parameters.security,
-        )
+        told = parameters.scheme, self.cipher.key_id, parameters.security
+        log.info("encryption: %s, key %s, %d bits of security", *told)
 
     def _rotation(self, folder: Path, clients: int) -> ServerCipher:
         turn = self.config.encryption.rotate_at
@@ -381,14 +377,20 @@ class Sealed(Channel):
     def figures(self) -> dict[str, Any]:
         """The report's figures on encryption."""
         assert self.cipher is not None
+        parameters = self.cipher.parameters
         figures = {
             "enabled": True,
-            "scheme": self.cipher.parameters.scheme,
+            "scheme": parameters.scheme,
             "bytes_per_parameter": self.bytes_per_parameter,
-            "security_bits": self.cipher.parameters.security,
+            "security_bits": parameters.security,
             "key_id": self.cipher.key_id,
         }
         return {"encryption": figures}
+
+    def notes(self) -> list[str]:
+        """What times tell."""
+        told = self.config.evaluation.diagnostics
+        return [] if told else ["the clients' times are rounded down to powers of two"]
 
     def close(self) -> None:
         """Have the nodes throw away a key that was made for this run."""

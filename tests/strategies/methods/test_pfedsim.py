@@ -190,7 +190,7 @@ def test_noise_adds_up_where_clients_train_their_own_head_on(
     strategy = bind("pfedsim", f"strategy.params.signal={signal}", "rounds=4")
 
     def heard(server_round: int, noise: Any) -> None:
-        strategy.reports = {"a": {"examples": 1, "noise": noise}}
+        strategy.reported = {"a": {"examples": 1, "noise": noise}}
         strategy._note()
 
     heard(1, {"head": 0.9, "body": 0.1})
