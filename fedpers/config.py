@@ -358,17 +358,6 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     return _merge(layers)
 
 
-def paths_of(config: Config) -> list[tuple[Any, str]]:
-    """Each setting that names a file or a folder: whose it is, and its name."""
-    return [
-        (config, "output"),
-        (config, "state"),
-        (config.data, "path"),
-        (config.data.partition, "path"),
-        (config.encryption, "keys"),
-    ]
-
-
 def config_from_json(text: str) -> Config:
     """The settings that ``Config.to_json`` wrote, checked again."""
     return _merge([OmegaConf.create(json.loads(text))])

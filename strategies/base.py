@@ -8,7 +8,6 @@ from dataclasses import fields
 from typing import Any, ClassVar, Protocol
 
 import torch
-from fedpers.stats import Stat
 from torch import Tensor
 
 from fedpers.channels.base import Channel, Needs, State
@@ -22,6 +21,7 @@ from fedpers.parts import Layout, Part, Parts
 from fedpers.records import Row, same
 from fedpers.registry import Registry
 from fedpers.seeding import seed_for
+from fedpers.stats import Stat
 from strategies.checkpoint import members
 from strategies.cohorts import cohort_of
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fedpers.stats import Stat
-from fedpers.stats import readable as as_declared
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
@@ -18,6 +16,8 @@ from fedpers.errors import ClientError, RunError
 from fedpers.evaluation import ClientResult
 from fedpers.failures import meaning
 from fedpers.records import Row, unpack
+from fedpers.stats import Stat
+from fedpers.stats import readable as as_declared
 from fedpers.tasks.base import Tally
 from fedpers.tasks.checks import MOST
 

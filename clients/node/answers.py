@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
+from clients.node import telling
 from clients.node.dealing import deal
 from clients.node.door import Answered, Body, Rows, leave
 from clients.node.exporting import export as export_model
 from clients.node.failures import withheld
 from clients.node.host import ClientHost
 from clients.node.keeper import Keeper
+from fedpers.context import NOTHING
 from fedpers.errors import ClientError
 from fedpers.failures import KEY
 from fedpers.privacy import BudgetSpent
@@ -85,6 +87,34 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
     spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
     told = {"reports": reports, "failures": _reasons("train", host, failed), "spent": spent}
     return updates, {**told, **host.channel.take_seconds()}
+
+
+def poll(host: ClientHost, rows: Rows, body: Body) -> Answered:
+    """What the clients named tell before a round, see ``LocalAlgorithm.poll``."""
+    opened = [host.channel.arrive(row) for row in rows]
+    told: dict[str, dict[str, float]] = {}
+
+    def one(host: ClientHost, client: str) -> None:
+        broadcast, said = opened[body["rows"][client]], body.get("said", {}).get(client, NOTHING)
+        told[client] = telling.poll(host, client, body["round"], broadcast, said)
+
+    failed = _each(host, body, one)
+    spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
+    return [], {"told": told, "failures": _reasons("poll", host, failed), "spent": spent}
+
+
+def method(host: ClientHost, rows: Rows, body: Body) -> Answered:
+    """What the clients named answer to a message of the method's own."""
+    opened = [host.channel.arrive(row) for row in rows]
+    answers: dict[str, Mapping[str, Any]] = {}
+
+    def one(host: ClientHost, client: str) -> None:
+        kind, asks = str(body["kind"]), body["asks"][client]
+        broadcast = opened[body["rows"][client]]
+        answers[client] = telling.ask(host, kind, client, body["round"], broadcast, asks)
+
+    failures = _reasons("method", host, _each(host, body, one))
+    return [], {"answers": answers, "failures": failures}
 
 
 def channel(keeper: Keeper, rows: Rows, body: Body) -> Answered:
@@ -176,6 +206,8 @@ ANSWERS: dict[str, Callable[[Any, Rows, Body], Answered]] = {
     "roster": roster,
     "train": train,
     "channel": channel,
+    "poll": poll,
+    "method": method,
     "baseline": baseline,
     "evaluate": evaluate,
     "newcomers": newcomers,

@@ -93,6 +93,18 @@ def channel(message: Message, context: Context) -> Message:
     return _reply(message, context, work)
 
 
+@app.query("poll")
+def poll(message: Message, context: Context) -> Message:
+    """Answer the method's poll."""
+    return _by_host("poll", message, context)
+
+
+@app.query("method")
+def method(message: Message, context: Context) -> Message:
+    """Answer a message of the method's own."""
+    return _by_host("method", message, context)
+
+
 def _by_host(kind: str, message: Message, context: Context) -> Message:
     def work(rows: Rows, body: Body) -> Answered:
         return answer(kind, _host(body, context), rows, body)

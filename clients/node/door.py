@@ -46,7 +46,12 @@ class Asked:
     @property
     def stats(self) -> list[str]:
         """The numbers that the method reports."""
-        return list(self.host.reports)
+        return [stat.name for stat in self.host.reports]
+
+    @property
+    def polls(self) -> list[str]:
+        """The numbers that the method tells to a poll."""
+        return [stat.name for stat in self.host.polls]
 
     @property
     def diagnostics(self) -> bool:
@@ -126,7 +131,7 @@ def diagnostic(value: Any, asked: Asked) -> Any:
 @dataclass(frozen=True)
 class Each:
     """One of ``field`` for each of the message's ``clients``, or for each of the method's
-    ``parts`` or ``stats``; others are nobody's business."""
+    ``parts``, ``stats`` or ``polls``; others are nobody's business."""
 
     of: str
     field: Field
@@ -157,6 +162,12 @@ FIELDS: dict[str, dict[str, Field]] = {
         "spent": Each("clients", SPENDING),
         **TIMES,
     },
+    "poll": {
+        "told": Each("clients", Each("polls", number)),
+        "failures": Each("clients", word),
+        "spent": Each("clients", SPENDING),
+    },
+    "method": {"failures": Each("clients", word)},  # no noise covers what it would answer
     "channel": {"failures": Each("clients", word), "rows": Each("clients", weights), **TIMES},
     # What no noise covers, whether it worked included.
     "baseline": {"failures": diagnostic},

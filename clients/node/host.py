@@ -108,7 +108,7 @@ class ClientHost(Keeper):
         super().__init__(config, stores, device, clients, found.weights_of, sources)
         self.hosted = [*self.data.clients, *self.data.held_out]
         self.declared = self.algorithm.declared.layouts
-        self.reports = [stat.name for stat in self.algorithm.reports]
+        self.reports, self.polls = self.algorithm.reports, self.algorithm.polls
         self.view = ModelView(self.model, self.algorithm)
         self.scoring = self._scoring()
         self._accounts: dict[str, Account] = {}

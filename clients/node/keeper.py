@@ -15,6 +15,7 @@ from fedpers.config import Config, config_from_json
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Layout, Parts
 from fedpers.privacy import noise
+from fedpers.stats import Stat
 
 HELD = "held"
 
@@ -51,7 +52,8 @@ class Keeper:
         self.config, self.stores, self.device = config, stores, device
         self.hosted: Sequence[str] = ()
         self.declared: Mapping[str, Layout] = {}
-        self.reports: Sequence[str] = ()
+        self.reports: Sequence[Stat] = ()
+        self.polls: Sequence[Stat] = ()
         self.reasons = Reasons.at(config, device, stores)
         known = config.privacy.deterministic_for_tests
         if known and config.privacy.enabled and device is not None:

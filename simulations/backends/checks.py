@@ -11,10 +11,11 @@ from clients.admission import check_private
 from clients.base import find_algorithm
 from clients.training.account import check_client
 from fedpers.channels.build import check_clients
-from fedpers.config import Config, paths_of
+from fedpers.config import Config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
+from fedpers.paths import paths_of
 from simulations.backends.flower import joins_cluster
 from strategies.base import find_strategy
 from strategies.cohorts import check_cohort
