@@ -100,9 +100,10 @@ def test_reads_of_a_channels_settings(tmp_path: Path) -> None:
         "if config.encryption.enabled: ...\n"
         "if privacy.enabled and privacy.unit == 'client': ...\n"
         "if unit != 'example': ...\n"
+        "if config.privacy.by_client: ...\n"
         "print(config.privacy.unit, encryption)\n"
     )
-    assert sorted(channel_settings(path)) == [1, 2, 3]
+    assert sorted(channel_settings(path)) == [1, 2, 3, 4]
 
 
 def test_words_of_a_channel() -> None:

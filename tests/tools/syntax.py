@@ -126,9 +126,9 @@ def _looked_up(node: ast.expr) -> str | None:
 
 
 def channel_settings(path: Path) -> Iterator[int]:
-    """Lines that read ``config.encryption``, or ask whether ``privacy.unit`` is the client."""
+    """Lines that read ``config.encryption``, or ask whether ``privacy`` is by client."""
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Attribute) and node.attr == "encryption":
+        if isinstance(node, ast.Attribute) and node.attr in ("encryption", "by_client"):
             yield node.lineno
         if isinstance(node, ast.Compare) and re.fullmatch(
             r".*\bunit\b.* (==|!=) '(client|example)'", ast.unparse(node)
