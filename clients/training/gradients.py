@@ -48,9 +48,10 @@ class Gradients(Releasing):
             batch: indices of the examples, [n].
 
         Raises:
-            ClientError: the phase is released, and the round private.
+            ClientError: the phase is released, and the round private; or it has more than a loss.
         """
         self._check_free(phase, "gradient")
+        self._check_bare(phase)
         self._fill(phase.model, working)
         parameters = self._only(phase.trains)
         for parameter in parameters:
@@ -74,10 +75,12 @@ class Gradients(Releasing):
             batch: indices of the examples, [n].
 
         Raises:
-            ClientError: more are taken than the phases declare; or the phase is not released.
+            ClientError: more are taken than the phases declare; or the phase is not released, or
+                has more than a loss.
         """
         if not phase.released:
             raise ClientError(f"phase {phase.name!r}: it is not released; take trainer.gradient")
+        self._check_bare(phase)
         if self.account is None:
             return self.gradient(phase, working, batch)[0]
         release, which = self.account.take_gradient(), self._drawn[phase.name]
@@ -125,6 +128,15 @@ class Gradients(Releasing):
             raise ClientError(
                 f"phase {phase.name!r}: trainer.{what} adds no noise, and the phase is released; "
                 "take trainer.run or trainer.private_gradient"
+            )
+
+    def _check_bare(self, phase: Phase) -> None:
+        """Refuse to leave out in silence what a phase adds to its loss."""
+        more = ("batch_loss", "prox", "reference", "blend")
+        if added := [name for name in more if getattr(phase, name) is not None]:
+            raise ClientError(
+                f"phase {phase.name!r}: a single gradient is of its loss alone, without "
+                f"{added[0]}; take trainer.objective"
             )
 
     def _losses(self, phase: Phase, reference: Outputs | None) -> Callable[[Tensor], Tensor]:

@@ -18,6 +18,63 @@ ACCOUNT = [
         PHASES,
     ),
     Mutant(
+        "polls not charged",
+        "clients/node/telling.py",
+        "        account.charge_poll()\n",
+        "        account._paid.update([POLL])\n",
+        of(
+            "clients/node/test_telling.py",
+            "test_what_is_told_privately_is_noised_charged_and_said_again",
+        ),
+    ),
+    Mutant(
+        "any number of gradients for one charge",
+        "clients/training/account.py",
+        "        self._gradients_paid -= 1\n",
+        "",
+        of(
+            "clients/training/test_releasing.py",
+            "test_a_private_gradient_is_clipped_and_noised_per_example",
+        ),
+    ),
+    Mutant(
+        "sums noised as if nobody were counted",
+        "clients/training/releasing.py",
+        "rows = torch.cat([x, finite.float()], dim=1) / 2**0.5",
+        "rows = torch.cat([x, finite.float()], dim=1)",
+        of("clients/training/test_releasing.py", "test_sums_of_clipped_rows_by_hand"),
+    ),
+    Mutant(
+        "what is told not clipped to its bounds",
+        "clients/training/reporting.py",
+        "clipped = value.detach().cpu().double().clamp(stat.low, stat.high)",
+        "clipped = value.detach().cpu().double()",
+        of(
+            "clients/training/test_releasing.py",
+            "test_what_is_told_privately_is_of_each_example",
+        ),
+    ),
+    Mutant(
+        "one number told without noise",
+        "clients/training/reporting.py",
+        "if trainer.account is None:\n        return {stat",
+        "if True:\n        return {stat",
+        of(
+            "clients/training/test_releasing.py",
+            "test_what_is_told_privately_is_of_each_example",
+        ),
+    ),
+    Mutant(
+        "steps taken without noise",
+        "clients/training/gradients.py",
+        "        if phase.released and self.account is not None:\n            raise ClientError(",
+        "        if False:\n            raise ClientError(",
+        of(
+            "clients/training/test_steps.py",
+            "test_what_adds_no_noise_is_refused_where_it_is_due",
+        ),
+    ),
+    Mutant(
         "counts not charged",
         "clients/training/account.py",
         "self._pay([self.round], each | dict.fromkeys(once, 1))",

@@ -161,6 +161,23 @@ def test_the_objective_holds_all_that_a_phase_adds(toys: Any) -> None:
         torch.testing.assert_close(step, gradient, rtol=1e-4, atol=1e-5)
 
 
+def test_a_gradient_leaves_nothing_out_in_silence(toys: Any) -> None:
+    bound = toys.bind("ditto")
+    (personal, shared), working = bound.algorithm.phases(), start(toys, bound)
+    for phase, added in (
+        (personal, "prox"),
+        (replace(shared, reference=shared.model), "reference"),
+        (replace(shared, blend=({}, 0.5)), "blend"),
+        (replace(shared, batch_loss=lambda *_: torch.zeros(())), "batch_loss"),
+    ):
+        line = rf"a single gradient is of its loss alone, without {added}; take trainer\.objective$"
+        with pytest.raises(ClientError, match=line):
+            bound.trainer.gradient(phase, working, torch.arange(4))
+        with pytest.raises(ClientError, match=line):
+            given = replace(phase, released=True)
+            bound.trainer.private_gradient(given, working, torch.arange(4))
+
+
 # -- under privacy -----------------------------------------------------------------------------
 
 
@@ -174,6 +191,7 @@ def test_what_adds_no_noise_is_refused_where_it_is_due(
         bound.config, bound.algorithm, ClientData(own, own, own), tmp_path
     )
     personal, shared = bound.algorithm.phases()
+    personal = replace(personal, prox=None)
     given = [torch.arange(4)] if what != "objective" else []
     getattr(bound.trainer, what)(personal, working, *given)  # stays on the client
     line = rf"^phase 'shared branch': trainer\.{what} adds no noise, and the phase is released; "
