@@ -113,6 +113,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         "Validates": SENT,
         "OneMore": "charged for 2 gradients, and the method takes one more",
         "ByNumber": f"{SENT}|goes on changing",
+        "OneOfABank": f"what is sent changes from body|{SENT}|{GRADIENTS}",
     },
     "presence": {
         "Raises": "reports|what is sent changes from|failures",

@@ -25,6 +25,7 @@ OWN = "own_numbers:Sound"
 
 def test_numbers_sums_and_gradients_of_a_methods_own_pass(tried: Try) -> None:
     assert tried(OWN, "rounds=3") is None
+    assert tried("own_numbers:AsItWasTold", "rounds=3") is None
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from clients.methods.fedavg import FedAvg
+from fedpers.parts import Part
 from fedpers.stats import Stat
 
 SEEN = [0.0]
@@ -178,3 +179,39 @@ class Sound(FedAvg):
 
     def poll(self, working, trainer):
         return {"value": trainer.examples.x.flatten(1).mean(dim=1).tanh()}
+
+
+class OneOfABank(FedAvg):
+    """Which copy it trains and names hangs on its data."""
+
+    accounted = True
+
+    def banks(self):
+        return dict.fromkeys(self.sends, 2)
+
+    def upload(self, working):
+        k = int(working["personal.chosen"].vector)
+        return type(working)({f"{slot}@{k}": working[slot] for slot in self.slots})
+
+    def prepare(self, working, trainer):
+        best = float(trainer.examples.y[0] % 2)
+        chosen = {slot: working[f"{slot}@{int(best)}"] for slot in self.slots}
+        part = Part.of({"": torch.tensor([best])})
+        return working | chosen | {"personal.chosen": part}
+
+    def receive(self, broadcast, personal, context):
+        first = {"personal.chosen": Part.of({"": torch.zeros(1)})}
+        return super().receive(broadcast, personal, context) | first
+
+
+class AsItWasTold(OneOfABank):
+    """By what the server said, which is nobody's secret."""
+
+    def receive(self, broadcast, personal, context):
+        k = context.said.get("cluster", context.server_round % 2)
+        chosen = {"personal.chosen": Part.of({"": torch.tensor([float(k)])})}
+        working = super().receive(broadcast, personal, context)
+        return working | {slot: working[f"{slot}@{k}"] for slot in self.slots} | chosen
+
+    def prepare(self, working, trainer):
+        return working
