@@ -130,8 +130,10 @@ def test_who_imports_stands_above_what_is_imported() -> None:
     assert floor == [["models"], ["data"], ["config · errors"]]
 
 
-def test_the_picture_has_every_room() -> None:
+def test_the_picture_is_of_this_house() -> None:
     picture = draw()
+    drawn = (SCRIPT.parents[1] / "docs" / "house.svg").read_text(encoding="utf-8")
+    assert drawn == picture, "draw it anew: python tests/house.py --draw docs/house.svg"
     for name in ("attacks", "methods", "training", "channels", "tasks"):
         assert f">{name}/<" in picture
     assert "prefers-color-scheme: dark" in picture
