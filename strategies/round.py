@@ -178,8 +178,9 @@ class Round:
         judge = self.channel.accept if self.method.shares and not self.channel.later else None
         # In the roster's order, so that sums do not depend on who is where.
         place = {client: k for k, client in enumerate(sorted(self.cohort, key=natural_order))}
+        stats = () if self.channel.hides_reports else self.method.reports
         for came in read_each(replies, self.asked, group_of):
-            reports |= (told := reports_of(came, self.asked, self.method.reports))
+            reports |= (told := reports_of(came, self.asked, stats))
             came.leave_out(unusable(came, self.asked, told, self.sent, judge))
             if stream is not None:
                 for client in came.failures:
@@ -227,6 +228,8 @@ class Round:
         self.unused = mixed.unused
         if self.unused:
             return True
+        if (mean := mixed.report) is not None:  # of each, for whoever takes a mean of them
+            self.reports = {client: {**own, **mean} for client, own in self.reports.items()}
         method.put(mixing, mixed.rows)
         if method.config.strategy.combine == "mean" and mixing.recipients[0] is None:
             self._follow(before, mixing)

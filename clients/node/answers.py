@@ -40,10 +40,6 @@ def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
 
     Of ``nodes`` nodes it is the one numbered ``node``, as its own config says.
     """
-    said = {}
-    if "channel" in body:
-        with withheld(KEY) if host.device is not None else nullcontext():
-            said = {"channel": host.channel.introduction(body["channel"])}
     nodes, everyone = int(body["nodes"]), [*host.data.clients, *host.data.held_out]
     if host.device is not None:
         nodes, clients = 1, everyone
@@ -51,6 +47,11 @@ def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
         protected = host.config.privacy.protects_counts
         sizes = {client: 0 if protected else host.data.size(client) for client in everyone}
         clients = deal(sizes, nodes)[int(body["node"])]
+    said = {}
+    if "channel" in body:
+        training = [client for client in clients if client not in host.data.held_out]
+        with withheld(KEY) if host.device is not None else nullcontext():
+            said = {"channel": host.channel.introduction(host, training, body["channel"])}
     answer = {
         "clients": clients,
         "held_out": [client for client in clients if client in host.data.held_out],
@@ -78,10 +79,10 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
         update, report = answer
         also = host.channel.derives(terms, list(broadcasts[client]))
         made = host.with_derived(update, also)
-        row = host.channel.leave(host, client, server_round, made, body)
+        row = host.channel.leave(host, client, server_round, made, report, body)
         if row is not None:
             updates.append(row)
-        reports[client] = report
+        reports[client] = dict(host.channel.disclosed(report))
 
     failed = _each(host, body, one)
     spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}

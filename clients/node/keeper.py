@@ -73,6 +73,10 @@ class Keeper:
         """What one client keeps; a device's is on its disk when a call returns."""
         return ClientStore(self.stores, client, durable=self.device is not None)
 
+    def folder(self, client: str) -> Path:
+        """The folder of one client's store."""
+        return self.store(client).folder
+
     def hold(self, client: str, server_round: int, upload: Parts) -> None:
         """Keep an upload until its weight is known."""
         self.store(client).save_round(HELD, server_round, upload)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from fedpers.channels.node import NodeChannel
 from fedpers.channels.wire import Answers, Wire
 from fedpers.config import Config
 from fedpers.mixing import Mixing
@@ -107,11 +108,13 @@ class Mixed:
         rows: the mixtures, in the order of ``Mixing.recipients``.
         failures: why updates had to be left out after all.
         unused: why nothing can be used, if so.
+        report: the mean of the clients' reports, where single ones are hidden.
     """
 
     rows: Sequence[Row] = ()
     failures: dict[str, str] = field(default_factory=dict)
     unused: str | None = None
+    report: Mapping[str, Any] | None = None
 
 
 class Channel(ABC):
@@ -123,6 +126,7 @@ class Channel(ABC):
         reveals: who learns what.
         in_the_clear: whether single updates can be read, and nothing is added to their mean.
         splits: whether a node may answer for its clients in several messages.
+        hides_reports: whether clients' reports come as their mean alone, see ``Mixed.report``.
     """
 
     name: ClassVar[str]
@@ -130,6 +134,7 @@ class Channel(ABC):
     reveals: ClassVar[Reveals]
     in_the_clear: ClassVar[bool] = False
     splits: bool = False
+    hides_reports: bool = False
 
     def __init__(self, method: Method) -> None:
         self.method, self.config = method, method.config
@@ -294,104 +299,3 @@ class Channel(ABC):
 
     def close(self) -> None:
         """After the run: have the nodes throw away what was made for it."""
-
-
-Sends = tuple[Parts, dict[str, Any]]
-"""What a client uploads, and its report."""
-
-
-class Kept(Protocol):
-    """What a node keeps, for its half of a channel: of what has not been sent yet."""
-
-    def hold(self, client: str, server_round: int, update: Parts) -> None:
-        """Keep an update."""
-
-    def held(self, client: str, server_round: int) -> Parts:
-        """The update kept in a round.
-
-        Raises:
-            ClientError: there is none.
-        """
-
-
-class NodeChannel(ABC):
-    """The nodes' half.
-
-    Class attributes:
-        counts: whether clients say how many examples they have; else each says 1.
-        opens: the ``kinds`` whose answer has in the clear what the server sent.
-
-    Attributes:
-        kinds: the channel's own kinds of message: name -> what answers it, see ``Handler``.
-        seconds: spent since ``take_seconds``, by what for.
-    """
-
-    counts: ClassVar[bool] = True
-    opens: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        self.kinds: dict[str, Handler] = {}
-        self.seconds = {"encrypt": 0.0, "decrypt": 0.0}
-
-    def introduction(self, terms: Mapping[str, Any]) -> dict[str, Any]:
-        """What the server is told of this half when a run begins; nothing, where nothing is."""
-        return {}
-
-    def prepare(self, update: Parts, sent: Parts) -> Parts:
-        """An update as soon as it is made, before anything is derived of it or it is kept.
-
-        Args:
-            sent: what the client received.
-        """
-        return update
-
-    def stands_in(self, sent: Parts) -> Sends | None:
-        """What a client sends whose training failed; None if it sends nothing."""
-        return None
-
-    @abstractmethod
-    def arrive(self, row: Row) -> Parts:
-        """What came, in the clear.
-
-        Raises:
-            ClientError: it cannot be opened.
-        """
-
-    @abstractmethod
-    def leave(
-        self, kept: Kept, client: str, server_round: int, update: Parts, body: Mapping[str, Any]
-    ) -> Row | None:
-        """An update as it leaves; None where it is kept until its weight is known.
-
-        Args:
-            body: of the message that is answered: ``channel``, as ``Channel.header`` says, and
-                ``weights`` of its clients, where they are known.
-
-        Raises:
-            ClientError: it cannot be sent.
-        """
-
-    @abstractmethod
-    def as_declared(
-        self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]
-    ) -> Row:
-        """A row as it may leave: of the parts, names and shapes that the server knows already.
-
-        Raises:
-            ClientError: it is something else.
-        """
-
-    def derives(self, terms: Mapping[str, Any], sent: Sequence[str]) -> list[str]:
-        """The derived parts that the client has to make of its update."""
-        return []
-
-    def take_seconds(self) -> dict[str, float]:
-        """Seconds spent since the last look."""
-        taken = dict(self.seconds)
-        self.seconds = dict.fromkeys(taken, 0.0)
-        return taken
-
-
-Handler = Callable[[Kept, Sequence[Row], Mapping[str, Any]], tuple[list[Row], dict[str, Any]]]
-"""Answers a message of the channel's own: rows and body in, rows and body out. ``failures`` in a
-body are errors, by client; the node says what may be told of them."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedpers.channels.base import Channel, Method, Needs, NodeChannel
+from fedpers.channels.base import Channel, Method, Needs
 from fedpers.channels.client_noise import ClientNoise, ClientNoiseNode
 from fedpers.channels.named import channel_named
+from fedpers.channels.node import NodeChannel
 from fedpers.channels.sealed.channel import Sealed
 from fedpers.channels.sealed.check import check_keys, described
 from fedpers.channels.sealed.keys import deal_keys

@@ -12,17 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedpers.channels.base import (
-    Channel,
-    Kept,
-    Mixed,
-    Needs,
-    NodeChannel,
-    Reveals,
-    Sends,
-    State,
-    Turn,
-)
+from fedpers.channels.base import Channel, Mixed, Needs, Reveals, State, Turn
+from fedpers.channels.node import Kept, NodeChannel, Sends
 from fedpers.channels.wire import Answers, Wire
 from fedpers.config import Config, Privacy
 from fedpers.errors import ConfigError
@@ -328,9 +319,11 @@ class ClientNoiseNode(NodeChannel):
         self.kind = mechanism_named(config.privacy.mechanism)
         self.kinds, self.opens = inner.kinds, inner.opens
 
-    def introduction(self, terms: Mapping[str, Any]) -> dict[str, Any]:
+    def introduction(
+        self, kept: Kept, clients: Sequence[str], terms: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """As the channel within."""
-        return self.inner.introduction(terms)
+        return self.inner.introduction(kept, clients, terms)
 
     def prepare(self, update: Parts, sent: Parts) -> Parts:
         """What was received plus the change, clipped."""
@@ -349,7 +342,13 @@ class ClientNoiseNode(NodeChannel):
         return self.inner.arrive(row)
 
     def leave(
-        self, kept: Kept, client: str, server_round: int, update: Parts, body: Mapping[str, Any]
+        self,
+        kept: Kept,
+        client: str,
+        server_round: int,
+        update: Parts,
+        report: Mapping[str, Any],
+        body: Mapping[str, Any],
     ) -> Row | None:
         """With this client's share of the noise, if it has to add one: those of as many clients as
         are taken to be honest add up to all of it."""
@@ -363,7 +362,7 @@ class ClientNoiseNode(NodeChannel):
                     for n, p in update.items()
                 }
             )
-        return self.inner.leave(kept, client, server_round, update, body)
+        return self.inner.leave(kept, client, server_round, update, report, body)
 
     def as_declared(
         self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]

@@ -8,17 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fedpers.channels.base import (
-    Channel,
-    Kept,
-    Method,
-    Mixed,
-    Needs,
-    NodeChannel,
-    Reveals,
-    Turn,
-)
+from fedpers.channels.base import Channel, Method, Mixed, Needs, Reveals, Turn
 from fedpers.channels.named import CHANNELS
+from fedpers.channels.node import Kept, NodeChannel
 from fedpers.config import Config
 from fedpers.errors import ClientError, ConfigError
 from fedpers.mixing import Mixing
@@ -43,7 +35,13 @@ class PlainNode(NodeChannel):
         return in_the_clear(row)
 
     def leave(
-        self, kept: Kept, client: str, server_round: int, update: Parts, body: Mapping[str, Any]
+        self,
+        kept: Kept,
+        client: str,
+        server_round: int,
+        update: Parts,
+        report: Mapping[str, Any],
+        body: Mapping[str, Any],
     ) -> Row:
         """As it is."""
         return update

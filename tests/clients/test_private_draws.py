@@ -122,7 +122,7 @@ def test_shares_and_rounding_are_nobodys_to_know() -> None:
         sealer.__dict__["cipher"] = client_from(generate(scheme(8)).client)
         node = ClientNoiseNode(config, sealer, secret)
         terms = {"groups": [[["body"], False]], "seal_at_once": True, **noise}
-        sealed = node.leave(NOTHING_KEPT, "a", 1, nothing, {"channel": terms})
+        sealed = node.leave(NOTHING_KEPT, "a", 1, nothing, {}, {"channel": terms})
         assert sealed is not None
         return node.arrive(sealed)["body"].vector
 

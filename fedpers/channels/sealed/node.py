@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from fedpers.channels.base import Kept, NodeChannel
+from fedpers.channels.node import Kept, NodeChannel
 from fedpers.channels.sealed.cipher import ClientCipher, SealedVector
 from fedpers.channels.sealed.keys import (
     CLIENT_FILE,
@@ -114,7 +114,9 @@ class SealedNode(NodeChannel):
             return later
         return self.cipher  # which refuses what it cannot open
 
-    def introduction(self, terms: Mapping[str, Any]) -> dict[str, Any]:
+    def introduction(
+        self, kept: Kept, clients: Sequence[str], terms: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The key's id, the next one's, and a context without the secret key where the pair was
         made here: which must allow for how the server mixes."""
         self._mixes_rows = bool(terms["mixes_rows"])
@@ -146,7 +148,13 @@ class SealedNode(NodeChannel):
         return [name for names, _ in terms["groups"] for name in names if name not in sent]
 
     def leave(
-        self, kept: Kept, client: str, server_round: int, update: Parts, body: Mapping[str, Any]
+        self,
+        kept: Kept,
+        client: str,
+        server_round: int,
+        update: Parts,
+        report: Mapping[str, Any],
+        body: Mapping[str, Any],
     ) -> Row | None:
         """Sealed, multiplied by its weight; or kept, where that is not known yet."""
         terms = body["channel"]
