@@ -90,7 +90,7 @@ def test_a_private_round_comes_out_of_its_sources_alone(
         host = ClientHost(config, method, ["gate_width"], stores, sources=sources)
         with monkeypatch.context() as patch:
             for name in (
-                "clients.training.trainer.seeded",
+                "clients.training.gradients.seeded",
                 "clients.training.trainer.torch_generator",
             ):
                 patch.setattr(name, lambda *_, **__: pytest.fail("a seeded draw"))
