@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from clients.admission import check_private
-from clients.base import find_algorithm
+from clients.base import LocalAlgorithm, find_algorithm
 from clients.training.account import check_client
 from fedpers.channels.build import check_clients
 from fedpers.config import Config
@@ -16,8 +17,9 @@ from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
 from fedpers.paths import paths_of
+from fedpers.stats import Stat
 from simulations.backends.flower import joins_cluster
-from strategies.base import find_strategy
+from strategies.base import PersonalizedStrategy, find_strategy
 from strategies.cohorts import check_cohort
 
 
@@ -46,6 +48,7 @@ def check(config: Config) -> None:
     strategy = find_strategy(config)
     name = strategy.client_side()
     algorithm, params = find_algorithm(name, config, strategy.param_names())
+    check_told(config, algorithm, strategy)
     data = load_data(config)
     needs = strategy.needs(strategy.check(config, data))
     check_cohort(config, len(data.clients))
@@ -55,6 +58,29 @@ def check(config: Config) -> None:
         for client in data.clients:
             check_client(config, client, data.size(client))
         check_private(name, algorithm(config, build_model(config, data), params))
+
+
+def check_told(
+    config: Config, client: type[LocalAlgorithm], server: type[PersonalizedStrategy]
+) -> None:
+    """Check that the sides of a method declare the same numbers, reported and polled: a server
+    that expects others would leave every client out.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    for name in ("reports", "polls"):
+        told, read = getattr(client, name), getattr(server, name)
+        if told != read:
+            takes = (
+                f"a method whose {name} are the same on both sides: its clients' are {_shown(told)}"
+                f", its server's {_shown(read)}"
+            )
+            raise ConfigError("strategy.name", config.strategy.name, takes)
+
+
+def _shown(stats: Sequence[Stat]) -> str:
+    return ", ".join(f"{stat.name} in {stat.low:g}..{stat.high:g}" for stat in stats) or "none"
 
 
 def check_ray(config: Config) -> None:

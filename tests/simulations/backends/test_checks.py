@@ -95,3 +95,40 @@ def test_what_cannot_work_is_one_line(overrides: list[str], text: str) -> None:
         check(load_config(None, overrides))
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+TELLS = """
+from clients.base import LocalAlgorithm
+from fedpers.stats import Stat
+from strategies.base import PersonalizedStrategy
+
+
+class Tells(LocalAlgorithm):
+    reports = (Stat("fit", 0, 1),)
+
+
+class Server(PersonalizedStrategy):
+    algorithm = "one_sided:Tells"
+
+
+class Wider(Server):
+    reports = (Stat("fit", 0, 2),)
+
+
+class Same(Server):
+    reports = Tells.reports
+"""
+
+
+def test_sides_that_declare_other_numbers_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one_sided.py").write_text(TELLS)
+    monkeypatch.syspath_prepend(tmp_path)
+    line = "strategy.name: got 'one_sided:{}', takes a method whose reports are the same on both "
+    line += "sides: its clients' are fit in 0..1, its server's {}"
+    for name, read in (("Server", "none"), ("Wider", "fit in 0..2")):
+        with pytest.raises(ConfigError) as refused:
+            check(load_config(None, [f"strategy.name=one_sided:{name}", "data.clients=2"]))
+        assert str(refused.value) == line.format(name, read)
+    check(load_config(None, ["strategy.name=one_sided:Same", "data.clients=2"]))
