@@ -121,7 +121,7 @@ DOOR = [
     Mutant(
         "an error's text sent",
         "clients/node/failures.py",
-        "closed = config.privacy.enabled or config.encryption.enabled or device is not None",
+        "closed = config.confidential or device is not None",
         "closed = False",
         of("clients/node/test_failures.py", "test_reasons_leave_where_nothing_is_to_be_hidden"),
     ),
