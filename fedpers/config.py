@@ -15,72 +15,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedpers.config_data import Columns as Columns
+from fedpers.config_data import Data as Data
+from fedpers.config_data import Partition as Partition
 from fedpers.config_errors import check_ranges, drop_retired, fold_of, line_of, translate
 from fedpers.errors import ConfigError
 from fedpers.params import NoParams as NoParams
 from fedpers.params import params_of as params_of
 from fedpers.params import setting as setting
-
-
-@dataclass
-class Columns:
-    """Which columns of a table hold what (``csv``, ``parquet``, ``folder`` and ``hub`` sources).
-
-    ``classes``: how many there are, where the data need not hold all of them (devices); labels are
-    then 0..classes-1.
-    """
-
-    features: list[str] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    image: str | None = None
-    label: str = "label"
-    client: str | None = None
-    group: str | None = None
-    classes: int | None = setting(None, least=2)
-
-
-@dataclass
-class Partition:
-    """How examples are dealt to clients; names and meanings are those of flwr-datasets.
-
-    ``min_size`` (dirichlet): the fewest examples of a client; null: 20, or a quarter of the mean
-    where that is less.
-    """
-
-    name: str = "dirichlet"
-    alpha: float = setting(0.1, above=0)
-    classes_per_client: int = setting(2, least=1)
-    shards_per_client: int = setting(2, least=1)
-    min_size: int | None = setting(None, least=0)
-    path: str | None = None
-
-
-@dataclass
-class Data:
-    """The examples: source, partition, and each client's train, validation and test split.
-
-    ``public_fraction`` of all examples (or ``public_clients`` whole clients, where clients are
-    natural) is set aside as public data, owned by no client; where it would be natural clients'
-    own, ``public_from_clients`` has to say so under privacy. Fractions of a client's examples:
-    ``val_fraction`` and ``test_fraction``; the rest is for training. ``holdout_clients`` never
-    train and are newcomers at the end. ``shift`` turns or inverts each client's images in its own
-    way.
-    """
-
-    name: str = "digits"
-    path: str | None = None
-    columns: Columns = field(default_factory=Columns)
-    clients: int = setting(20, least=1)
-    partition: Partition = field(default_factory=Partition)
-    holdout_clients: int = setting(0, least=0)
-    shift: str = setting("none", choices=("none", "rotate", "invert", "both"))
-    split: str = setting("random", choices=("random", "blocks", "group"))
-    public_fraction: float = setting(0.2, least=0, below=1)
-    public_clients: int = setting(0, least=0)
-    public_from_clients: bool = False
-    val_fraction: float = setting(0.15, least=0, below=1)
-    test_fraction: float = setting(0.25, above=0, below=1)
-    max_train: int | None = setting(None, least=1)
 
 
 @dataclass

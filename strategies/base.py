@@ -108,7 +108,7 @@ class PersonalizedStrategy:
         """
         self.params: Any = self.check(config, data)
         self.config, self.model, self.public = config, model, data.public
-        self.task, self.schema = data.task, data.schema
+        self.task, self.schema, self.remark = data.task, data.schema, data.remark
         self.needed = self.needs(self.params)
         self.extend(model)
         self.parts: Row = self.first({slot: model.read(slot) for slot in self.shares})

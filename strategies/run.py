@@ -20,6 +20,7 @@ from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, choose, gated
 from fedpers.evaluation.metrics import mean
 from fedpers.evaluation.report import privacy_figures, spent_of
+from fedpers.models.build import remark
 from fedpers.records import in_the_clear, pack
 from strategies.base import PersonalizedStrategy, strategies
 from strategies.budgets import Budgets
@@ -165,6 +166,9 @@ class Run(Strategy):
         log.info("%s: %d clients; shared scalars: %s", name, clients, size or "none")
         if about := self.method.task.about:
             log.info("%s", about)
+        for said in (self.method.schema.scaling.about, self.method.remark, remark(self.config)):
+            if said:
+                log.info("%s", said)
         if privacy.enabled and privacy.deterministic_for_tests:
             log.warning("privacy: the noise is drawn from the run's seed: nobody is protected")
 
@@ -320,6 +324,7 @@ class Run(Strategy):
             newcomers=self._newcomers(),
             names=task.names,
             unit=task.unit,
+            inputs=self.method.schema.scaling,
             privacy=privacy,
             similarity=self.method.similarity,
             **self.channel.figures(),
@@ -358,6 +363,7 @@ class Run(Strategy):
             client: {
                 "run_id": report["run_id"],
                 "task": asdict(self.method.schema.task),
+                "inputs": asdict(self.method.schema.scaling),
                 "round": server_round,
                 "test": results[client].test.brief().to_json() if client in results else None,
                 "gate": chosen[client] if client in comparable else None,

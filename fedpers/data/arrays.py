@@ -134,7 +134,7 @@ def check_finite(x: torch.Tensor, where: str) -> None:
         row = int(torch.nonzero(~finite)[0])
         raise DataError(
             f"{where}: got NaN, infinity or a number beyond float32 in row {row} (from 0), "
-            "takes finite numbers; drop or fill it"
+            "takes finite numbers; drop or fill it, or set data.missing"
         )
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from fedpers.config import Config
-from fedpers.data.examples import Schema
+from fedpers.data.examples import Schema, Signature
 from fedpers.data.federated import FederatedData
+from fedpers.data.scaling import Scaling
 from fedpers.data.shift import check_shift
 from fedpers.data.sources import load_table
 from fedpers.data.splits import split_rows
@@ -42,12 +43,17 @@ def device_data(
     data = replace(config.data, name=FORMATS[path.suffix], path=str(path))
     own = replace(config, data=data, task=schema.task if schema else config.task)
     table = load_table(own)
-    if schema is not None and table.signature != schema.signature:
-        got, takes = (f"{s.kind} {s.shape}" for s in (table.signature, schema.signature))
-        raise DataError(f"{path}: got {got}, takes {takes} as the server has")
+    scaling = schema.scaling if schema else Scaling()
+    if schema is not None:
+        width = len(scaling.mean)
+        shape = (width,) if width else schema.signature.shape
+        wanted = Signature(schema.signature.kind, shape)
+        if table.signature != wanted:
+            got, takes = (f"{s.kind} {s.shape}" for s in (table.signature, wanted))
+            raise DataError(f"{path}: got {got}, takes {takes} as the server has")
     check_shift(own, table.signature)
     rows = np.arange(len(table))
     splits = split_rows({client: rows}, table, own, own.data.test_fraction)
     if not len(splits[client].train):
         raise DataError(f"{path}: no example is left for training; add some")
-    return FederatedData(table, rows[:0], splits, own)
+    return FederatedData(table, rows[:0], splits, own, scaling)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fedpers.config import TaskSettings
+from fedpers.data.scaling import Scaling
 from fedpers.tasks.base import Task
 
 
@@ -52,10 +53,12 @@ class Signature:
 
 @dataclass(frozen=True)
 class Schema:
-    """What one owner's data must be like to be learned together with others'."""
+    """What one owner's data must be like to be learned together with others', once ``scaling`` was
+    applied."""
 
     signature: Signature
     task: TaskSettings
+    scaling: Scaling = field(default_factory=Scaling)
 
     def to_json(self) -> str:
         """One line of JSON; ``from_json`` reads it back."""
@@ -66,7 +69,8 @@ class Schema:
         """What ``to_json`` wrote."""
         given = json.loads(text)
         kind, shape = given["signature"]["kind"], tuple(given["signature"]["shape"])
-        return cls(Signature(kind, shape), TaskSettings(**given["task"]))
+        task, scaling = TaskSettings(**given["task"]), Scaling.from_json(given["scaling"])
+        return cls(Signature(kind, shape), task, scaling)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Table:
         client: [n] text, whose each example is by nature, or None.
         group: [n] text, which examples belong together (a recording, a text), or None.
         task: what the targets are, with names; None for what the settings make of them.
+        columns: what the features of a table are called; "0", "1", ... if nothing is given.
+        scaled: those, by number, that are on a scale that suits models already.
     """
 
     kind: str
@@ -95,9 +101,17 @@ class Table:
     client: NDArray[np.str_] | None = None
     group: NDArray[np.str_] | None = None
     task: Task | None = None
+    columns: tuple[str, ...] = ()
+    scaled: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features of a table."""
+        width = self.examples.x.shape[1] if self.kind == "tabular" else 0
+        return self.columns or tuple(str(column) for column in range(width))
 
     @property
     def signature(self) -> Signature:

@@ -14,6 +14,7 @@ from fedpers.data.arrays import bounded
 from fedpers.data.examples import ClientData, Examples, Schema, Signature, Table
 from fedpers.data.partition import NAMES, deal, natural_clients, partition_file, read_partition
 from fedpers.data.public import draw_public, takes_from_clients
+from fedpers.data.scaling import Scaling, check_scale, scaling_of
 from fedpers.data.shift import check_shift, shifted
 from fedpers.data.sources import load_table
 from fedpers.data.splits import Rows, Split, group_names, split_rows
@@ -27,27 +28,50 @@ class FederatedData:
 
     Attributes:
         task: what is learned.
+        given: what inputs are like before they are scaled, and
+        scaling: how they are.
         signature: what a model reads.
+        remark: on the scale of inputs, for the user, or "".
         clients: the ids of those that train: "0".."N-1", or natural clients' own names.
         held_out: the ids of those that never train (``data.holdout_clients``).
     """
 
     def __init__(
-        self, table: Table, public: Rows, splits: Mapping[str, Split], config: Config
+        self,
+        table: Table,
+        public: Rows,
+        splits: Mapping[str, Split],
+        config: Config,
+        scaling: Scaling | None = None,
     ) -> None:
-        """Keep ``table`` and, by row number, what is public and what each client has."""
+        """Keep ``table`` and, by row number, what is public and what each client has.
+
+        Args:
+            scaling: of whoever has public rows, where these owners have none.
+        """
         table = with_task(table, config)
         assert table.task is not None
         targets = table.examples.y
         self.task: Task = table.task.fitted(targets[torch.from_numpy(public)])
-        self.signature: Signature = table.signature
-        self._examples = Examples(table.examples.x, self.task.scaled(targets))
         self._public, self._splits = public, splits
         self._config = config
         rng = numpy_generator(config.seed, "data", "holdout")
         chosen = rng.permutation(list(splits))[: config.data.holdout_clients].tolist()
         self.held_out = [client for client in splits if client in set(chosen)]
         self.clients = [client for client in splits if client not in set(chosen)]
+        self.given, self.remark = table.signature, ""
+        if scaling is None:
+            scaling, self.remark = self._scaling(table)
+        self.scaling = scaling
+        x = scaling.apply(table.examples.x)
+        self.signature = Signature(table.kind, tuple(x.shape[1:]))
+        self._examples = Examples(x, self.task.scaled(targets))
+
+    def _scaling(self, table: Table) -> tuple[Scaling, str]:
+        trained = [self._splits[client].train for client in self.clients]
+        rows = np.concatenate([self._public[:0], *trained])
+        public, train = (table.examples.x[torch.from_numpy(own)] for own in (self._public, rows))
+        return scaling_of(self._config, table.kind, table.names, table.scaled, public, train)
 
     @cached_property
     def public(self) -> Examples:
@@ -57,7 +81,7 @@ class FederatedData:
     @property
     def schema(self) -> Schema:
         """What data of others must be like to be learned together with these."""
-        return Schema(self.signature, self.task.settings())
+        return Schema(self.signature, self.task.settings(), self.scaling)
 
     @property
     def inputs(self) -> torch.Tensor:
@@ -153,6 +177,7 @@ def _check(config: Config) -> None:
     data, name = config.data, config.data.partition.name
     if name not in NAMES:
         raise ConfigError("data.partition.name", name, f"one of {', '.join(NAMES)}")
+    check_scale(config)
     if name == "file":
         partition_file(config)
     if name != "file" and data.val_fraction + data.test_fraction >= 1:

@@ -48,7 +48,8 @@ def load_table(config: Config) -> Table:
         table = SOURCES.get(config.data.name)(config)
     if not config.privacy.enabled:
         where = config.data.path or config.data.name
-        check_finite(table.examples.x, f"{where}: inputs")
+        x, filled = table.examples.x, config.data.missing != "error" and table.kind == "tabular"
+        check_finite(x.nan_to_num(nan=0.0) if filled else x, f"{where}: inputs")
         check_finite(table.examples.y[:, None], f"{where}: targets")
     return table
 
@@ -77,7 +78,9 @@ def diabetes(config: Config) -> Table:
     inputs = torch.from_numpy(x).float().mul_(len(x) ** 0.5)
     client = np.array([f"sex {int(sex)}, {int(age) // 10 * 10}s" for age, sex in raw[:, :2]])
     task, y = to_targets(progression, "diabetes", Columns(label="progression"), config.task)
-    return Table("tabular", Examples(inputs, y), client, task=task)
+    names = tuple(load_diabetes().feature_names)
+    scaled = tuple(range(len(names)))
+    return Table("tabular", Examples(inputs, y), client, None, task, names, scaled)
 
 
 @SOURCES.register("npz")
@@ -94,13 +97,13 @@ def npz(config: Config) -> Table:
 @SOURCES.register("csv")
 def csv(config: Config) -> Table:
     """A csv file."""
-    return csv_table(_path(config), config.data.columns, config.model.name, config.task)
+    return csv_table(_path(config), config)
 
 
 @SOURCES.register("parquet")
 def parquet(config: Config) -> Table:
     """A parquet file."""
-    return parquet_table(_path(config), config.data.columns, config.model.name, config.task)
+    return parquet_table(_path(config), config)
 
 
 @SOURCES.register("folder")
@@ -114,7 +117,7 @@ def folder(config: Config) -> Table:
     except (OSError, ValueError, KeyError, TypeError) as error:
         takes = f"a folder that save_to_disk of Hugging Face datasets wrote ({_line(error)})"
         raise ConfigError("data.path", str(path), takes) from None
-    return dataset_table(dataset, config.data.columns, config.model.name, path, config.task)
+    return dataset_table(dataset, config, path)
 
 
 @SOURCES.register("fashion-mnist")
@@ -144,7 +147,7 @@ def convabuse(config: Config) -> Table:
     by ``group``, never at random.
     """
     path = _only_local("convabuse.csv")
-    return csv_table(path, CONVABUSE, config.model.name, config.task)
+    return csv_table(path, config, CONVABUSE)
 
 
 def _path(config: Config) -> Path:
@@ -184,7 +187,7 @@ def _hub(config: Config, name: str, columns: Columns, before: str = "") -> Table
             f"data.name: {before}no {name} from the Hugging Face hub ({_line(error)}); "
             f"connect to the network, or use a file of your own (npz, csv, parquet, folder)"
         ) from None
-    return dataset_table(dataset, columns, config.model.name, name, config.task)
+    return dataset_table(dataset, config, name, columns)
 
 
 def _line(error: Exception) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedpers.config import Columns, TaskSettings
+from fedpers.config import Columns, Config
 from fedpers.data.arrays import to_inputs, to_names, to_targets
+from fedpers.data.cells import one_hot, to_numbers
 from fedpers.data.examples import Examples, Table
 from fedpers.data.tokens import tokenize
 from fedpers.errors import ConfigError, DataError
@@ -33,49 +34,63 @@ def check_columns(columns: Columns) -> None:
         raise ConfigError("data.columns", " and ".join(got) or None, takes, "name the input's")
 
 
-def csv_table(path: Path, columns: Columns, model: str, task: TaskSettings | None = None) -> Table:
+def csv_table(path: Path, config: Config, columns: Columns | None = None) -> Table:
     """A table from a csv file with a header line; an ``image`` column holds paths.
+
+    Args:
+        columns: where they are not those of the settings.
 
     Raises:
         ConfigError: a column is not there.
         DataError: the file cannot be read, or a cell cannot be used.
     """
-    known, read = _csv(path, columns)
-    return _table(known, read, columns, model, path, task)
+    columns = columns or config.data.columns
+    known, read = _csv(path, columns, config)
+    return _table(known, read, columns, config, path)
 
 
-def csv_inputs(path: Path, columns: Columns, model: str) -> tuple[str, torch.Tensor]:
+def csv_inputs(path: Path, config: Config, columns: Columns) -> tuple[str, torch.Tensor]:
     """The kind of input and the inputs in a csv file, which needs no labels.
 
     Raises:
         ConfigError: a column is not there.
         DataError: the file cannot be read, or a cell cannot be used.
     """
-    known, read = _csv(path, columns)
-    return _inputs(read(_known(known, _input_columns(columns), path)), columns, model, path)
+    known, read = _csv(path, columns, config)
+    kind, x, _, _ = _inputs(
+        read(_known(known, _input_columns(columns), path)), columns, config, path
+    )
+    return kind, x
 
 
-def _csv(path: Path, columns: Columns) -> tuple[list[str], Read]:
+def _csv(path: Path, columns: Columns, config: Config) -> tuple[list[str], Read]:
     """The names of a csv file's columns, and how to read some of them."""
     import pandas as pd
 
     # Names stay text ("07" is not "7"), and the word "null" in a text is a word.
-    texts = [*columns.text, columns.image, columns.client, columns.group]
+    texts = [*columns.text, columns.image, columns.client, columns.group, *columns.categories]
     as_text: Any = {name: str for name in texts if name}
+    separator = {"tab": "\t"}.get(config.data.separator, config.data.separator)
+    form: Any = {"sep": separator, "encoding": config.data.encoding, "keep_default_na": False}
 
     def frame(names: Sequence[str]) -> Any:
-        return pd.read_csv(path, usecols=list(names), dtype=as_text, keep_default_na=False)
+        return pd.read_csv(path, usecols=list(names), dtype=as_text, **form)
 
     def read(names: Sequence[str]) -> dict[str, Cells]:
         found = _reading(path, lambda: frame(names))
         return {name: found[name].tolist() for name in names}
 
-    return _reading(path, lambda: list(pd.read_csv(path, nrows=0).columns)), read
+    known = _reading(path, lambda: list(pd.read_csv(path, nrows=0, **form).columns))
+    if len(known) == 1:
+        for sign, shown in ((";", "';'"), ("\t", "tab"), ("|", "'|'"), (",", "','")):
+            if sign != separator and sign in known[0]:
+                got = f"data.separator: got {config.data.separator!r}, and one column"
+                cure = f"set data.separator={shown}"
+                raise DataError(f"{got} {known[0][:60]!r} in {path}; {cure}")
+    return known, read
 
 
-def parquet_table(
-    path: Path, columns: Columns, model: str, task: TaskSettings | None = None
-) -> Table:
+def parquet_table(path: Path, config: Config) -> Table:
     """A table from a parquet file; an ``image`` column holds encoded images or paths.
 
     Raises:
@@ -93,17 +108,16 @@ def parquet_table(
     def one_line(names: Sequence[str]) -> dict[str, Cells]:
         return _reading(path, lambda: read(names))  # type: ignore[no-any-return]
 
-    return _table(known, one_line, columns, model, path, task)
+    return _table(known, one_line, config.data.columns, config, path)
 
 
 def dataset_table(
-    dataset: Any,
-    columns: Columns,
-    model: str,
-    where: Path | str,
-    task: TaskSettings | None = None,
+    dataset: Any, config: Config, where: Path | str, columns: Columns | None = None
 ) -> Table:
     """A table from a ``datasets.Dataset``, or from all splits of a ``DatasetDict`` together.
+
+    Args:
+        columns: where they are not those of the settings.
 
     Raises:
         ConfigError: a column is not there.
@@ -111,6 +125,7 @@ def dataset_table(
     """
     import datasets
 
+    columns = columns or config.data.columns
     if isinstance(dataset, dict):
         splits = list(dataset.values())
         dataset = _reading(where, lambda: datasets.concatenate_datasets(splits))
@@ -122,16 +137,15 @@ def dataset_table(
 
     label = dataset.features.get(columns.label)
     names = list(label.names) if isinstance(label, datasets.ClassLabel) else None
-    return _table(dataset.column_names, read, columns, model, where, task, names)
+    return _table(dataset.column_names, read, columns, config, where, names)
 
 
 def _table(
     known: Sequence[str],
     read: Read,
     columns: Columns,
-    model: str,
+    config: Config,
     where: Path | str,
-    task: TaskSettings | None,
     names: list[str] | None = None,
 ) -> Table:
     """Read the columns asked for and turn them into tensors and names."""
@@ -148,11 +162,11 @@ def _table(
         _check_complete(values, here)
         return values, here
 
-    learned, y = to_targets(*column(columns.label), columns, task, names)
+    learned, y = to_targets(*column(columns.label), columns, config.task, names)
     client = to_names(*column(columns.client)) if columns.client else None
     group = to_names(*column(columns.group)) if columns.group else None
-    kind, x = _inputs(cells, columns, model, where)
-    return Table(kind, Examples(x, y), client, group, learned)
+    kind, x, called, scaled = _inputs(cells, columns, config, where)
+    return Table(kind, Examples(x, y), client, group, learned, called, scaled)
 
 
 def _input_columns(columns: Columns) -> dict[str, list[str]]:
@@ -178,33 +192,34 @@ def _known(
 
 
 def _inputs(
-    cells: Mapping[str, Cells], columns: Columns, model: str, where: Path | str
-) -> tuple[str, torch.Tensor]:
-    """The kind of input and the inputs, [n, ...]."""
+    cells: Mapping[str, Cells], columns: Columns, config: Config, where: Path | str
+) -> tuple[str, torch.Tensor, tuple[str, ...], tuple[int, ...]]:
+    """The kind of input, the inputs [n, ...], and of features what the columns are called and which
+    are ones and zeros."""
     if columns.text:
-        return "text", _tokens([cells[name] for name in columns.text], model)
+        return "text", _tokens([cells[name] for name in columns.text], config.model.name), (), ()
     if columns.image:
-        return _images(cells[columns.image], where)
-    numbers = [_numbers(cells[name]) for name in columns.features]
-    return to_inputs(np.stack(numbers, axis=1), f"{where}: features")
+        return *_images(cells[columns.image], where), (), ()
+    named: dict[str, np.ndarray[Any, Any]] = {}
+    encoded: list[int] = []
+    # Under privacy an error would tell of a cell: what is no number is missing.
+    told = not config.privacy.enabled
+    for name in columns.features:
+        if name in columns.categories:
+            known = columns.categories[name]
+            found = one_hot(cells[name], known, f"{where}: {name}", told=told)
+            encoded += range(len(named), len(named) + len(known))
+            named |= {f"{name}={value}": found[:, k] for k, value in enumerate(known)}
+        else:
+            named[name] = to_numbers(cells[name], f"{where}: {name}", told=told)
+    kind, x = to_inputs(np.stack(list(named.values()), axis=1), f"{where}: features")
+    return kind, x, tuple(named), tuple(encoded)
 
 
 def _check_complete(values: list[Any], where: str) -> None:
     missing = next((i for i, v in enumerate(values) if v is None or v == "" or v != v), None)
     if missing is not None:
         raise DataError(f"{where}: got nothing in row {missing} (from 0); drop or fill that row")
-
-
-def _numbers(values: Cells) -> np.ndarray[Any, Any]:
-    """A numeric column as float32 [n], with NaN for what is no number."""
-    import pandas as pd
-
-    cells = pd.Series(list(values))
-    if cells.map(lambda cell: isinstance(cell, list | dict)).any():
-        cells = cells.map(lambda cell: None)
-    with np.errstate(over="ignore"):
-        numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float32, na_value=np.nan)
-    return np.asarray(numbers)
 
 
 def _tokens(texts: Sequence[Cells], model: str) -> torch.Tensor:
@@ -253,6 +268,12 @@ def _reading(where: Path | str, read: Callable[[], Any]) -> Any:
     """``read()``, with what goes wrong as one line."""
     try:
         return read()
+    except (UnicodeError, LookupError) as error:
+        cure = "set data.encoding, to latin-1 or utf-16 say"
+        raise DataError(f"{where}: cannot be read as text ({_line(error)}); {cure}") from None
     except (OSError, ValueError) as error:  # what pandas and pyarrow raise derives from these
-        reason = " ".join(str(error).split())
-        raise DataError(f"{where}: cannot be read ({reason}); check the file's format") from None
+        raise DataError(f"{where}: cannot be read ({_line(error)}); check the format") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

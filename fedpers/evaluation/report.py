@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 import fedpers
 from fedpers.config import Config, Privacy
 from fedpers.data.public import takes_from_clients
+from fedpers.data.scaling import Scaling
 from fedpers.evaluation import metrics
 from fedpers.evaluation.gate import gate_summary
 from fedpers.evaluation.results import ClientResult
@@ -52,6 +54,7 @@ def build_report(
     newcomers: Mapping[int, Sequence[ClientResult]] | None = None,
     names: Sequence[str] = (),
     unit: str = "",
+    inputs: Scaling | None = None,
     privacy: Mapping[str, Any] | None = None,
     encryption: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -72,10 +75,12 @@ def build_report(
         newcomers: the results of clients that never trained, by number of local batches.
         names: of the classes, or of the target.
         unit: of what is predicted.
+        inputs: how features were scaled.
 
     Raises:
         ValueError: ``communication`` or ``seconds`` has a name that the report does not.
     """
+    scaling = inputs or Scaling()
     # Choosing a round by the clients' validation splits would be one more release.
     wanted = "last" if config.privacy.enabled else config.evaluation.select
     task, _ = task_named(config.task)
@@ -108,6 +113,7 @@ def build_report(
             "names": list(names),
             "unit": unit,
         },
+        "inputs": {**asdict(scaling), "about": scaling.about},
         headline: {mode: metrics.summary(results, metric, mode) for mode in MODES},
         "gain_over_global": metrics.mean_gain(results, metric, "global"),
         "gain_over_local": metrics.mean_gain(results, metric, "local"),

@@ -74,6 +74,28 @@ class Mlp(Backbone):
         )
 
 
+@BACKBONES.register("table")
+class TableMlp(Backbone):
+    """Two hidden layers of 64 units with LayerNorm and ReLU, beside the columns themselves: what is
+    linear needs no detour, and few rows suffice. Trained as a whole (``model.lora: null``)."""
+
+    kinds = ("tabular",)
+    lora_target = ("hidden2",)
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        (columns,) = input_shape
+        self.hidden1, self.hidden2 = nn.Linear(columns, 64), nn.Linear(64, 64)
+        self.norm1, self.norm2 = nn.LayerNorm(64), nn.LayerNorm(64)
+        self.feature_dim = 64 + columns
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From x [batch, columns]."""
+        hidden = F.relu(self.norm1(self.hidden1(x)))
+        hidden = F.relu(self.norm2(self.hidden2(hidden)))
+        return torch.cat([hidden, x], 1)
+
+
 @BACKBONES.register("cnn")
 class Cnn(Backbone):
     """The CNN of FedAvg (1602.05629): two 5x5 convolutions with pooling, 512 hidden units.

@@ -48,6 +48,16 @@ def build_model(config: Config, data: FederatedData, base: Parts | None = None) 
     return model
 
 
+def remark(config: Config) -> str:
+    """What a user should know of the model before it is trained, in one line, or ""."""
+    settings = config.model
+    pretrained = settings.name.startswith((PREFIX, SENTENCE)) or settings.pretrain.task != "none"
+    if settings.lora is None or pretrained:
+        return ""
+    cure = "set model.lora=null to train all of it, or model.pretrain.task"
+    return f"model: {settings.name} stays as it was drawn but for its adapters; {cure}"
+
+
 def base_model(config: Config, data: FederatedData) -> nn.Module:
     """The model without LoRA adapters, for ``PeftModel.from_pretrained(base, folder)``.
 

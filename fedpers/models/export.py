@@ -58,6 +58,7 @@ def export_model(
         "seed": config.seed,
         "model": asdict(config.model),
         "signature": asdict(data.signature),
+        "inputs": asdict(data.scaling),
         "task": asdict(data.task.settings()),
         "strategy": config.strategy.name,
     }

@@ -114,7 +114,10 @@ class Classification(Task):
         if not integers and not set(numbers) & set(labels.tolist()):
             got = f"{labels.dtype} such as {labels[0]}"
             raise DataError(f"{where}: got {got}, takes {self._takes}")
-        found = labels if integers else np.array([numbers.get(x, -1) for x in labels.tolist()])
+        if integers and not all(name.lstrip("-").isdecimal() for name in self.names):
+            found = labels  # by number; else integers are the classes' names: 1, 2 or -1, 1
+        else:
+            found = np.array([numbers.get(str(x), -1) for x in labels.tolist()])
         wrong = labels[(found < 0) | (found >= len(self.names))]
         if len(wrong):
             got = f"{labels.dtype} such as {wrong[0]}"
@@ -124,6 +127,8 @@ class Classification(Task):
     @property
     def _takes(self) -> str:
         takes = f"integers in 0..{len(self.names) - 1}"
+        if all(name.lstrip("-").isdecimal() for name in self.names) and self.names[0] != "0":
+            return f"one of {', '.join(self.names[:8])}"
         named = [name for number, name in enumerate(self.names) if name != str(number)]
         shown = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
         return f"{takes} or {shown}" if named else takes

@@ -27,8 +27,8 @@ def predict(
 
         find_plug_ins()
         run = prediction.FinishedRun(folder)
-        x = prediction.read_inputs(file, run.config, run.data.signature)
-        found = run.predict(run.client(client), x)
+        x = prediction.read_inputs(file, run.config, run.data.given)
+        found = run.predict(run.client(client), run.data.scaling.apply(x))
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(prediction.table(found))
         console.print(f"run: {run.folder}", soft_wrap=True, highlight=False)

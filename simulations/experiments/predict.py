@@ -184,14 +184,15 @@ def read_inputs(path: Path, config: Config, signature: Signature) -> Tensor:
     if not path.is_file() or not fits.get(path.suffix):
         raise ConfigError("--input", str(path), " or ".join(takes))
     if path.suffix == ".csv":
-        kind, x = csv_inputs(path, columns, config.model.name)
+        kind, x = csv_inputs(path, config, columns)
     else:
         arrays = read_arrays(path)
         if "x" not in arrays:
             got = ", ".join(arrays) or "no array"
             raise DataError(f"{path}: got {got}, takes array x")
         kind, x = to_inputs(arrays["x"], f"{path}: x")
-    check_finite(x, f"{path}: inputs")
+    filled = config.data.missing != "error" and kind == "tabular"
+    check_finite(x.nan_to_num(nan=0.0) if filled else x, f"{path}: inputs")
     if len(x) == 0:
         raise DataError(f"{path}: got no example, takes at least one")
     # Texts are padded to the longest of their file.

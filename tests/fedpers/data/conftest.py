@@ -14,6 +14,9 @@ from fedpers.data import Examples, FederatedData, load_data
 Load = Callable[..., FederatedData]
 
 
+NUMBERED = ["data.name=npz", "data.scale=none"]
+
+
 @pytest.fixture
 def numbered(tmp_path: Path) -> Load:
     """Load ``n`` examples, x = the row's number, of an npz file with further arrays."""
@@ -24,7 +27,7 @@ def numbered(tmp_path: Path) -> Load:
         path = tmp_path / "numbered.npz"
         y = np.arange(n) % 4 if y is None else y
         np.savez(path, x=np.arange(n, dtype=np.float32)[:, None], y=y, **arrays)
-        return load_data(load_config(None, ["data.name=npz", f"data.path={path}", *overrides]))
+        return load_data(load_config(None, [*NUMBERED, f"data.path={path}", *overrides]))
 
     return load
 

@@ -161,7 +161,7 @@ GOOD = {"a": [1.0, 2.0], "b": [0, 1], "label": [0, 1], "who": ["x", "y"]}
     [
         ({"a": [1.0, None]}, (), "inputs: got NaN.* row 1"),
         ({"a": [float("inf"), 0.0]}, (), "inputs: got NaN.* row 0"),
-        ({"a": ["1", "one"]}, (), "inputs: got NaN.* row 1"),
+        ({"a": ["1", "one"]}, (), "a: got 'one' in row 1.* takes a number; name its values"),
         ({"label": [0, 2]}, (), "label: got classes 0, 2"),
         ({"label": ["yes", None]}, (), "label: got nothing in row 1"),
         ({"who": [None, "y"]}, ("data.columns.client=who",), "who: got nothing in row 0"),

@@ -46,7 +46,7 @@ def test_fields_and_figures() -> None:
         *("accuracy", "gain_over_global", "gain_over_local", "breakage_rate", "fix_rate"),
         *("harmed_share", "out_of_client", "gated", "cold_start", "privacy", "encryption"),
         *("macro_f1", "auc", "ece", "ece_pooled", "collapse", "gini", "gate", "task"),
-        *("communication", "seconds"),
+        *("communication", "seconds", "inputs"),
         "environment",
     }
     # These were counted without detail.

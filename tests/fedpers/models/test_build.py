@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedpers.config import load_config
 from fedpers.errors import ConfigError
 from fedpers.models import BACKBONES, base_model, build_model
+from fedpers.models.build import remark
 from fedpers.models.cache import cached
 from fedpers.models.pretrain import feature_scaler
 
@@ -251,3 +253,10 @@ def test_constant_features_stay_finite():
 
     mean, scale = feature_scaler(Constant((2,)), torch.zeros(4, 2))
     assert torch.isfinite((torch.ones(2) - mean) / scale).all()
+
+
+def test_adapters_on_a_body_that_nothing_trained_are_told_so() -> None:
+    said = remark(load_config(None, ["model.name=mlp"]))
+    assert said.startswith("model: mlp stays as it was drawn but for its adapters; set model.lora")
+    for fit in ("model.lora=null", "model.pretrain.task=labels", "model.name=hf:some/model"):
+        assert remark(load_config(None, ["model.name=mlp", fit])) == ""
