@@ -340,9 +340,9 @@ class ClientHost(Keeper):
         """Score every model of a client, a global one only if all received what it did."""
         store, trainer = self.store(client), self.trainer(client, server_round)
         personal = store.load_before(PERSONAL, server_round + 1)
-        working = self.algorithm.receive(broadcast, personal, Context(client, server_round, said))
-        working = self.algorithm.recall(self.algorithm.tune(working, trainer), trainer)
-        result = self.scoring.score(client, working, store.load(BASELINE), common=common)
+        came = self.algorithm.receive(broadcast, personal, Context(client, server_round, said))
+        working = self.algorithm.recall(self.algorithm.tune(came, trainer), trainer)
+        result = self.scoring.score(client, came, working, store.load(BASELINE), common=common)
         if self.config.evaluation.adapters:  # the model that was scored is the one to save
             filling = self.algorithm.filled("personal")
             assert filling is not None
@@ -362,9 +362,9 @@ class ClientHost(Keeper):
     ) -> ClientResult:
         """Score a client that never trained, after personalising in ``batches`` local batches."""
         trainer = self.trainer(client, server_round)
-        working = self.algorithm.receive(broadcast, Parts(), Context(client, server_round, said))
-        working = self.algorithm.tune(working, trainer, batches)
-        return self.scoring.score(client, self.algorithm.recall(working, trainer), Parts())
+        came = self.algorithm.receive(broadcast, Parts(), Context(client, server_round, said))
+        working = self.algorithm.recall(self.algorithm.tune(came, trainer, batches), trainer)
+        return self.scoring.score(client, came, working, Parts())
 
     def account(self, client: str) -> Account | None:
         """A client's account; None where no release of its own is to be paid for."""

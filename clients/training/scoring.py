@@ -84,12 +84,14 @@ class Scoring:
         self._outside: dict[str, Examples] = {}
 
     def score(
-        self, client: str, working: Parts, baseline: Parts, *, common: bool = True
+        self, client: str, came: Parts, working: Parts, baseline: Parts, *, common: bool = True
     ) -> ClientResult:
         """The tally of each model that a client has, on each of its splits.
 
         Args:
-            working: the client's parts, with what the method recalls of its examples.
+            came: the client's parts before it tuned any: the global model is of these, whatever
+                a method trains in place for its personal one.
+            working: the same, tuned, with what the method recalls of its examples.
             baseline: its local-only model; empty without one.
             common: what it received was the same for all; else there is no global model.
         """
@@ -109,7 +111,7 @@ class Scoring:
         view = Splits(self.model, self.algorithm, inputs)  # where both are one model it runs once
         predict("personal", view, working, "personal")
         if common:
-            predict("global", view, working, "global")
+            predict("global", view, working | came, "global")
         if baseline:
             predict("local", Splits(self.model, self.local, inputs), baseline, "personal")
         tallies = {

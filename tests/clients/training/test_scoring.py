@@ -29,6 +29,29 @@ class Centres(FedAvg):
         return scores - scores.mean(0) if split == "test" else scores
 """
 
+IN_PLACE = """
+from clients.methods.fedavg import FedAvg
+
+
+class InPlace(FedAvg):
+    '''Tunes what it received, and keeps no copy of it.'''
+
+    def tuning(self):
+        return self.newcomer(40)
+"""
+
+
+def test_what_is_tuned_in_place_is_no_global_model(
+    small: Callable[..., Config], plugin: Any, tmp_path: Path
+) -> None:
+    name = f"{plugin('in_place', IN_PLACE)}:InPlace"
+    host = ClientHost(small(name), name, (), tmp_path / "state")
+    plain = ClientHost(small("fedavg"), "fedavg", (), tmp_path / "plain")
+    trained, _ = plain.train("0", 1, plain.algorithm.initial)
+    ours, theirs = (h.evaluate("0", 1, trained).test.to_json() for h in (host, plain))
+    assert ours["detail"]["modes"]["global"] == theirs["detail"]["modes"]["global"]
+    assert ours["detail"]["modes"]["personal"] != theirs["detail"]["modes"]["personal"]
+
 
 def test_each_split_is_predicted_on_its_own(
     small: Callable[..., Config], plugin: Any, tmp_path: Path
