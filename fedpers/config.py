@@ -15,6 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedpers.channels.settings import Encryption as Encryption
 from fedpers.config_data import Columns as Columns
 from fedpers.config_data import Data as Data
 from fedpers.config_data import Partition as Partition
@@ -177,27 +178,6 @@ class Privacy:
     def protects_counts(self) -> bool:
         """Whether the number of a client's examples is protected, too."""
         return self.by_example and self.weights == "counts"
-
-
-@dataclass
-class Encryption:
-    """Encrypted aggregation.
-
-    ``scheme``: ``bfv`` (quantised, exact sums, fewest bytes) or ``ckks``; ``auto`` picks. ``keys``:
-    the folder with ``client.key`` on the nodes and ``server.context`` on the server, as made by
-    ``fedpers keys new``; null: the nodes of a simulation make a key for the run. ``range``: values
-    beyond -range..range are clipped to it. ``honest``: of a cohort, the share of clients that is
-    trusted to add its part of the noise, where the server cannot (``privacy.unit: client``).
-    ``rotate_at``: from this round on updates are sealed under the key in ``next.key`` and
-    ``next.context`` beside the other files; what was sealed before can still be opened.
-    """
-
-    enabled: bool = False
-    scheme: str = setting("auto", choices=("auto", "ckks", "bfv"))
-    keys: str | None = None
-    range: float = setting(8.0, above=0, most=1e6)
-    honest: float = setting(0.5, above=0, most=1)
-    rotate_at: int | None = setting(None, least=2)
 
 
 @dataclass

@@ -154,7 +154,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "held_out": names,
         "nodes": whole,
         "scored": text,
-        "channel": {"id": text, "next": text, "context": text},
+        "channel": {"id": text, "next": text, "context": text, "identities": text, "tag": whole},
     },
     "train": {
         "reports": Each("clients", REPORT),

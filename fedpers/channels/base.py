@@ -21,6 +21,7 @@ from fedpers.config import Config
 from fedpers.mixing import Mixing
 from fedpers.parts import Layout, Part, Parts
 from fedpers.records import Row
+from fedpers.stats import Stat
 from fedpers.streaming import StreamingMean
 
 State = tuple[dict[str, Row], dict[str, Any]]
@@ -66,6 +67,8 @@ class Method(Protocol):
     config: Config
     layouts: dict[str, Layout]
     """Of the parts that are shared."""
+    reports: ClassVar[tuple[Stat, ...]]
+    """The numbers that its clients report."""
     needed: Needs
 
     @property

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from fedpers.channels.base import Channel, Method, Needs
 from fedpers.channels.client_noise import ClientNoise, ClientNoiseNode
+from fedpers.channels.masked.channel import Masked
+from fedpers.channels.masked.check import check_cohorts
+from fedpers.channels.masked.node import MaskedNode
 from fedpers.channels.named import channel_named
 from fedpers.channels.node import NodeChannel
 from fedpers.channels.sealed.channel import Sealed
@@ -33,8 +36,14 @@ def check_channel(config: Config, needs: Needs, weighted: str) -> None:
     if config.encryption.enabled and config.channel != "plain":
         takes, cure = "plain with encryption.enabled=true", "leave one of them out"
         raise ConfigError("channel", config.channel, takes, cure)
-    kind = Sealed if config.encryption.enabled else channel_named(config.channel)
-    kind.check(config, needs, weighted)
+    _kind(config).check(config, needs, weighted)
+
+
+def _kind(config: Config) -> type[Channel]:
+    """What updates pass through, but for noise around it."""
+    if not config.encryption.enabled:
+        return channel_named(config.channel)
+    return Masked if config.encryption.scheme == "masked" else Sealed
 
 
 def check_clients(config: Config, needs: Needs, clients: int) -> None:
@@ -46,8 +55,11 @@ def check_clients(config: Config, needs: Needs, clients: int) -> None:
     Raises:
         ConfigError: naming the setting and the cure.
     """
-    if config.encryption.enabled:
+    kind = _kind(config)
+    if kind is Sealed:
         check_keys(config, clients, rows=needs.rows)
+    elif kind is Masked:
+        check_cohorts(config, clients)
 
 
 def with_keys(
@@ -93,8 +105,8 @@ def describe(config: Config, keys: Path | None) -> Iterator[str]:
 def channel_of(method: Method) -> Channel:
     """The server's half. A method that shares nothing has nothing to seal."""
     config = method.config
-    sealed = config.encryption.enabled and bool(method.layouts)
-    inner: Channel = Sealed(method) if sealed else channel_named(config.channel)(method)
+    hides = config.encryption.enabled and not method.layouts
+    inner = (channel_named(config.channel) if hides else _kind(config))(method)
     return ClientNoise(inner) if config.privacy.by_client else inner
 
 
@@ -117,8 +129,11 @@ def node_channel(
         weights_of: of the method, see ``SealedNode``.
     """
     inner: NodeChannel
-    if config.encryption.enabled:
+    kind = _kind(config)
+    if kind is Masked:
+        inner = MaskedNode(config, sources, keys)
+    elif kind is Sealed:
         inner = SealedNode(config, run_folder, population, sources, keys, weights_of)
     else:
-        inner = channel_named(config.channel).node()
+        inner = kind.node()
     return ClientNoiseNode(config, inner, sources) if config.privacy.by_client else inner

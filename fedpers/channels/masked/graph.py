@@ -50,15 +50,18 @@ class Policy:
     correctness: int = 20
 
     def __post_init__(self) -> None:
+        where = "encryption.masks"
         if self.minimum < 2:
-            raise ConfigError("masked.minimum", self.minimum, "2 or more: a sum of one is no sum")
+            takes = "2 or more: a sum of one is no sum"
+            raise ConfigError(f"{where}.minimum", self.minimum, takes)
         if min(self.corrupt, self.dropouts) < 0:
-            raise ConfigError("masked.corrupt", (self.corrupt, self.dropouts), "shares >= 0")
+            raise ConfigError(f"{where}.corrupt", (self.corrupt, self.dropouts), "shares >= 0")
         if self.corrupt + 2 * self.dropouts >= 1:
             takes = "corrupt + 2 dropouts < 1: else two sets of survivors share no honest client"
-            raise ConfigError("masked.dropouts", self.dropouts, takes)
+            raise ConfigError(f"{where}.dropouts", self.dropouts, takes)
         if self.attempts < 1 or self.security < 1 or self.correctness < 1:
-            raise ConfigError("masked.attempts", self.attempts, "1 or more, as security and so on")
+            takes = "1 or more, as security and so on"
+            raise ConfigError(f"{where}.attempts", self.attempts, takes)
 
     def corrupted(self, clients: int) -> int:
         """The most corrupt clients of ``clients``."""

@@ -216,7 +216,7 @@ def test_graphs_of_random_orders_fail_as_seldom_as_they_may() -> None:
     ],
 )
 def test_policies_that_cannot_hold_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"masked\."):
+    with pytest.raises(ConfigError, match=r"masks\."):
         Policy(**wrong)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,268 @@
+"""Masked sums at the nodes: clients with identities, each of which masks and helps to unmask."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedpers.channels.masked.check import policy_of
+from fedpers.channels.masked.client import MaskedClient
+from fedpers.channels.masked.envelope import Envelope
+from fedpers.channels.masked.identity import Identity
+from fedpers.channels.masked.memory import Memory
+from fedpers.channels.masked.messages import Refused, Request
+from fedpers.channels.masked.registry import Registry
+from fedpers.channels.masked.session import Terms
+from fedpers.channels.masked.vector import from_json, values_of, weight_of
+from fedpers.channels.node import Kept, NodeChannel
+from fedpers.config import Config
+from fedpers.errors import ClientError, ConfigError
+from fedpers.files import alone_with, read_own, write_own
+from fedpers.parts import Layout, Parts
+from fedpers.privacy.noise import Sources, known
+from fedpers.records import Row, in_the_clear
+
+IDENTITY, REGISTRY, SERVED = "identity.json", "registry.json", "served.json"
+
+
+class MaskedNode(NodeChannel):
+    """The clients of a node, each with keys of its own.
+
+    In a simulation a client's keys are made for the run, in its own store, and all clients pin the
+    registry that they are shown first. On a device they are its owner's: a folder with
+    ``identity.json``, ``registry.json`` and what was served, and another registry is refused.
+
+    Args:
+        config: the run's settings.
+        sources: of what is drawn to round a value.
+        keys: the folder of a device's owner; None in a simulation.
+    """
+
+    def __init__(self, config: Config, sources: Sources, keys: Path | None = None) -> None:
+        super().__init__()
+        self.config, self.sources, self.keys = config, sources, keys
+        self.kinds = {"advertise": self._advertise, "sign": self._sign, "reveal": self._reveal}
+        self._identities: dict[Path, Identity] = {}
+
+    def introduction(
+        self, kept: Kept, clients: Sequence[str], terms: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The clients' public halves, and the last tag that any of them has served."""
+        identities = [self._identity(kept, client) for client in clients]
+        served = [Memory(self._home(kept, c) / SERVED).read().tag for c in clients]
+        registry = Registry([one.public for one in identities])
+        return {"identities": registry.to_json(), "tag": max(served, default=0)}
+
+    def arrive(self, row: Row) -> Parts:
+        """As it came: sums are for all to see."""
+        return in_the_clear(row)
+
+    def derives(self, terms: Mapping[str, Any], sent: Sequence[str]) -> list[str]:
+        """What the server sums beside what was sent."""
+        return [str(name) for name in terms.get("derived", [])]
+
+    def leave(
+        self,
+        kept: Kept,
+        client: str,
+        server_round: int,
+        update: Parts,
+        report: Mapping[str, Any],
+        body: Mapping[str, Any],
+    ) -> Row | None:
+        """Masked, with the report inside."""
+        said = body.get("channel", {})
+        if not update and "terms" not in said:
+            return update  # a method that shares nothing
+        terms, most = _terms(said), self.config.encryption.masks.most_examples
+        # Rounding is drawn anew each time, unless somebody has to see the same bits twice.
+        draws = self.sources if self.config.privacy.enabled else known(self.config.seed)
+        with self._timed("encrypt"):
+            words = terms.layout.quantised(
+                values_of(terms.layout, update, report),
+                weight_of(report, str(said["weights"]), most),
+                draws("rounding", server_round, client),
+            )
+            return Envelope(self._client(kept, client, said).mask(terms, words))
+
+    def disclosed(self, report: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What comes of settings and the account alone, as all else is in the vector."""
+        rest = {name: value for name, value in report.items() if name != "method"}
+        return {**rest, "examples": 1, "loss": None}
+
+    def as_declared(
+        self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]
+    ) -> Row:
+        """A message of the protocol."""
+        if not isinstance(row, Envelope):
+            raise ClientError("upload: got plain parts, takes a masked vector")
+        return row
+
+    # -- its own kinds of message --------------------------------------------------------------
+
+    def _advertise(
+        self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
+    ) -> tuple[list[Row], dict[str, Any]]:
+        """AdvertiseKeys: each client's contribution to the graph."""
+
+        def said(client: MaskedClient, terms: Terms, _: Row | None) -> bytes:
+            return client.advertise(terms)
+
+        return self._each(kept, rows, body, said)
+
+    def _sign(
+        self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
+    ) -> tuple[list[Row], dict[str, Any]]:
+        """ConsistencyCheck: each client's signature under the survivors."""
+        survivors = [str(client) for client in body["survivors"]]
+
+        def signed(client: MaskedClient, terms: Terms, _: Row | None) -> bytes:
+            return client.sign(terms, survivors)
+
+        return self._each(kept, rows, body, signed)
+
+    def _reveal(
+        self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
+    ) -> tuple[list[Row], dict[str, Any]]:
+        """Unmasking: each client's shares for that one set."""
+
+        def shares(client: MaskedClient, terms: Terms, row: Row | None) -> bytes:
+            if not isinstance(row, Envelope):
+                raise Refused("request: got none, takes one a client")
+            asked = Request.from_bytes(row.data)
+            return client.reveal(terms, asked.survivors, asked.signatures, asked.boxes)
+
+        return self._each(kept, rows, body, shares)
+
+    def _each(
+        self,
+        kept: Kept,
+        rows: Sequence[Row],
+        body: Mapping[str, Any],
+        step: Callable[[MaskedClient, Terms, Row | None], bytes],
+    ) -> tuple[list[Row], dict[str, Any]]:
+        """One step of each client named, with its row if there are any."""
+        answers: list[Row] = []
+        failures: dict[str, Exception] = {}
+        own = list(rows) if len(rows) == len(body["clients"]) else [None] * len(body["clients"])
+        for name, row in zip(body["clients"], own, strict=True):
+            try:
+                with self._timed("encrypt"):
+                    client = self._client(kept, name, body["channel"])
+                    answers.append(Envelope(step(client, _terms(body["channel"]), row)))
+            except Exception as error:  # it costs itself, not the node's others
+                failures[name] = error
+        return answers, {"failures": failures, **self.take_seconds()}
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def _client(self, kept: Kept, client: str, said: Mapping[str, Any]) -> MaskedClient:
+        """A client under the registry that it has pinned.
+
+        Raises:
+            Refused: the server shows another.
+        """
+        home = self._home(kept, client)
+        registry = _pinned(self._pin(kept, client), str(said["registry"]), self.keys is None)
+        policy = policy_of(self.config)
+        return MaskedClient(self._identity(kept, client), registry, policy, Memory(home / SERVED))
+
+    def _home(self, kept: Kept, client: str) -> Path:
+        return self.keys or kept.folder(client)
+
+    def _pin(self, kept: Kept, client: str) -> Path:
+        """Where the registry is pinned: with the owner's keys, or in a simulation once for all."""
+        return (self.keys or kept.folder(client).parent) / REGISTRY
+
+    def _identity(self, kept: Kept, client: str) -> Identity:
+        """A client's keys; in a simulation made when they are asked for first.
+
+        Raises:
+            ConfigError: a device's are not there, or are another client's.
+        """
+        path = self._home(kept, client) / IDENTITY
+        if path not in self._identities:
+            if self.keys is None:
+                with alone_with(path):
+                    if not path.exists():
+                        enrol(client, path.parent)
+            found = Identity.load(path)
+            if found.client != client:
+                takes, cure = f"the identity of client {client}", "give each client its own keys"
+                raise ConfigError("identity", f"that of {found.client}", takes, cure)
+            self._identities[path] = found
+        return self._identities[path]
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - started
+
+
+def enrol(client: str, folder: Path) -> Identity:
+    """Make a client's keys, and the file of what it has served, which is nothing.
+
+    Raises:
+        ConfigError: it has keys.
+    """
+    if not (folder / SERVED).exists():  # else a crash came between the two
+        Memory.create(folder / SERVED)
+    made = Identity.new(client)
+    made.save(folder / IDENTITY)
+    return made
+
+
+def _terms(said: Mapping[str, Any]) -> Terms:
+    """The terms of a message.
+
+    Raises:
+        Refused: it has none.
+    """
+    if "terms" not in said:
+        raise Refused("message: got no terms of a sum, as the cohort is too small for one")
+    return _read(str(said["terms"]), json.dumps(said["layout"]))
+
+
+@lru_cache(4)  # the clients of a process are sent the same
+def _read(terms: str, layout: str) -> Terms:
+    try:
+        data = bytes.fromhex(terms)
+    except ValueError:
+        raise Refused("terms: cannot be read, takes hexadecimal digits") from None
+    return Terms.from_bytes(data, from_json(json.loads(layout)))
+
+
+@lru_cache(4)
+def _pinned(path: Path, offered: str, first: bool) -> Registry:
+    """The registry that is pinned at ``path``, if the one offered is the same.
+
+    Args:
+        first: whether the first one that is offered is pinned.
+
+    Raises:
+        Refused: it is another; a client whose key has changed is named.
+    """
+    with alone_with(path):
+        text = read_own(path)
+        if text is None and first:
+            registry = Registry.from_json(offered)
+            write_own(path, offered)
+            return registry
+    if text is None:
+        raise Refused(f"registry: {path} is not there, takes the one of the deployment")
+    pinned = Registry.from_json(text)
+    if text != offered:
+        shown = Registry.from_json(offered)
+        for public in shown.publics.values():
+            pinned.check(public)
+        if missing := pinned.publics.keys() - shown.publics.keys():
+            raise Refused(f"registry: got one without {min(missing)}, takes the one pinned")
+    return pinned
