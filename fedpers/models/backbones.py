@@ -96,6 +96,26 @@ class TableMlp(Backbone):
         return torch.cat([hidden, x], 1)
 
 
+@BACKBONES.register("linear")
+class Linear(Backbone):
+    """A weight and an offset for each column, which start as 1 and 0: with the head a logistic or
+    linear regression. Trained as a whole (``model.lora: null``)."""
+
+    kinds = ("tabular",)
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        (columns,) = input_shape
+        self.feature_dim = columns
+        self.weigh = nn.Conv1d(columns, columns, 1, groups=columns)
+        nn.init.ones_(self.weigh.weight)
+        nn.init.zeros_(self.weigh.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From x [batch, columns]."""
+        return self.weigh(x.unsqueeze(2)).squeeze(2)  # type: ignore[no-any-return]
+
+
 @BACKBONES.register("cnn")
 class Cnn(Backbone):
     """The CNN of FedAvg (1602.05629): two 5x5 convolutions with pooling, 512 hidden units.

@@ -16,9 +16,11 @@ from simulations.commands import device, devices, keys
 from simulations.commands.attack import attack
 from simulations.commands.audit import audit
 from simulations.commands.bench import bench
+from simulations.commands.check import check
 from simulations.commands.compare import compare
 from simulations.commands.console import errors
 from simulations.commands.export import export
+from simulations.commands.new import new
 from simulations.commands.predict import predict
 from simulations.commands.report import report
 from simulations.commands.run import run
@@ -44,7 +46,7 @@ def root(
         check_packages()
 
 
-for command in (run, compare, attack, audit, bench, report, predict, export, watch):
+for command in (new, check, run, compare, attack, audit, bench, report, predict, export, watch):
     app.command()(command)
 app.add_typer(device.app, name="device")
 app.add_typer(keys.app, name="keys")

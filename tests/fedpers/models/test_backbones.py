@@ -37,6 +37,7 @@ def test_cnn_has_the_parameters_of_fedavgs_cnn(make_config, make_data):
         ("mlp", (1, 8, 8)),
         ("mlp", (7,)),
         ("table", (7,)),
+        ("linear", (7,)),
         ("cnn", (1, 4, 4)),
         ("cnn", (1, 8, 8)),
         ("cnn", (3, 16, 21)),
@@ -81,7 +82,7 @@ def test_vit_tells_patches_apart_by_place():
     ("name", "kind", "takes"),
     [
         ("mlp", "text", "hf:<name or folder> or sentence:<name or folder> for text data"),
-        ("cnn", "tabular", "mlp or table for tabular data"),
+        ("cnn", "tabular", "linear or mlp or table for tabular data"),
         ("vit-tiny", "signal", "conv1d or mlp for signal data"),
         ("conv1d", "image", "cnn or mlp or vit-tiny or hf:<name or folder> for image data"),
         ("hf:whatever", "signal", "conv1d or mlp for signal data"),
@@ -96,7 +97,7 @@ def test_backbone_of_another_kind_is_an_error_that_names_those_that_fit(
 
 
 def test_unknown_backbone_is_an_error_that_lists_them(make_config, make_data):
-    with pytest.raises(ConfigError, match="one of cnn, conv1d, mlp, table, vit-tiny, hf:"):
+    with pytest.raises(ConfigError, match="one of cnn, conv1d, linear, mlp, table, vit-tiny, hf:"):
         build_model(make_config("resnet"), make_data("image"))
 
 

@@ -1,0 +1,31 @@
+"""``fedpers new``: a first config for a table of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.commands.console import errors
+
+
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder for the config.")],
+    source: Annotated[Path, typer.Option("--from", help="A csv file with a header line.")],
+    label: Annotated[str, typer.Option(help="The column that is to be predicted.")],
+    client: Annotated[
+        str | None, typer.Option(help="The column that says whose a row is; none: rows are dealt.")
+    ] = None,
+) -> None:
+    """Write a commented config for your own table, which runs as it is."""
+    with errors():
+        from simulations.experiments import new as making
+
+        found = making.look(source, label, client)
+        path = making.write(folder, source, label, client, found)
+        learned = "a number" if found.classes is None else f"{len(found.classes)} classes"
+        typer.echo(f"{path}: {len(found.features)} features, {learned}, {found.rows} rows")
+        for name, why in found.left_out.items():
+            typer.echo(f"left out: {name}: {why}")
+        typer.echo(f"next: fedpers check {path}; fedpers run {path}")
