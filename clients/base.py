@@ -220,8 +220,9 @@ class LocalAlgorithm:
         return working
 
     def tune(self, working: Parts, trainer: Trainer, batches: int | None = None) -> Parts:
-        """What happens before a prediction; nothing of it is kept. A method whose clients
-        personalise otherwise than by phases overrides this, for newcomers too.
+        """What happens before a prediction; nothing of it is kept, and the global model is scored
+        without it. A method whose clients personalise otherwise than by phases overrides this, for
+        newcomers too.
 
         Default: the phases of ``tuning``, or of ``newcomer``.
 

@@ -46,7 +46,8 @@ class Phase:
         steps: at most so many batches, whatever the epochs say.
         gradients: the method takes this phase's steps itself, by ``trainer.private_gradient``: so
             many of them in a private round, in place of ``privacy.steps`` of ``trainer.run``.
-        decays: whether the rate follows ``training.lr_decay``; not for what starts anew each time.
+        decays: whether the rate follows ``training.lr_decay``; not for what starts anew each time,
+            as all does that is trained before a prediction.
     """
 
     name: str

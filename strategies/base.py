@@ -83,8 +83,8 @@ class PersonalizedStrategy:
     Attributes:
         parts: the global parts, opaque where the channel hides them.
         rows: what was made for single clients: theirs alone, and never a global model.
-        updates: of the round that is refined, in the roster's order; empty where they are added up
-            as they come.
+        updates: of the round that is refined, by client, in the roster's order; empty where they
+            are added up as they come.
         reported: the reports of the round that is refined, by client.
         channel: for what the method needs of updates, see ``fedpers.channels.base.Channel``.
         polled: what clients said to the round's poll, by client.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -94,6 +94,11 @@ class RunFiles:
         }
         if answers.failures:
             self.folder.log_clients(server_round, [], answers.failures)
+
+    def told(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
+        """Note the method's own numbers that clients reported, by client, if there are any."""
+        if numbers := {client: r["method"] for client, r in reports.items() if r.get("method")}:
+            self._line["reports"] = numbers
 
     def evaluated(
         self,

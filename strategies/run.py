@@ -234,6 +234,7 @@ class Run(Strategy):
             result.train_metrics_clientapp[server_round] = metrics
             answered = int(metrics["answered"])  # type: ignore[arg-type]
             files.trained(server_round, self.round.answers, answered, messages, started)
+            files.told(self.round.reports)
 
             self.last_round, last = server_round, self.ends_with(server_round)
             if last and config.evaluation.local_baseline:

@@ -40,9 +40,13 @@ class Gradients(Releasing):
         super().__init__(config, model, algorithm, examples, server_round, client, account)
         self._releasing = False  # a released phase is at work
         self._drawn = Counter[str]()  # forward passes beside a phase's run, by phase
+        self.losses: dict[str, float] = {}
+        """By phase, the mean over what was trained on; the mean of them is the client's loss."""
+        self._seen = Counter[str]()  # examples in the steps and gradients of a phase
 
     def gradient(self, phase: Phase, working: Parts, batch: Tensor) -> tuple[Parts, float]:
-        """The gradient of a phase's mean loss on some examples, per trained slot, and the loss.
+        """The gradient of a phase's mean loss on some examples, per trained slot, and the loss,
+        which counts towards the client's as that of a step does.
 
         Args:
             batch: indices of the examples, [n].
@@ -61,6 +65,7 @@ class Gradients(Releasing):
         loss = phase.objective(self.task)(outputs, chosen.y, None).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         pieces = [p.grad.flatten().cpu() for p in parameters if p.grad is not None]
+        self._note(phase, len(chosen), float(loss.detach()))
         return self._by_slot(phase, working, pieces), float(loss.detach())
 
     def private_gradient(self, phase: Phase, working: Parts, batch: Tensor) -> Parts:
@@ -94,7 +99,7 @@ class Gradients(Releasing):
         self._releasing = True
         try:
             with self._drawing(phase, which):
-                private_steps(
+                loss = private_steps(
                     self.model,
                     parameters,
                     torch.optim.SGD(parameters, lr=0.0),
@@ -108,6 +113,7 @@ class Gradients(Releasing):
                 )
         finally:
             self._releasing = False
+        self._note(phase, len(self.examples), loss)
         return self._by_slot(phase, working, found)
 
     def objective(self, phase: Phase, working: Parts) -> Objective:
@@ -121,6 +127,12 @@ class Gradients(Releasing):
         """
         self._check_free(phase, "objective")
         return objective(self, phase, working, self.examples)
+
+    def _note(self, phase: Phase, count: int, loss: float) -> None:
+        """Add the mean loss on so many examples to that of their phase."""
+        before, self._seen[phase.name] = self._seen[phase.name], self._seen[phase.name] + count
+        total = before * self.losses.get(phase.name, 0.0) + count * loss
+        self.losses[phase.name] = total / max(before + count, 1)
 
     def _check_free(self, phase: Phase, what: str) -> None:
         """Refuse what adds no noise where noise is due."""

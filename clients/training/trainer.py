@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice, repeat
 
@@ -50,12 +49,10 @@ class Trainer(Gradients):
         validation: Examples | None = None,
     ) -> None:
         super().__init__(config, model, algorithm, examples, server_round, client, account)
-        self.losses: dict[str, float] = {}
         self.noise: dict[str, float] = {}  # of a part's scalars, in standard deviations
         self.broken: dict[str, Exception] = {}  # phases that changed nothing, see ``run``
         self._validation = validation
         self._optimizers: dict[str, torch.optim.Optimizer] = {}  # of phases taken step by step
-        self._seen = Counter[str]()  # examples in the steps of a phase
 
     @property
     def validation(self) -> Examples:
@@ -111,10 +108,7 @@ class Trainer(Gradients):
             with self._drawing(phase, self._drawn[phase.name]):
                 loss = self._step(phase, optimizer, anchors, chosen, reference)
             self._drawn[phase.name] += 1
-            before, count = self._seen[phase.name], len(chosen)
-            total = before * self.losses.get(phase.name, 0.0) + count * float(loss)
-            self._seen[phase.name] = before + count
-            self.losses[phase.name] = total / (before + count)
+            self._note(phase, len(chosen), float(loss))
 
         return self._unless_broken(phase, working, chosen, descend)
 

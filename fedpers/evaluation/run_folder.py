@@ -197,7 +197,8 @@ def _check_same(before: Config, now: Config, path: Path) -> None:
     for key in sorted(set(was) | set(given)):
         if key.split(".")[0] not in MAY_CHANGE and was.get(key) != given.get(key):
             takes = f"{was.get(key)!r}, with which the run in {path} began"
-            raise ConfigError(key, given.get(key), takes, "leave it out, or start a new run")
+            cure = f"give {path / 'config.yaml'}, or start a new run"
+            raise ConfigError(key, given.get(key), takes, cure)
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Per-FedAvg, first order (Fallah et al. 2020, arXiv 2002.07948): a start from which one step on a
-client's own examples goes far."""
+"""Per-FedAvg, first order: a model that a step on a client's own examples makes its own (Fallah et
+al., NeurIPS 2020, arXiv 2002.07948)."""
 
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from clients.base import LocalAlgorithm
 from fedpers.parts import Parts
@@ -11,28 +10,25 @@ from strategies.base import PersonalizedStrategy
 
 
 @dataclass
-class Step:
-    """alpha, the rate of the step that personalises."""
+class Rates:
+    """Of the inner step, which personalises, and of the outer one; both > 0."""
 
     alpha: float = 0.1
+    beta: float = 0.3
 
 
 class PerFedAvg(PersonalizedStrategy):
-    """The mean of the clients' starts."""
+    """The mean of the clients' meta-models."""
 
-    algorithm = "perfedavg:Start"
+    algorithm = "perfedavg:Meta"
 
 
-class Start(LocalAlgorithm):
+class Meta(LocalAlgorithm):
     """w <- w - beta grad f(w - alpha grad f(w; D); D'), without the second derivative."""
 
-    Params = Step
-    keeps = ("body", "head")
+    Params = Rates
     accounted = True  # both gradients of a step are noised and charged in a private run
     scored = "after a step on the received model"
-
-    def receive(self, broadcast, personal, context):
-        return super().receive(broadcast, Parts(), context)  # the step starts from what came
 
     def phases(self):
         return [replace(self.shared_phase(), gradients=2 * self.config.privacy.steps)]
@@ -42,22 +38,30 @@ class Start(LocalAlgorithm):
         batches = trainer.batches(phase)
         for first, second in zip(batches, batches, strict=False):
             gradient = trainer.private_gradient(phase, working, first)
-            near = self.moved(working, gradient, self.params.alpha)
+            near = moved(working, gradient, self.params.alpha)
             gradient = trainer.private_gradient(phase, near, second)
-            working = self.moved(working, gradient, self.config.training.lr)
+            working = moved(working, gradient, self.params.beta)
         return working
 
-    def moved(self, working, gradient, rate, prefix=""):
-        steps = {f"{prefix}{slot}": rate * part.vector for slot, part in gradient.items()}
-        return working | {n: working[n].like(working[n].vector - step) for n, step in steps.items()}
+    def newcomer(self, steps):
+        return [
+            Phase(
+                name="adapting",
+                model=self.branch(()),
+                trains=self.slots,
+                released=False,
+                lr=self.params.alpha,
+                steps=steps,
+                epochs=steps,
+                decays=False,
+            )
+        ]
 
-    def tune(self, working, trainer, batches=None):
-        model = self.branch(self.slots)
-        phase = Phase(name="adapting", model=model, trains=self.slots, released=False)
-        for batch in islice(trainer.batches(phase), 1 if batches is None else batches):
-            gradient, _ = trainer.gradient(phase, working, batch)
-            working = self.moved(working, gradient, self.params.alpha, "personal.")
-        return working
+    def tuning(self):
+        return self.newcomer(1)
 
-    def keep(self, working):
-        return Parts()
+
+def moved(working, gradient, rate):
+    """A step down a gradient."""
+    steps = {slot: rate * part.vector for slot, part in gradient.items()}
+    return working | Parts({s: working[s].like(working[s].vector - d) for s, d in steps.items()})

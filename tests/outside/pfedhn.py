@@ -1,5 +1,5 @@
-"""pFedHN (Shamsian et al. 2021, arXiv 2103.04628): a hypernetwork at the server makes each client's
-model of an embedding of its own, and learns from how the client moves it."""
+"""pFedHN: a hypernetwork at the server makes each client's model from a learned embedding
+(Shamsian et al., ICML 2021, arXiv 2103.04628)."""
 
 from dataclasses import dataclass
 
@@ -12,62 +12,71 @@ from strategies.base import Needs, PersonalizedStrategy
 
 
 @dataclass
-class HyperNetwork:
-    """The width of embeddings and of the hidden layer; the server's learning rate."""
+class Hyper:
+    """Sizes of embedding and hidden layer, >= 1; the server's rate, > 0; and how far the clients'
+    first models are from the model's own start, as a factor on the last layer's."""
 
-    width: int = 8
+    embedding: int = 8
     hidden: int = 32
-    server_lr: float = 0.02
+    rate: float = 0.2
+    spread: float = 0.01
 
 
 class PFedHN(PersonalizedStrategy):
-    """phi <- phi + eta (d theta_i / d phi)^T (theta_i' - theta_i) with theta_i = h(v_i; phi)."""
+    """theta_k = h(v_k; phi), which client k trains; phi and v_k then go down J^T (theta_k -
+    trained theta_k), the vector-Jacobian product of Algorithm 1, of a cohort the mean.
 
-    Params = HyperNetwork
+    Clients train all that they receive, as FedAvg's do. One that never took part gets the model of
+    the mean embedding (the paper learns one for it, with phi as it is).
+    """
+
+    Params = Hyper
     algorithm = "fedavg"
-    weights = "equal"
-
-    def __init__(self, config, model, data):
-        super().__init__(config, model, data)
-        self.start, hidden = self.parts, self.params.hidden
-        size = sum(layout.size for layout in self.layouts.values())
-        with seeded(config.seed, "hypernetwork"):
-            layers = [nn.Linear(self.params.width, hidden), nn.ReLU(), nn.Linear(hidden, size)]
-        self.learned = dict(nn.Sequential(*layers).named_parameters())
-        self.net = nn.Sequential(*layers)
 
     @classmethod
     def needs(cls, params):
-        return Needs(single_updates="how each client moves its model")
+        return Needs(single_updates="each client's change, which trains the hypernetwork")
 
-    def theta(self, client):
-        """h(v_i; phi), added to where models start: what moves, moves from there."""
-        if client not in self.learned:
-            with seeded(self.config.seed, "embedding", client):
-                self.learned[client] = nn.Parameter(torch.randn(self.params.width))
-        return self.net(self.learned[client])
+    def __init__(self, config, model, data):
+        super().__init__(config, model, data)
+        start = torch.cat([self.parts[slot].vector for slot in self.shares])
+        p, self.place = self.params, {client: k for k, client in enumerate(data.clients)}
+        with seeded(config.seed, "hypernetwork"):
+            self.embeddings = nn.Embedding(len(self.place), p.embedding)
+            self.net = nn.Sequential(
+                nn.Linear(p.embedding, p.hidden), nn.Tanh(), nn.Linear(p.hidden, len(start))
+            )
+        self.learned = nn.ModuleList([self.embeddings, self.net])
+        with torch.no_grad():
+            self.net[2].weight.mul_(p.spread)
+            self.net[2].bias.copy_(start)
+
+    def made(self, client):
+        """h(v; phi) [size]: the slots' vectors, one after another."""
+        v = self.embeddings.weight
+        return self.net(v[self.place[client]] if client in self.place else v.mean(0))
 
     def broadcast(self, server_round, client):
-        sizes = [layout.size for layout in self.layouts.values()]
-        moves = zip(self.start.items(), self.theta(client).detach().split(sizes), strict=True)
-        self.rows[client] = Parts({n: part.like(part.vector + move) for (n, part), move in moves})
+        sizes = [self.parts[slot].layout.size for slot in self.shares]
+        vectors = self.made(client).detach().split(sizes)
+        row = {s: self.parts[s].like(v.clone()) for s, v in zip(self.shares, vectors, strict=True)}
+        self.rows[client] = Parts(row)
         return self.rows[client]
 
     def refine(self, server_round):
+        products = torch.zeros(())
         for client, update in self.updates.items():
-            moved = [update[n].vector - self.rows[client][n].vector for n in self.start]
-            tensors = [self.learned[client], *self.net.parameters()]
-            steps = torch.autograd.grad(self.theta(client), tensors, torch.cat(moved))
-            with torch.no_grad():
-                for tensor, step in zip(tensors, steps, strict=True):
-                    tensor.add_(step, alpha=self.params.server_lr)
+            change = [self.rows[client][s].vector - update[s].vector for s in self.shares]
+            products = products + self.made(client) @ torch.cat(change)
+        (products / len(self.updates)).backward()
+        torch.optim.SGD(self.learned.parameters(), lr=self.params.rate).step()
+        self.learned.zero_grad()
 
     def state(self):
-        groups, values = super().state()
-        groups["learned"] = Parts({name: Part.of({"": t}) for name, t in self.learned.items()})
-        return groups, values
+        parts, values = super().state()
+        learned = Part.of(self.learned.state_dict())
+        return parts | {"hypernetwork": Parts({"learned": learned})}, values
 
     def load_state(self, state):
         super().load_state(state)
-        for name, part in state[0]["learned"].items():
-            self.learned.setdefault(name, nn.Parameter(part[""].clone())).data.copy_(part[""])
+        self.learned.load_state_dict(dict(state[0]["hypernetwork"]["learned"]))

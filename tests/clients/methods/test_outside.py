@@ -15,7 +15,9 @@ from clients.node.answers import answer
 from clients.node.host import ClientHost
 from fedpers.config import Config
 from fedpers.context import Context
-from fedpers.parts import Parts
+from fedpers.parts import Part, Parts
+from fedpers.parts import bank as bank_of
+from fedpers.seeding import torch_generator
 
 HERE = Path(__file__).parents[2] / "outside"
 BOTH = ("body", "head")
@@ -67,18 +69,20 @@ def test_each_client_trains_the_model_that_was_made_for_it(
 
 
 def test_a_client_trains_and_sends_the_copy_that_fits_it(toys: Any) -> None:
-    # The scores of (1, 0), of class 1: (1, 0) under the first head, (0, 1) under the second.
-    settings = ["strategy.params.clusters=2"]
-    bound = toys.bind("ifca:Fitting", *settings, x=[[1.0, 0.0]], y=[1])
+    # The scores of (1, 0), of class 1, under the heads: (1, 0), (0, 1), and (0, 0).
+    bound = toys.bind("ifca:Chooser", x=[[1.0, 0.0]], y=[1])
     algorithm = bound.algorithm
-    assert list(algorithm.declared) == ["body@0", "body@1", "head@0", "head@1"]
-    heads = [toys.head([[1.0, 0.0], [0.0, 1.0]]), toys.head([[0.0, 1.0], [1.0, 0.0]])]
-    bodies = {f"body@{k}": toys.body(torch.eye(2)) for k in range(2)}
+    assert list(algorithm.declared) == [f"{slot}@{k}" for slot in BOTH for k in range(3)]
+    crafted = ([[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]])
+    heads = [toys.head(weight) for weight in crafted]
+    bodies = {f"body@{k}": toys.body(torch.eye(2)) for k in range(3)}
     broadcast = Parts(bodies | {f"head@{k}": head for k, head in enumerate(heads)})
     working = algorithm.receive(broadcast, Parts(), Context("a", 1))
     assert working["head"] is heads[0] and working["received.head@1"] is heads[1]
-    upload = algorithm.upload(algorithm.train(working, bound.trainer))
+    trained = algorithm.train(working, bound.trainer)
+    upload = algorithm.upload(trained)
     assert list(upload) == ["body@1", "head@1"]
+    assert algorithm.report(trained, bound.trainer) == {"cluster": 1}
     # The softmax of (0, 1) less one for class 1 is (s, -s) with s = 1 / (1 + e).
     step = 0.1 * 0.26894143
     expected = torch.tensor([[-step, 1.0], [1.0 + step, 0.0]])
@@ -89,33 +93,39 @@ def test_a_client_trains_and_sends_the_copy_that_fits_it(toys: Any) -> None:
         scores = algorithm.predict("personal", tuned, torch.eye(2)[:1], bound.trainer, "test")
         assert scores.tolist() == [sure]
     assert algorithm.filled("global") is None
-    nobody = toys.bind("ifca:Fitting", *settings, x=[], y=[])
+    nobody = toys.bind("ifca:Chooser", x=[], y=[])
     assert nobody.algorithm.tune(working, nobody.trainer)["head"] is heads[0]
 
 
 def test_a_host_sends_a_part_of_the_bank(small: Callable[..., Config], tmp_path: Path) -> None:
-    config = small("ifca:Fitting", "strategy.params.clusters=3", "training.fold=4")
-    host = ClientHost(config, "ifca:Fitting", (), tmp_path / "state")
-    bank = sys.modules["ifca"].bank(host.algorithm.initial.only(BOTH), 3)
+    config = small("ifca:Chooser", "training.fold=4")
+    host = ClientHost(config, "ifca:Chooser", (), tmp_path / "state")
+    copies = dict[str, Part]()
+    for slot in BOTH:
+        start = host.algorithm.initial[slot]
+        noise = 0.1 * torch.randn(3, start.layout.size, generator=torch_generator(0, slot))
+        copies |= bank_of(slot, [start.like(start.vector + moved) for moved in noise])
+    bank = Parts(copies)
     for client in "0123":
         update, report = host.train(client, 1, bank)
         (chosen,) = {name.partition("@")[2] for name in update}
         assert list(update) == [f"body@{chosen}", f"head@{chosen}"]
         assert client != "3" or chosen == "0"  # it has no examples
-        assert set(report) == {"examples", "loss"}
+        told = {"method": {"cluster": int(chosen)}} if client != "3" else {}
+        assert {n: report[n] for n in report if n not in ("examples", "loss")} == told
         moved = [not torch.equal(update[n].vector, bank[n].vector) for n in update]
         assert all(moved) == (client != "3")
     host.evaluate("0", 1, bank, common=False)
     before, after = (host.newcomer("1", 1, bank, batches) for batches in (0, 40))
-    assert before.val.to_json() != after.val.to_json()
+    assert before.test.to_json() != after.test.to_json()
 
 
 # -- Per-FedAvg ----------------------------------------------------------------------------------
 
 
 def test_the_outer_gradient_is_taken_after_an_inner_step(toys: Any) -> None:
-    settings = ["strategy.params.alpha=0.3", "training.batch_size=2", "training.lr=0.2"]
-    bound = toys.bind("perfedavg:Start", *settings)
+    settings = ["strategy.params={alpha: 0.3, beta: 0.2}", "training.batch_size=2"]
+    bound = toys.bind("perfedavg:Meta", *settings)
     algorithm, trainer = bound.algorithm, bound.trainer
     received = toys.random(algorithm, BOTH, seed=4)
     working = algorithm.receive(received, Parts(), Context("a", 1))
@@ -138,13 +148,13 @@ def test_the_outer_gradient_is_taken_after_an_inner_step(toys: Any) -> None:
 
 def test_clients_and_newcomers_adapt_by_steps_of_alpha(toys: Any) -> None:
     # The head starts at zero and the example is (1, 2) of class 0: a step adds alpha / 2 times it.
-    bound = toys.bind("perfedavg:Start", "strategy.params.alpha=0.3", x=[[1.0, 2.0]], y=[0])
+    bound = toys.bind("perfedavg:Meta", "strategy.params.alpha=0.3", x=[[1.0, 2.0]], y=[0])
     algorithm = bound.algorithm
     received = toys.parts(torch.eye(2), torch.zeros(2, 2))
     working = algorithm.receive(received, Parts(), Context("a", 1))
     step = torch.tensor([[0.15, 0.3], [-0.15, -0.3]])
     for batches in (None, 1):
         tuned = algorithm.tune(working, bound.trainer, batches)
-        torch.testing.assert_close(tuned["personal.head"]["head.weight"], step)
+        torch.testing.assert_close(tuned["head"]["head.weight"], step)
     assert algorithm.tune(working, bound.trainer, 0) is working
-    assert algorithm.keep(working) == Parts()
+    assert algorithm.keep(working) == Parts()  # a step starts from what came, each time

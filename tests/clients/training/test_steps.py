@@ -48,6 +48,17 @@ def test_steps_on_all_batches_are_a_run_of_the_phase(toys: Any, settings: list[s
         assert trainer.losses[phase.name] == pytest.approx(loss)
 
 
+def test_the_loss_is_that_of_all_gradients(toys: Any) -> None:
+    """Whether private ones or not: a method that steps by itself reports a loss as others do."""
+    bound = toys.bind("fedavg")
+    working, trainer, (phase,) = start(toys, bound), bound.trainer, bound.algorithm.phases()
+    _, first = trainer.gradient(phase, working, torch.tensor([0, 1, 2]))
+    assert trainer.losses == {phase.name: first}
+    _, second = trainer.gradient(phase, working, torch.tensor([3]))
+    trainer.private_gradient(phase, working, torch.tensor([3]))
+    assert trainer.losses == {phase.name: pytest.approx((3 * first + 2 * second) / 5)}
+
+
 def test_a_step_within_a_mixture_and_beside_a_reference(toys: Any) -> None:
     bound = toys.bind("apfl")  # trains v in share * v + (1 - share) * w
     working, trainer = start(toys, bound), bound.trainer
