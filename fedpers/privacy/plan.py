@@ -85,7 +85,7 @@ def check_plan(name: str, method: Method, broadcast: Parts, rounds: int) -> None
                 working = [_retrained(world, trained) for world in working]
             else:
                 working = _fill(working, raw | trained)
-        for part in sorted(_tainted([method.upload(world) for world in working])):
+        for part in sorted(_tainted([_sent(name, method, world) for world in working])):
             raise _refusal(
                 name,
                 f"the upload {part!r} is made of parts trained without privacy",
@@ -94,6 +94,17 @@ def check_plan(name: str, method: Method, broadcast: Parts, rounds: int) -> None
         kept = [method.keep(world) for world in working]
         tainted |= _tainted(kept)
         kept = _fill(kept, tainted)
+
+
+def _sent(name: str, method: Method, world: Parts) -> Parts:
+    try:
+        return method.upload(world)
+    except KeyError as error:  # of ``prepare`` or ``conclude``, which see the data
+        raise _refusal(
+            name,
+            f"the upload looks for {error}, which was neither received nor trained in a phase",
+            "make the upload of parts that were",
+        ) from None
 
 
 class _Watched(Context):

@@ -199,6 +199,23 @@ LAUNDERED = {
 }
 
 
+class Chosen(LocalAlgorithm):
+    """Sends under a name that its data chose."""
+
+    accounted = True
+
+    def prepare(self, working: Parts, trainer: Trainer) -> Parts:
+        return working | {"choice": Part.of({"": trainer.examples.y.float()[:1]})}
+
+    def upload(self, working: Parts) -> Parts:
+        return working.only(self.sends if working["choice"].vector > 0 else ())
+
+
+def test_an_upload_that_reads_what_the_data_made(digits: FederatedData) -> None:
+    line = refused(Chosen, digits)
+    assert "the upload looks for 'choice', which was neither received nor trained" in line
+
+
 @pytest.mark.parametrize("how", LAUNDERED)
 def test_an_upload_made_of_a_raw_part(digits: FederatedData, how: str) -> None:
     class Sends(Two):
