@@ -20,6 +20,8 @@ from fedpers.parts import Layout, Part, Parts
 
 Row = Parts | Opaque
 BEYOND = (OverflowError, RecursionError)
+LAYOUTS = 2**22  # characters of all layouts in a message
+DIGITS = 20  # of a whole number
 
 
 def same(one: Row | None, other: Row | None) -> bool:
@@ -98,23 +100,51 @@ def _unpack_opaque(arrays: ArrayRecord, count: int) -> list[Row]:
     return rows
 
 
-def unpack(content: RecordDict) -> tuple[list[Row], dict[str, Any]]:
-    """What ``pack`` packed.
+def read_json(text: str) -> Any:
+    """JSON from a stranger.
 
     Raises:
-        ClientError: a record is missing or an array does not fit its declared layout.
+        ValueError, RecursionError: it is none, a key comes twice, or a whole number is too long.
+    """
+    return json.loads(text, parse_int=_whole, object_pairs_hook=_once)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"got a number of {len(digits)} digits, takes at most {DIGITS}")
+    return int(digits)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("got a key twice, takes each once")
+    return found
+
+
+def unpack(content: RecordDict, most: int | None = None) -> tuple[list[Row], dict[str, Any]]:
+    """What ``pack`` packed.
+
+    Args:
+        most: the most rows that there may be.
+
+    Raises:
+        ClientError: a record is missing, an array does not fit its declared layout, or it is beyond
+            what any message is.
     """
     try:
         config = content.config_records["message"]
-        arrays, body = content.array_records["parts"], json.loads(str(config["body"]))
+        arrays, body = content.array_records["parts"], read_json(str(config["body"]))
+        count = _whole(str(config["opaque" if "opaque" in config else "rows"]))
+        if not 0 <= count <= (count if most is None else most):
+            raise ValueError(f"rows: got {count}, takes at most {most}")
         if "opaque" in config:
-            return _unpack_opaque(arrays, int(str(config["opaque"]))), body
-        count = int(str(config["rows"]))
-        layouts = {
-            name: Layout.from_json(layout)
-            for name, layout in json.loads(str(config["layouts"])).items()
-        }
-        some = json.loads(str(config.get("where", "{}")))
+            return _unpack_opaque(arrays, count), body
+        header = str(config["layouts"])
+        if len(header) > LAYOUTS:
+            raise ValueError(f"layouts: got {len(header)} characters, takes at most {LAYOUTS}")
+        layouts = {name: Layout.from_json(layout) for name, layout in read_json(header).items()}
+        some = read_json(str(config.get("where", "{}")))
         where = {name: _places(some.get(name, range(count)), count) for name in layouts}
         matrices = {name: _from_array(arrays[name], layout) for name, layout in layouts.items()}
         if any(len(matrix) != len(where[name]) for name, matrix in matrices.items()):

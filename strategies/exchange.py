@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,13 @@ from fedpers.channels.wire import Answers
 from fedpers.errors import ClientError, RunError
 from fedpers.evaluation import ClientResult
 from fedpers.failures import meaning
-from fedpers.records import Row, unpack
+from fedpers.records import BEYOND, Row, unpack
 from fedpers.stats import Stat
 from fedpers.stats import readable as as_declared
 from fedpers.tasks.base import Tally
-from fedpers.tasks.checks import MOST
+from strategies.replies import bounded, shown
+
+log = logging.getLogger("fedpers")
 
 # Seconds between two looks for answers: a twentieth of the time that was waited, but within these.
 SHARE, FIRST_WAIT, LONGEST_WAIT = 0.05, 0.002, 0.2
@@ -153,21 +156,23 @@ def _read(
         return Answers()
     clients = asked[key(reply)]
     try:
-        rows, body = read_reply(reply)
-        failed = {str(c): meaning(str(why)) for c, why in dict(body.get("failures", {})).items()}
+        rows, body = read_reply(reply, clients)
+        failed = {client: meaning(why) for client, why in body.get("failures", {}).items()}
         done = [client for client in clients if client not in failed]
-        encrypt, decrypt = (float(body.get(name, 0.0)) for name in ("encrypt", "decrypt"))
         if rows and len(rows) != len(done):
             raise ClientError(f"node sent {len(rows)} results for {len(done)} clients")
-    except (ClientError, AttributeError, TypeError, ValueError) as error:
-        return Answers(failures=dict.fromkeys(clients, str(error)))
+    except RunError:
+        raise
+    except Exception as error:  # whatever a stranger's bytes lead to, it is that node's failure
+        log.debug("a reply that cannot be read", exc_info=error)
+        return Answers(failures=dict.fromkeys(clients, shown(str(error))))
     return Answers(
         rows=dict(zip(done, rows, strict=False)),  # no rows: none were asked for
         bodies={key(reply): body},
         failures={client: failed[client] for client in clients if client in failed},
         nbytes=sum(row.nbytes for row in rows),
-        encrypt=encrypt,
-        decrypt=decrypt,
+        encrypt=body.get("encrypt", 0.0),
+        decrypt=body.get("decrypt", 0.0),
     )
 
 
@@ -181,12 +186,10 @@ def reports_of(
     """
     reports = {}
     for key, body in answers.bodies.items():
-        given = body.get("reports")
-        if not isinstance(given, Mapping):
-            continue
+        given = body.get("reports", {})
         for client in asked[key]:
             report = given.get(client)
-            if isinstance(report, Mapping) and readable(report) and of_method(report, stats):
+            if report is not None and of_method(report, stats):
                 reports[client] = report
     return reports
 
@@ -217,12 +220,14 @@ def results_of(
     found: dict[str, ClientResult] = {}
     missing: dict[str, str] = {}
     for key, body in answers.bodies.items():
-        reason = "the node sent no result for it"
-        try:
-            results = [ClientResult.from_json(result, tally) for result in body["results"]]
-        except (KeyError, TypeError, ValueError) as error:
-            results, reason = [], f"evaluation: cannot be read ({error})"
-        given = {result.client: result for result in results}
+        reason, given = "the node sent no result for it", dict[str, ClientResult]()
+        results = body.get("results", [])
+        for result in results if isinstance(results, list) else [results]:
+            try:
+                one = ClientResult.from_json(result, tally)
+                given[one.client] = one
+            except (KeyError, TypeError, ValueError, AttributeError, *BEYOND) as error:
+                reason = shown(f"evaluation: cannot be read ({error})")
         if body.get("held_back"):
             continue
         for client in asked[key]:  # a node speaks for the clients asked about only
@@ -256,17 +261,15 @@ def unusable(
         if client not in reports or (update is None and accept is not None):
             reasons[client] = NOTHING
             continue
-        reason = accept(client, sent[client], update) if accept and update is not None else None
+        reason = None
+        if accept is not None and update is not None:
+            try:
+                reason = accept(client, sent[client], update)
+            except Exception as error:  # whatever a library makes of a stranger's bytes
+                reason = f"its update cannot be read ({type(error).__name__})"
         if reason is not None:
             reasons[client] = reason
     return reasons
-
-
-def readable(report: Mapping[str, Any]) -> bool:
-    """Whether a client's report of its training says what it has to, in numbers."""
-    examples, loss = report.get("examples"), report.get("loss")
-    counted = type(examples) is int and 0 <= examples <= MOST
-    return counted and (loss is None or isinstance(loss, int | float))
 
 
 def of_method(report: Mapping[str, Any], stats: Sequence[Stat]) -> bool:
@@ -283,19 +286,23 @@ def spending_of(client: str, report: Any) -> dict[str, Mapping[str, float]]:
     return {}
 
 
-def read_reply(reply: Message) -> tuple[list[Row], dict[str, Any]]:
-    """Rows and body of a reply.
+def read_reply(reply: Message, clients: Sequence[str]) -> tuple[list[Row], dict[str, Any]]:
+    """Rows and body of a reply, bounded.
+
+    Args:
+        clients: whom it is about.
 
     Raises:
         ClientError: the node failed, did not answer, or sent what cannot be read.
         RunError: the simulation itself broke down.
     """
     if not reply.has_error():
-        return unpack(reply.content)
+        rows, body = unpack(reply.content, most=max(1, len(clients)))
+        return rows, bounded(body, clients)
     if reply.error.code == NO_ANSWER:
         raise ClientError(str(reply.error.reason))
     reason = [line.strip() for line in str(reply.error.reason).splitlines() if line.strip()]
-    why = meaning(reason[-1]) if reason else "no reason given"
+    why = meaning(shown(reason[-1])) if reason else "no reason given"
     text = f"node failed (code {reply.error.code}): {why}"
     if reply.error.code == 0 and "ActorDied" in str(reply.error.reason):
         # Flower puts a dead Ray actor back into its pool, where it fails all it is given.

@@ -14,6 +14,7 @@ from fedpers.channels.wire import Answers
 from fedpers.errors import FedpersError, RunError
 from fedpers.failures import meaning
 from strategies.exchange import collect, push, receive
+from strategies.replies import shown
 
 log = logging.getLogger("fedpers")
 
@@ -29,9 +30,14 @@ class Roster:
 
     Asks every new node. A node that went away takes its clients with it; they come back with it,
     or under a new node.
+
+    Args:
+        strangers: nodes are devices: how many there are, and whether the run can go on, none of
+            them says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, strangers: bool = False) -> None:
+        self.strangers = strangers
         self.base: RecordDict | None = None  # the enquiry, with what devices need of the model
         self.hosts: dict[int, list[str]] = {}
         self.held_out: set[str] = set()
@@ -83,7 +89,8 @@ class Roster:
         deadline = began + timeout
         while True:
             expected = max(expected, self.refresh(grid, content, timeout))
-            if self.refusal is not None:
+            hopeless = time.monotonic() >= min(deadline, began + JOIN) and not self.hosts
+            if self.refusal is not None and (hopeless or not self.strangers):
                 raise FedpersError(self.refusal)
             if len(self.hosts) >= expected and self._enough(least, timeout):
                 return
@@ -148,8 +155,9 @@ class Roster:
                     continue
                 try:
                     expected = max(expected, self._take(node, body))
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    log.error("node %s refused: its answer cannot be read (%r)", node, error)
+                except Exception as error:  # whatever a stranger's words lead to
+                    reason = shown(repr(error))
+                    log.error("node %s refused: its answer cannot be read (%s)", node, reason)
                     self._refused.add(node)
             if not lacking:
                 break
@@ -197,7 +205,13 @@ class Roster:
         for message_id, message in list(self._open.items()):
             if message.metadata.dst_node_id in came:
                 self._open.pop(message_id)
-        return collect(came.values(), {node: [str(node)] for node in came})
+        answers = collect(came.values(), {node: [str(node)] for node in came})
+        for node, reply in came.items():
+            if str(node) in answers.failures and not reply.has_error():
+                reason = answers.failures.pop(str(node))
+                log.error("node %s refused: its answer cannot be read (%s)", node, reason)
+                self._refused.add(node)
+        return answers
 
     def _name_silent(self, timeout: float) -> None:
         wait, now = min(timeout, JOIN), time.monotonic()
@@ -215,12 +229,12 @@ class Roster:
             self._refused.add(node)
             return 1
         if "refused" in body:
-            reason = meaning(str(body["refused"]))
+            reason = meaning(body["refused"])
             self.refusal = self.refusal or reason
             log.error("node %s cannot run this: %s", node, reason)
             self._refused.add(node)
             return 1
-        claimed = list(dict.fromkeys(str(client) for client in body["clients"]))
+        claimed = list(dict.fromkeys(body["clients"]))
         twice = sorted(set(claimed) & set(self._all()), key=natural_order)
         if twice:
             # Taking it would let one device overwrite another's place in the run.
@@ -234,12 +248,12 @@ class Roster:
                 self._refused.add(node)
                 return 1
             self.said[node] = said
-        held_out = {str(client) for client in body.get("held_out", ())} & set(claimed)
-        self.scored, nodes = str(body["scored"]), int(body["nodes"])
+        held_out = set(body.get("held_out", ())) & set(claimed)
+        self.scored, nodes = body["scored"], body["nodes"]
         self.hosts[node] = claimed
         self._met |= set(claimed)
         self.held_out |= held_out
-        return nodes
+        return 1 if self.strangers else int(nodes)
 
     def _all(self) -> list[str]:
         return sorted((c for hosted in self.hosts.values() for c in hosted), key=natural_order)

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedpers.channels.base import State
+from fedpers.channels.wire import Answers
 from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, choose, gated
 from fedpers.evaluation.metrics import mean
@@ -57,7 +58,9 @@ class Run(Strategy):
 
     def __init__(self, method: PersonalizedStrategy) -> None:
         self.method, self.config, self.channel = method, method.config, method.channel
-        self.roster, self.budgets, self.signal = Roster(), Budgets(), SignalToNoise()
+        # Devices are strangers to each other: none of them speaks for others.
+        self.roster = Roster(strangers=self.config.data.partition.name == "devices")
+        self.budgets, self.signal = Budgets(), SignalToNoise()
         self.post = Post(method, self.roster)
         method.ask = self.post.ask_clients
         self.round = Round(0, method, self.roster, self.post, self.budgets, self.signal)
@@ -343,12 +346,15 @@ class Run(Strategy):
             log.warning("newcomer %s not evaluated: %s", client, reason)
         found: dict[int, list[ClientResult]] = defaultdict(list)
         for node, body in answers.bodies.items():
-            try:
-                for batches_of, results in body["results"].items():
-                    tally = self.method.task.tally_type
-                    found[int(batches_of)] += [ClientResult.from_json(r, tally) for r in results]
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                log.warning("newcomers of node %s: cannot be read (%s)", node, error)
+            asked = {node: self.roster.by_node(clients).get(node, [])}
+            for count in NEWCOMER_BATCHES:
+                given = body.get("results")
+                each = {"results": given.get(str(count), []) if isinstance(given, dict) else None}
+                answered = Answers(bodies={node: each})
+                results, missing = results_of(answered, asked, self.method.task.tally_type)
+                found[count] += results.values()
+                for client, reason in missing.items():
+                    log.warning("newcomer %s after %d batches: %s", client, count, reason)
         return dict(found)
 
     def _export_adapters(self, report: dict[str, Any], scored: list[ClientResult]) -> None:

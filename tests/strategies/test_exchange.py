@@ -48,7 +48,7 @@ def test_answers_are_sorted_by_client(nodes: Any) -> None:
         ("raise", "node failed (code 2): the reason'>"),
         ("short", "node sent 1 results for 2 clients"),
         ("garbage", "message: cannot be read (KeyError: 'message')"),
-        ("list", "'list' object has no attribute 'get'"),
+        ("list", "reply: got a body that is a list, takes an object"),
     ],
 )
 def test_a_node_that_fails_costs_its_own_clients(nodes: Any, act: str, reason: str) -> None:
