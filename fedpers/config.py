@@ -217,7 +217,7 @@ class Config:
     """All settings of a run.
 
     ``channel``: what updates pass through where they are not encrypted: ``plain``, or
-    ``package.module:Class``.
+    ``package.module:Class``. ``permit``: the file in which an operator signed these settings.
     """
 
     seed: int = setting(0, least=0)
@@ -235,6 +235,7 @@ class Config:
     simulation: Simulation = field(default_factory=Simulation)
     output: str = "runs"
     state: str | None = None
+    permit: str | None = None
 
     @property
     def confidential(self) -> bool:
@@ -281,8 +282,11 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def config_from_json(text: str) -> Config:
-    """The settings that ``Config.to_json`` wrote, checked again."""
-    return _merge([OmegaConf.create(json.loads(text))])
+    """The settings that ``Config.to_json`` wrote, checked again. None is looked up where it is
+    read, as ``${oc.env:HOME}`` would be: an environment is not for whoever sends settings."""
+    if "${" in json.dumps(given := json.loads(text)):
+        raise ConfigError("settings", "${...}", "literal values")
+    return _merge([OmegaConf.create(given)])
 
 
 def _merge(layers: Sequence[Any]) -> Config:

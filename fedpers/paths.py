@@ -12,6 +12,7 @@ def paths_of(config: Config) -> list[tuple[Any, str]]:
     return [
         (config, "output"),
         (config, "state"),
+        (config, "permit"),
         (config.data, "path"),
         (config.data.partition, "path"),
         (config.encryption, "keys"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
@@ -14,6 +16,7 @@ from flwr.serverapp import Grid
 from fedpers.channels.wire import Answers, Question
 from fedpers.models.base_state import made_from_public_data, read_base
 from fedpers.parts import Parts
+from fedpers.permit import read_permit
 from fedpers.records import Row, pack
 from strategies.base import PersonalizedStrategy
 from strategies.exchange import collect, group_of, send_and_receive
@@ -44,6 +47,8 @@ class Post:
         self.run_folder = ""
         self.base = read_base(method.model) if made_from_public_data(self.config) else None
         self._base_digest = self.base.digest() if self.base else None
+        permit = self.config.permit
+        self._permit = {} if permit is None else {"permit": asdict(read_permit(Path(permit)))}
 
     def header(self, asked: Sequence[str] = ()) -> dict[str, Any]:
         """What every message says about the run.
@@ -60,6 +65,7 @@ class Post:
             "base": self._base_digest,
             "schema": self.method.schema.to_json(),
             **({"channel": terms} if terms else {}),
+            **self._permit,
         }
 
     def messages(

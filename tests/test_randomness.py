@@ -79,6 +79,7 @@ NOT_RELEASED = {
     "strategies/methods/perada.py PerAda.refine": "the order of public batches",
     # -- names
     "fedpers/channels/sealed/keys.py generate": "the name of a key",
+    "fedpers/permit.py Permit.signed": "the name of a run that an operator permits",
     "fedpers/privacy/ledger.py Ledger.charge": "the name of a ledger",
     "fedpers/evaluation/run_folder.py new_run_id": "the name of a run",
 }

@@ -16,8 +16,9 @@ from clients.node.failures import Reasons
 from clients.node.host import ClientHost
 from clients.node.keeper import Keeper, keeper_of, stores_of
 from clients.node.resident import host_of
+from clients.policy.enforcement import Enforcement, Refused
 from fedpers.config import config_from_json
-from fedpers.failures import FAILED
+from fedpers.failures import FAILED, POLICY
 from fedpers.records import in_the_clear, pack, unpack
 
 app = ClientApp()
@@ -50,7 +51,7 @@ def roster(message: Message, context: Context) -> Message:
         except Exception as error:  # asking again would not mend it
             return [], {"refused": _reasons(body, context).of_refusal(error)}
 
-    return _reply(message, context, work)
+    return _reply("roster", message, context, work)
 
 
 @app.train()
@@ -90,7 +91,7 @@ def channel(message: Message, context: Context) -> Message:
     def work(rows: Rows, body: Body) -> Answered:
         return answer("channel", _keeper(body, context), rows, body)
 
-    return _reply(message, context, work)
+    return _reply("channel", message, context, work)
 
 
 @app.query("poll")
@@ -109,24 +110,37 @@ def _by_host(kind: str, message: Message, context: Context) -> Message:
     def work(rows: Rows, body: Body) -> Answered:
         return answer(kind, _host(body, context), rows, body)
 
-    return _reply(message, context, work)
+    return _reply(kind, message, context, work)
 
 
-def _reply(message: Message, context: Context, work: Callable[[Rows, Body], Answered]) -> Message:
-    """The reply with what ``work`` makes of the message.
+def _reply(
+    kind: str, message: Message, context: Context, work: Callable[[Rows, Body], Answered]
+) -> Message:
+    """The reply with what ``work`` makes of the message; on a device, if its policy allows it.
 
     Flower sends the text of an error that escapes: where reasons stay on the node, one word does.
     """
     body: Body = {}
     try:
+        if (device := Device.of(context.node_config)) is not None:
+            Enforcement(device).admit(kind, message.content)
         rows, body = unpack(message.content)
         return Message(pack(*work(rows, body)), reply_to=message)
+    except Refused:
+        return _refusal(kind, message)
     except Exception as error:
         reasons = _reasons(body, context)
         if reasons.leave:
             raise
         reasons.note(message.metadata.message_type, error)
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, FAILED), reply_to=message)
+
+
+def _refusal(kind: str, message: Message) -> Message:
+    """One word; the device's log has the reason."""
+    if kind == "roster":
+        return Message(pack([], {"refused": POLICY}), reply_to=message)
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, POLICY), reply_to=message)
 
 
 def _reasons(body: Body, context: Context) -> Reasons:

@@ -21,7 +21,7 @@ from fedpers.parts import Parts
 
 log = logging.getLogger("fedpers")
 
-NAMES = ("client-id", "data", "state", "keys")
+NAMES = ("client-id", "data", "state", "keys", "policy")
 OWNER = "owner.json"
 
 
@@ -34,12 +34,15 @@ class Device:
         data: its file.
         state: its folder, for all that has to survive a restart.
         keys: the folder with ``client.key``; None without encryption.
+        policy: the file in which the data's owner says what may be asked; without it nothing is
+            answered.
     """
 
     client: str
     data: Path
     state: Path
     keys: Path | None = None
+    policy: Path | None = None
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any]) -> Device | None:
@@ -55,8 +58,8 @@ class Device:
             if name not in given:
                 takes = f'--node-config \'client-id="..." {name}="..."\''
                 raise ConfigError(f"{name} (node config)", None, takes)
-        keys = Path(given["keys"]) if "keys" in given else None
-        return cls(given["client-id"], Path(given["data"]), Path(given["state"]), keys)
+        keys, policy = (Path(given[n]) if n in given else None for n in ("keys", "policy"))
+        return cls(given["client-id"], Path(given["data"]), Path(given["state"]), keys, policy)
 
     def claim(self) -> None:
         """Take the state folder for this client, whose account and models are then in it.

@@ -19,7 +19,35 @@ from fedpers.channels.sealed.keys import deal_keys
 from fedpers.channels.sealed.node import SealedNode
 from fedpers.config import Config, Encryption
 from fedpers.errors import ConfigError
+from fedpers.privacy import calibrated, mechanism_named
 from fedpers.privacy.noise import Sources
+
+SEALED, MASKED = "sealed", "masked"
+HIDING = (SEALED, MASKED)
+"""Names of the channels in which the server sees no single update."""
+
+
+def channel_name(config: Config) -> str:
+    """The name of the channel that the settings ask for, which a device's owner allows or not."""
+    names = {Sealed: SEALED, Masked: MASKED}
+    return names[_kind(config)] if config.encryption.enabled else config.channel
+
+
+def least_noise(config: Config) -> float:
+    """The least noise multiplier to which private settings with a delta can lead, whatever the
+    method: of one phase a round, and nothing spent before; more of either is more noise. 0 where
+    none is enough."""
+    privacy, strategy = config.privacy, config.strategy
+    rate, steps = privacy.sampling_rate, max(1, int(strategy.fraction * config.rounds))
+    steps *= privacy.steps
+    if privacy.by_client:  # one noised sum a round
+        rate, steps = strategy.fraction, config.rounds
+    kind = mechanism_named(privacy.mechanism)
+    assert privacy.delta is not None
+    try:
+        return float(calibrated(kind, privacy.epsilon, privacy.delta, rate, steps).sigma)
+    except ValueError:
+        return 0.0
 
 
 def check_channel(config: Config, needs: Needs, weighted: str) -> None:

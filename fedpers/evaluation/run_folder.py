@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = ("rounds", "round_timeout", "simulation", "output")  # when a run is resumed
+MAY_CHANGE = ("rounds", "round_timeout", "simulation", "output", "permit")  # when a run is resumed
 
 
 def new_run_id(config: Config) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from fedpers import __version__
 from fedpers.packages import check_packages
-from simulations.commands import device, devices, keys
+from simulations.commands import device, devices, keys, operator
 from simulations.commands.attack import attack
 from simulations.commands.audit import audit
 from simulations.commands.bench import bench
@@ -51,6 +51,7 @@ for command in (new, check, run, compare, attack, audit, bench, report, predict,
 app.add_typer(device.app, name="device")
 app.add_typer(keys.app, name="keys")
 app.add_typer(devices.app, name="devices")
+app.add_typer(operator.app, name="operator")
 
 
 def main() -> None:

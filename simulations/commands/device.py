@@ -1,4 +1,4 @@
-"""``fedpers device check``: whether a device can take part, found out on it."""
+"""``fedpers device``: whether a device can take part, found out on it, and its policy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import typer
 from simulations.commands.console import Overrides, errors
 
 app = typer.Typer(help="On a device.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+policies = typer.Typer(
+    help="What a device's owner allows.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+app.add_typer(policies, name="policy")
 
 
 @app.callback()
@@ -24,12 +30,38 @@ def check(
     client: Annotated[str, typer.Option(help="The client's id.")] = "device",
     state: Annotated[Path | None, typer.Option(help="The device's folder.")] = None,
     keys: Annotated[Path | None, typer.Option(help="The folder with client.key.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="The file of its policy.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Check a device's data, model, key and budget before it joins. Nothing is sent."""
+    """Check a device's policy, data, model, key and budget before it joins. Nothing is sent."""
     with errors():
         from fedpers.config import load_config
         from simulations.devices.check import check_device
 
-        for line in check_device(load_config(config, overrides or []), client, data, state, keys):
+        settings = load_config(config, overrides or [])
+        for line in check_device(settings, client, data, state, keys, policy):
             typer.echo(line)
+
+
+@policies.command()
+def new(
+    operator: Annotated[list[str], typer.Option(help="An operator's public key; several times.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("policy.yaml"),
+    config: Annotated[
+        Path | None, typer.Option(help="Allow just a run of these settings, a YAML file.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a policy, strict and with what each key says; its owner loosens what may be."""
+    with errors():
+        from clients.policy.policy import write_policy
+        from clients.policy.wishes import just
+        from fedpers.config import load_config
+        from strategies.base import find_strategy
+
+        rules = {}
+        if config is not None:
+            settings = load_config(config, overrides or [])
+            rules = just(settings, find_strategy(settings).client_side())
+        write_policy(out, operators=tuple(operator), **rules)
+        typer.echo(str(out))

@@ -11,6 +11,8 @@ from urllib.parse import quote
 from clients.admission import check_private
 from clients.base import find_algorithm
 from clients.node.device import Device
+from clients.policy.policy import read_policy
+from clients.policy.wishes import refused_wishes
 from clients.training.account import check_client
 from fedpers.channels.build import describe
 from fedpers.config import Config
@@ -26,7 +28,12 @@ log = logging.getLogger("fedpers")
 
 
 def check_device(
-    config: Config, client: str, data: Path, state: Path | None, keys: Path | None
+    config: Config,
+    client: str,
+    data: Path,
+    state: Path | None,
+    keys: Path | None,
+    policy: Path | None = None,
 ) -> Iterator[str]:
     """What was found, a line each.
 
@@ -36,10 +43,13 @@ def check_device(
         data: its file.
         state: its folder, if it has one already.
         keys: the folder with ``client.key``.
+        policy: the file of its policy; None to look at all the rest.
 
     Raises:
         FedpersError: the device cannot take part; the line says why.
     """
+    if policy is not None:
+        yield from _policy(config, policy)
     if config.data.columns.classes is None:
         takes = "how many classes there are, for a device need not have them all"
         raise ConfigError("data.columns.classes", None, takes)
@@ -70,6 +80,22 @@ def check_device(
             takes = f"a folder that can be written ({error.strerror})"
             raise ConfigError("state", str(state), takes) from None
         yield f"state: {state} can be written"
+
+
+def _policy(config: Config, path: Path) -> Iterator[str]:
+    policy, algorithm = read_policy(path), find_strategy(config).client_side()
+    refused = list(refused_wishes(policy, config, algorithm))
+    yield from (f"policy refuses: {line}" for line in refused)
+    if refused:
+        takes = f"settings that it allows ({len(refused)} refused, as above)"
+        raise ConfigError("policy", str(path), takes)
+    yield f"policy: {path} allows this run, signed by {' or '.join(policy.operators)}"
+    if policy.private:
+        share = config.privacy.epsilon / (policy.epsilon or 1)
+        yield (
+            f"cost: up to epsilon {config.privacy.epsilon:g} of {policy.epsilon:g} for ever, "
+            f"{share:.0%} of the owner's budget; one of {policy.runs} runs"
+        )
 
 
 def _privacy(

@@ -1,7 +1,8 @@
 """A rehearsal of a deployment on this machine: ``fedpers devices demo``.
 
 A SuperLink with TLS that knows its nodes' keys, and a SuperNode process for each device, with a
-data file, a state folder and a key file of its own. What runs on them is what runs in simulations.
+data file, a state folder, a policy and a key file of its own. What runs on them is what runs in
+simulations.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from clients.policy.policy import write_policy
+from clients.policy.wishes import just
 from fedpers.config import Config
 from fedpers.errors import RunError
+from fedpers.permit import Permit, new_operator, public_of, read_operator, read_permit
 from simulations.backends.bundle import write_bundle
 from simulations.backends.flower import (
     CONNECTION,
@@ -33,6 +37,10 @@ from simulations.backends.flower import (
 )
 from simulations.backends.launcher import CLIENTAPP, SERVERAPP, run_config
 from simulations.devices.certificates import Certificates, make_certificates, make_node_key
+from strategies.base import find_strategy
+
+DAY = 86_400.0  # seconds
+RUNS = 100  # that an owner of a rehearsal allows
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Rehearsal:
         port: the SuperLink's.
         certificates: of the SuperLink.
         nodes: by client, its SuperNode's process.
+        permits: by run's folder, the file with its permit.
     """
 
     space: Space
@@ -51,6 +60,7 @@ class Rehearsal:
     certificates: Certificates
     superlink: subprocess.Popen[bytes]
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    permits: dict[Path, Path] = field(default_factory=dict)
 
     def register(self, client: str) -> None:
         """Make a key for a client's node and have the SuperLink know it."""
@@ -77,6 +87,7 @@ class Rehearsal:
         """
         state = self.space.folder / f"state-{client}"
         config = {"client-id": client, "data": str(data), "state": str(state)}
+        config["policy"] = str(self.policy_of(client))
         if keys is not None:
             config["keys"] = str(keys)
         home = self.space.folder / f"home-{client}"
@@ -93,6 +104,33 @@ class Rehearsal:
             node = popen(self.space, command, log, env={"FLWR_HOME": str(home)})
         self.nodes[client] = node
         return node
+
+    def policy_of(self, client: str) -> Path:
+        """The file of a client's policy; a node reads it whenever it is asked."""
+        return self.space.folder / f"policy-{client}.yaml"
+
+    def allow(self, config: Config, run_folder: Path) -> Config:
+        """Be the operator, who signs the settings, and all owners, who allow just them.
+
+        Returns:
+            The settings, with their permit.
+        """
+        strategy, key = find_strategy(config), self.space.folder / "operator.key"
+        if not key.exists():
+            new_operator(key)
+        operator, algorithm = read_operator(key), strategy.client_side()
+        for client in self.nodes:
+            self.policy_of(client).unlink(missing_ok=True)
+            rules = {**just(config, algorithm), "operators": (public_of(operator),), "runs": RUNS}
+            write_policy(self.policy_of(client), **rules)
+        before = self.permits.get(run_folder)
+        run = read_permit(before).said()["run"] if before else None
+        path = self.permits[run_folder] = self.space.folder / f"permit-{len(self.permits)}.json"
+        made = Permit.signed(
+            operator, config, algorithm, strategy.param_names(), time.time() + DAY, run
+        )
+        made.write(path)
+        return replace(config, permit=str(path))
 
     def log_of(self, client: str) -> Path:
         """What a client's SuperNode said."""
@@ -115,7 +153,7 @@ class Rehearsal:
             FedpersError: a mistake that the user can mend.
             RunError: the run did not complete.
         """
-        space = self.space
+        space, config = self.space, self.allow(config, run_folder)
         settings, events = space.path("settings.yaml"), space.path("events.jsonl")
         settings.write_text(config.to_yaml(), encoding="utf-8")
         events.unlink(missing_ok=True)  # an earlier run's
@@ -204,14 +242,11 @@ class Files:
 
 def make_files(config: Config, folder: Path) -> Files:
     """Deal scikit-learn's digits to devices, publish a part, and make encryption keys."""
-    from dataclasses import replace
-
     import numpy as np
 
     from fedpers.channels.build import with_keys
     from fedpers.config import load_config
     from fedpers.data import load_data
-    from strategies.base import find_strategy
 
     count = config.strategy.min_clients
     dealt = load_data(load_config(None, [f"data.clients={count}", "data.partition.alpha=0.5"]))

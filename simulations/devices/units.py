@@ -48,7 +48,8 @@ EnvironmentFile=-/etc/fedpers/%i.env
 Environment=FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.5
 ExecStart=/opt/fedpers/bin/flower-supernode --superlink ${SUPERLINK} \\
   --root-certificates /etc/fedpers/ca.crt --auth-supernode-private-key /etc/fedpers/node.key \\
-  --node-config 'client-id="%i" data="${DATA}" state="/var/lib/fedpers/%i" keys="/etc/fedpers/keys"'
+  --node-config 'client-id="%i" data="${DATA}" state="/var/lib/fedpers/%i" \\
+  keys="/etc/fedpers/keys" policy="/etc/fedpers/policy.yaml"'
 WorkingDirectory=/var/lib/fedpers
 # A node that was killed is refused until the SuperLink has noticed: it comes back by itself.
 Restart=always
@@ -79,7 +80,8 @@ HEALTHCHECK --interval=60s --timeout=10s --start-period=60s \\
   CMD python -c "import os; os.kill(1, 0)"
 CMD exec flower-supernode --superlink "$SUPERLINK" --root-certificates /etc/fedpers/ca.crt \\
   --auth-supernode-private-key /etc/fedpers/node.key --node-config \\
-  "client-id='$CLIENT' data='$DATA' state='/state' keys='/etc/fedpers/keys'"
+  "client-id='$CLIENT' data='$DATA' state='/state' \\
+  keys='/etc/fedpers/keys' policy='/etc/fedpers/policy.yaml'"
 """
 
 FILES = {

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message
+from owner import allowing, permitted
 
 from clients.node.client_app import app
 from clients.node.device import Device
@@ -137,15 +138,17 @@ def test_of_two_processes_that_claim_a_folder_one_has_it(device: Device) -> None
 
 
 def test_the_roster_of_another_client_is_refused_and_keeps_nothing(
-    small: Callable[..., Config], device: Device
+    small: Callable[..., Config], device: Device, tmp_path: Path
 ) -> None:
     device.claim()
     config, grid = small("fedavg", *PRIVATE), SerialGrid(app, nodes=1)
     (node,) = grid.get_node_ids()
     described = {"client-id": "b", "data": str(device.data), "state": str(device.state)}
+    described["policy"] = str(allowing(tmp_path / "policy.yaml", config, "fedavg"))
     grid._contexts[node].node_config.update(described)
     head: dict[str, Any] = {"settings": config.to_json(), "run_folder": "/server/runs/a"}
     head |= {"algorithm": "fedavg", "server_params": [], "base": "d" * 64}
+    head["permit"] = permitted(config, "fedavg")
     content = pack([Parts()], {**head, "schema": SCHEMA.to_json()})
     with _identity(run_id=1):
         reply = grid._answer(Message(content, dst_node_id=node, message_type="query.roster"))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
+from owner import allowing, permitted
 
 from clients.methods.fedavg import FedAvg
 from clients.node.client_app import app
@@ -46,9 +47,10 @@ def test_a_node_without_a_client_id_is_a_node_of_a_simulation() -> None:
 
 def test_a_device_is_described_by_its_node_config() -> None:
     given = {"client-id": 7, "data": "/data/x.npz", "state": "/state"}
-    assert Device.of(given) == Device("7", Path("/data/x.npz"), Path("/state"), None)
-    found = Device.of({**given, "keys": "/keys", "name": "clinic"})
-    assert found is not None and found.keys == Path("/keys")
+    assert Device.of(given) == Device("7", Path("/data/x.npz"), Path("/state"), None, None)
+    found = Device.of({**given, "keys": "/keys", "policy": "/policy.yaml", "name": "clinic"})
+    assert found is not None
+    assert (found.keys, found.policy) == (Path("/keys"), Path("/policy.yaml"))
 
 
 @pytest.mark.parametrize("missing", ["data", "state"])
@@ -243,11 +245,19 @@ def test_a_device_seals_and_opens_without_its_data_or_model(
     grid = SerialGrid(app, nodes=1)
     (node,) = grid.get_node_ids()
     described = {"client-id": device.client, "data": str(device.data), "state": str(device.state)}
+    described["policy"] = str(allowing(tmp_path / "policy.yaml", config, "fedavg"))
     grid._contexts[node].node_config.update({**described, "keys": str(device.keys)})
 
+    permit = permitted(config, "fedavg")
+
     def ask(kind: str, rows: list[Any], **body: Any) -> tuple[list[Any], dict[str, Any]]:
-        head = {"settings": config.to_json(), "run_folder": "/server/runs/a", "round": 3}
-        head["algorithm"] = "fedavg"
+        head: dict[str, Any] = {
+            "settings": config.to_json(),
+            "run_folder": "/server/runs/a",
+            "round": 3,
+        }
+        head |= {"algorithm": "fedavg", "server_params": []}
+        head["permit"] = permit
         content = pack(rows, {**head, "kind": kind, "clients": [device.client], **body})
         (reply,) = grid.send_and_receive(
             [Message(content, dst_node_id=node, message_type="query.channel")]

@@ -92,7 +92,7 @@ def test_a_log_that_cannot_be_written_costs_nothing_more(tmp_path: Path) -> None
 
 
 def test_the_server_says_what_a_word_means() -> None:
-    assert set(WORDS) == {"spent", "failed", "data", "key"}
+    assert set(WORDS) == {"spent", "failed", "data", "key", "policy"}
     assert meaning("failed") == "it failed; failures.log in the state folder there says why"
     assert meaning("ValueError: odd") == "ValueError: odd"
 

@@ -11,8 +11,11 @@ from typer.testing import CliRunner, Result
 
 from clients.node.device import Device
 from fedpers.channels.sealed import new_keys
+from fedpers.config import load_config
+from fedpers.permit import read_permit
 from fedpers.privacy import Gaussian, Ledger, Release
 from simulations.commands.cli import app
+from strategies.base import find_strategy
 
 CONFIG = Path(__file__).parents[3] / "configs" / "devices.yaml"
 
@@ -134,3 +137,53 @@ def test_a_key_that_others_can_read(check: Check, keys: Path, tmp_path: Path) ->
 def test_a_state_that_cannot_be_written(check: Check, tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
     assert refusal(check("privacy.enabled=false")).startswith("state: got ")
+
+
+# -- the policy ----------------------------------------------------------------------------------
+
+
+def test_what_a_run_would_cost_and_what_its_owner_refuses(check: Check, tmp_path: Path) -> None:
+    made = CliRunner().invoke(app, ["operator", "new", "--out", str(tmp_path / "operator.key")])
+    operator = made.stdout.strip()
+    policy, strict = tmp_path / "policy.yaml", tmp_path / "strict.yaml"
+    options = ["device", "policy", "new", "--operator", operator]
+    for out, more in ((policy, ["--config", str(CONFIG)]), (strict, [])):
+        assert CliRunner().invoke(app, [*options, "--out", str(out), *more]).exit_code == 0
+    result = check("--policy", str(policy))
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(": ", 1) for line in result.stdout.splitlines())
+    assert lines["policy"] == f"{policy} allows this run, signed by {operator}"
+    assert lines["cost"].startswith("up to epsilon 8 of 8 for ever, 100% of the owner's budget")
+    result = check("--policy", str(strict))
+    assert refusal(result).endswith("takes settings that it allows (3 refused, as above)")
+    assert result.stdout.splitlines() == [
+        "policy refuses: strategy.name: got 'perada', takes fedavg",
+        "policy refuses: privacy.epsilon: got 8, takes at most 1",
+        "policy refuses: privacy.delta: got 0.001, takes at most 1e-05",
+    ]
+    assert "takes a file that can be read" in refusal(check("--policy", str(tmp_path / "none")))
+
+
+def test_the_operator_signs_a_run(tmp_path: Path) -> None:
+    def sign(*options: str) -> Result:
+        files = ["--key", str(tmp_path / "operator.key"), "--out", str(tmp_path / "permit.json")]
+        return CliRunner().invoke(app, ["operator", "sign", str(CONFIG), *files, *options])
+
+    assert "--key: got" in refusal(sign())
+    key = ["operator", "new", "--out", str(tmp_path / "operator.key")]
+    made = CliRunner().invoke(app, key)
+    assert (tmp_path / "operator.key").stat().st_mode & 0o777 == 0o600
+    assert "takes a file that is not there yet" in refusal(CliRunner().invoke(app, key))
+    assert sign().exit_code == 0
+    first = read_permit(tmp_path / "permit.json")
+    assert first.operator == made.stdout.strip()
+    config = load_config(CONFIG, [f"data.path={tmp_path}", "output=x", "simulation.nodes=7"])
+    assert first.allows(config, "perada", find_strategy(config).param_names())
+    assert not first.allows(load_config(CONFIG, ["rounds=4"]), "perada", [])
+    assert sign("--again", str(tmp_path / "permit.json"), "rounds=9").exit_code == 0
+    again = read_permit(tmp_path / "permit.json").said()
+    assert again["run"] == first.said()["run"] and again["settings"]["rounds"] == 9
+    (tmp_path / "permit.json").write_text("{}")
+    assert "takes a permit (permit: takes an object" in refusal(
+        sign("--again", str(tmp_path / "permit.json"))
+    )

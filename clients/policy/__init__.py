@@ -1,0 +1,1 @@
+"""What a device's owner allows: the policy, what it refuses, where that is enforced."""
