@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fedpers.channels.base import Channel, Method, Needs
 from fedpers.channels.client_noise import ClientNoise, ClientNoiseNode
 from fedpers.channels.masked.channel import Masked
 from fedpers.channels.masked.check import check_cohorts
-from fedpers.channels.masked.node import MaskedNode
+from fedpers.channels.masked.node import MaskedNode, deal_identities, identified
 from fedpers.channels.named import channel_named
 from fedpers.channels.node import NodeChannel
 from fedpers.channels.sealed.channel import Sealed
@@ -91,7 +91,7 @@ def check_clients(config: Config, needs: Needs, clients: int) -> None:
 
 
 def with_keys(
-    config: Config, needs: Needs, clients: int, server: Path, nodes: Sequence[Path]
+    config: Config, needs: Needs, clients: int, server: Path, nodes: Mapping[str, Path]
 ) -> Config:
     """The settings of a server that has the keys which the channel takes; as they are, where it
     takes none.
@@ -99,11 +99,14 @@ def with_keys(
     Args:
         clients: how many there are.
         server: a folder to make for the server's half.
-        nodes: folders to make for the clients' half, one a node.
+        nodes: by client, a folder to make for its node.
     """
     if not config.encryption.enabled:
         return config
-    deal_keys(config.encryption.scheme, clients, needs.rows, server, nodes)
+    if _kind(config) is Masked:
+        deal_identities(server, nodes)
+    else:
+        deal_keys(config.encryption.scheme, clients, needs.rows, server, [*nodes.values()])
     return replace(config, encryption=replace(config.encryption, keys=str(server)))
 
 
@@ -126,7 +129,9 @@ def describe(config: Config, keys: Path | None) -> Iterator[str]:
     Raises:
         ConfigError: what it lacks.
     """
-    if config.encryption.enabled:
+    if _kind(config) is Masked:
+        yield identified(keys)
+    elif config.encryption.enabled:
         yield from described(keys)
 
 

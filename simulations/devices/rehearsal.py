@@ -263,7 +263,7 @@ def make_files(config: Config, folder: Path) -> Files:
     settings = replace(config, data=replace(config.data, path=str(public)))
     strategy, keys = find_strategy(settings), {name: folder / f"keys-{name}" for name in names}
     needs = strategy.needs(strategy.check(settings, dealt))
-    settings = with_keys(settings, needs, count, folder / "server-keys", [*keys.values()])
+    settings = with_keys(settings, needs, count, folder / "server-keys", keys)
     made = {name: path for name, path in keys.items() if path.is_dir()}
     return Files(settings, data, made)
 

@@ -65,6 +65,26 @@ def test_a_killed_run_goes_on(start: Start, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_killed_run_of_masked_sums_goes_on_under_fresh_tags(start: Start, tmp_path: Path) -> None:
+    settings = [ENCRYPTED, "encryption.scheme=masked", "strategy.name=fedavg-ft", "training.lr=0.3"]
+    whole = start("whole", *settings)
+    assert whole.wait() == 0, whole.communicate()[0]
+    assert start("killed", *settings, killed=True).wait() == -signal.SIGKILL
+    folder = run_folder(tmp_path / "killed")
+    resumed = start("killed", *settings, "--resume", str(folder))
+    output = resumed.communicate()[0]
+    assert resumed.returncode == 0 and "resumed after round 3" in output, output
+    reference = run_folder(tmp_path / "whole")
+    assert stores(folder) == stores(reference)  # bit for bit: other masks, the same sums
+    assert correct(folder) == correct(reference)
+    served = {
+        which: {json.loads(p.read_text())["tag"] for p in place.glob("state/**/served.json")}
+        for which, place in (("whole", reference), ("killed", folder))
+    }
+    assert served == {"whole": {6}, "killed": {7}}  # round 4 had a second one
+
+
+@pytest.mark.slow
 def test_a_key_that_is_gone_is_one_line(start: Start, tmp_path: Path) -> None:
     first = start("out", ENCRYPTED, "strategy.name=fedper", "rounds=2")
     assert first.wait() == 0, first.communicate()[0]

@@ -14,10 +14,11 @@ from masked_view import View
 from meddling import MeddlingGrid, Said, data_of
 
 from clients.node.store import ClientStore
-from fedpers.channels.masked import masks
+from fedpers.channels.masked import channel, masks, node
 from fedpers.channels.masked.check import policy_of
 from fedpers.channels.masked.client import MaskedClient
 from fedpers.channels.masked.envelope import Envelope
+from fedpers.channels.masked.graph import Policy
 from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.masks import Words
 from fedpers.channels.masked.memory import Memory
@@ -27,7 +28,7 @@ from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Session, Terms
 from fedpers.channels.masked.vector import from_json
-from fedpers.config import load_config
+from fedpers.config import Config, load_config
 from fedpers.errors import FedpersError
 from fedpers.records import Row
 from simulations.backends.serial import run_serial
@@ -208,10 +209,14 @@ def test_with_the_masks_switched_off_the_same_attack_finds_the_update(
     assert alike(sums, attack(sums, ("1", "4"))) == [1.0] * 4
 
 
-def test_what_the_server_is_told_holds_no_client_s_loss_or_count(sums: Sums) -> None:
-    sums.run("rounds=1")
+def test_no_client_s_loss_or_count_is_told(sums: Sums) -> None:
+    (line,) = sums.run("rounds=1")
     told = [one for one in sums.transcript if one.kind == "train"]
     assert len(told) == 6 and all(isinstance(row, Envelope) for one in told for row in one.answer)
+    for one in told:
+        (report,) = one.told["reports"].values()
+        assert report == {"examples": 1, "loss": None}
+    assert line["loss"] > 0  # the mean, which is in the sum
 
 
 def test_a_run_goes_on_with_the_keys_that_it_began_with(sums: Sums) -> None:
@@ -224,3 +229,25 @@ def test_a_run_goes_on_with_the_keys_that_it_began_with(sums: Sums) -> None:
     Identity.new("3").save(home / IDENTITY)
     with pytest.raises(FedpersError, match="3: its identity key has changed; if it was enrolled"):
         sums.run("rounds=3", resume=True)
+
+
+@pytest.mark.parametrize("silent", [None, "2"])
+def test_a_random_graph_is_made_of_what_all_of_the_cohort_say(
+    sums: Sums, monkeypatch: pytest.MonkeyPatch, silent: str | None
+) -> None:
+    def sparse(config: Config) -> Policy:
+        return Policy(3, 0.1, 0.1, 3, all_pairs=4, security=2, correctness=2)
+
+    for module in (channel, node):
+        monkeypatch.setattr(module, "policy_of", sparse)
+
+    def meddle(said: Said) -> list[Row] | None:
+        return None if said.kind == "advertise" and said.clients == [silent] else said.answer
+
+    lines = sums.run("rounds=2", *LOOSE[1:], meddle=meddle)
+    assert {one.kind for one in sums.transcript} >= {"advertise", "train", "sign", "reveal"}
+    assert [line["answered"] for line in lines] == [5 if silent else 6] * 2
+    assert all(silent not in there for there, _ in sums.found.values())
+    # Who was silent is left out, under a tag of its own.
+    assert list(sums.found) == ([2, 4] if silent else [1, 2])
+    sums.check()

@@ -14,11 +14,13 @@ from simulations.backends.serial import SerialGrid
 
 
 class Said(NamedTuple):
-    """One message and its answer: what the server asked of ``clients``, and the rows that came."""
+    """One message and its answer: what the server asked of ``clients``, the rows that came, and
+    what was told beside them."""
 
     kind: str
     body: dict[str, Any]
     answer: list[Row]
+    told: dict[str, Any]
 
     @property
     def clients(self) -> list[str]:
@@ -53,12 +55,12 @@ class MeddlingGrid(SerialGrid):
                 continue
             rows, answer = unpack(reply.content)
             kind = str(body.get("kind", message.metadata.message_type))
-            came = self.meddle(Said(kind, body, rows)) if rows else rows
+            came = self.meddle(Said(kind, body, rows, answer)) if rows else rows
             if came is None:
                 code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
                 self._replies[one] = Message(Error(code, "lost on the way"), reply_to=message)
             elif rows:
-                self.transcript.append(Said(kind, body, came))
+                self.transcript.append(Said(kind, body, came, answer))
                 self._replies[one] = Message(pack(came, answer), reply_to=message)
         return ids
 

@@ -220,6 +220,36 @@ def enrol(client: str, folder: Path) -> Identity:
     return made
 
 
+def deal_identities(server: Path, nodes: Mapping[str, Path]) -> None:
+    """Make each client's keys in a fresh folder of its own, and put the registry of all public
+    halves beside them and into the server's."""
+    for folder in (server, *nodes.values()):
+        folder.mkdir(mode=0o700)
+    registry = Registry([enrol(client, folder).public for client, folder in nodes.items()])
+    for folder in (server, *nodes.values()):
+        write_own(folder / REGISTRY, registry.to_json())
+
+
+def identified(keys: Path | None) -> str:
+    """What there is to say of the keys that a device has.
+
+    Raises:
+        ConfigError: there are none, or they cannot be used.
+    """
+    if keys is None:
+        raise ConfigError("keys", None, f"the folder with {IDENTITY} and {REGISTRY}", "--keys DIR")
+    own, text = Identity.load(keys / IDENTITY), read_own(keys / REGISTRY)
+    if text is None:
+        raise ConfigError("keys", str(keys), f"a folder with {REGISTRY}, as your deployment has it")
+    registry = Registry.from_json(text)
+    try:
+        registry.check(own.public)
+    except Refused as error:
+        raise ConfigError("keys", str(error), "the registry that has this client's key") from None
+    Memory(keys / SERVED).read()
+    return f"identity: client {own.client}, one of {len(registry.publics)} in the registry"
+
+
 def _terms(said: Mapping[str, Any]) -> Terms:
     """The terms of a message.
 
