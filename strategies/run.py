@@ -28,6 +28,7 @@ from strategies.budgets import Budgets
 from strategies.checkpoint import save_checkpoint
 from strategies.exchange import collect, group_of, results_of, send_and_receive
 from strategies.files import CHECKPOINT, RunFiles
+from strategies.hopeless import hopeless
 from strategies.post import Post
 from strategies.roster import Roster, natural_order
 from strategies.round import Round
@@ -258,6 +259,10 @@ class Run(Strategy):
             spent = [account["epsilon"] for account in self.spending().values()]
             figures = {**(scores or {}), **({"epsilon": max(spent)} if spent else {})}
             files.round_over(server_round, self.round.answers, dict(metrics), figures)
+            headline = self.method.task.headline()[1]
+            shares = headline.better == "higher" and headline.unit == "share"
+            if line := hopeless(server_round, {**metrics, **(scores or {})}, shares=shares):
+                log.warning("%s", line)
             save_checkpoint(files.folder.path / CHECKPOINT, server_round, self.state())
             if last:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,13 @@ def _csv(path: Path, columns: Columns, config: Config) -> tuple[list[str], Read]
     form: Any = {"sep": separator, "encoding": config.data.encoding, "keep_default_na": False}
 
     def frame(names: Sequence[str]) -> Any:
-        return pd.read_csv(path, usecols=list(names), dtype=as_text, **form)
+        # All columns, as a row with too many cells is seen only so; none of them is an index.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            try:
+                return pd.read_csv(path, index_col=False, dtype=as_text, **form)[list(names)]
+            except pd.errors.ParserWarning:
+                raise ValueError("rows have more cells than the header") from None
 
     def read(names: Sequence[str]) -> dict[str, Cells]:
         found = _reading(path, lambda: frame(names))

@@ -83,6 +83,17 @@ def _shown(stats: Sequence[Stat]) -> str:
     return ", ".join(f"{stat.name} in {stat.low:g}..{stat.high:g}" for stat in stats) or "none"
 
 
+def check_serial(config: Config) -> None:
+    """Check that nothing is asked for that one process does not give.
+
+    Raises:
+        ConfigError: a share of a GPU.
+    """
+    if config.simulation.gpus_per_node:
+        takes, cure = "0 with --backend serial", "leave --backend out to train on a GPU"
+        raise ConfigError("simulation.gpus_per_node", config.simulation.gpus_per_node, takes, cure)
+
+
 def check_ray(config: Config) -> None:
     """Check that a node can use what it is given, and that this machine has it.
 

@@ -42,6 +42,7 @@ def compare(
 
         find_plug_ins()
         plan = comparison.cells(strategies.split(","), seeds, settings or [], first_seed)
+        comparison.check_against(against, plan)
         folder = (out or Path("runs") / f"compare-{config.stem}").resolve()
         reports, failed = {}, []
         with progress(len(plan)) as advance:

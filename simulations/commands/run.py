@@ -39,7 +39,7 @@ def run(
         # Here, because they take seconds to import.
         from fedpers.config import load_config
         from fedpers.evaluation.run_folder import new_run_id
-        from simulations.backends.checks import absolute_paths, check, check_ray
+        from simulations.backends.checks import absolute_paths, check, check_ray, check_serial
         from simulations.backends.launcher import launch
         from simulations.backends.serial import run_serial
 
@@ -47,6 +47,8 @@ def run(
         settings = absolute_paths(load_config(config, overrides or []))
         if backend is Backend.RAY:
             check_ray(settings)
+        else:
+            check_serial(settings)
         check(settings)
         folder = resume.resolve() if resume else Path(settings.output) / new_run_id(settings)
         if backend is Backend.SERIAL:

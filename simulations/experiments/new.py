@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from fedpers.config import Config, load_config
+from fedpers.data import load_data
 from fedpers.data.cells import is_missing
 from fedpers.errors import ConfigError, DataError
+from simulations.experiments.references import references
 
 MOST_CLASSES = 20  # a number with more values is predicted, not classified
 MOST_VALUES = 30  # a text with more values is no category
 SMALL = 2000  # rows below which a linear model is hard to beat
 STEPS = 300  # of gradient descent that a client should take in all
 BATCH, ROUNDS, TRAINED = 16, 30, 0.6  # the last: the share of rows that is trained on
+TOGETHER, APART = 1.0, 0.1  # Ditto's mu where clients are alike, and where they differ
 FEWEST = 10  # rows of which anything can be learned
 SEPARATORS = {",": ",", ";": ";", "\t": "tab", "|": "|"}
 NAME = "config.yaml"
@@ -70,7 +74,7 @@ def look(path: Path, label: str, client: str | None) -> Found:
     sign = max(SEPARATORS, key=head.count)
     found.separator = SEPARATORS[sign]
     try:
-        form: Any = {"sep": sign, "encoding": found.encoding}
+        form: Any = {"sep": sign, "encoding": found.encoding, "index_col": False}
         table = pd.read_csv(path, dtype=str, keep_default_na=False, **form)
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
@@ -111,11 +115,26 @@ def write(folder: Path, path: Path, label: str, client: str | None, found: Found
         raise ConfigError("DIR", str(folder), f"a folder without {NAME}", "name another one")
     folder.mkdir(parents=True, exist_ok=True)
     target.write_text(config_text(path.resolve(), label, client, found), encoding="utf-8")
+    if _differ(load_config(target)):
+        text = config_text(path.resolve(), label, client, found, mu=APART)
+        target.write_text(text, encoding="utf-8")
     return target
 
 
-def config_text(path: Path, label: str, client: str | None, found: Found) -> str:
-    """The config, with comments."""
+def _differ(config: Config) -> bool:
+    """Whether clients' own linear models are better on their validation rows than one of all."""
+    scores = references(load_data(config), config.seed)
+    return bool(scores) and scores["local"] > scores["central"]
+
+
+def config_text(
+    path: Path, label: str, client: str | None, found: Found, mu: float = TOGETHER
+) -> str:
+    """The config, with comments.
+
+    Args:
+        mu: how strongly a personal model is held near the common one.
+    """
     clients = found.clients or max(2, min(10, found.rows // 40))
     each = found.rows / clients
     epochs = max(2, min(10, ceil(STEPS / ROUNDS / ceil(TRAINED * each / BATCH))))
@@ -159,7 +178,8 @@ def config_text(path: Path, label: str, client: str | None, found: Found) -> str
         lines += ["task:", "  name: classification", f"  params: {{names: {_yaml(found.classes)}}}"]
     lines += [
         *_model(found.rows),
-        "strategy: {name: ditto, params: {mu: 1.0}}  # a personal model held near the common one",
+        "# A personal model held near the common one; the less, the more clients differ.",
+        f"strategy: {{name: ditto, params: {{mu: {mu}}}}}",
         "training:",
         f"  epochs: {epochs}  # so many that a client takes about {STEPS} steps or more in all",
         f"  batch_size: {BATCH}",

@@ -153,3 +153,14 @@ def test_test_rows_that_are_trained_on_are_told(tmp_path: Path) -> None:
     assert new(tmp_path, {**rows, "id": 1}).exit_code == 0
     checked = invoke("check", str(tmp_path / "mine" / "config.yaml"))
     assert "test rows are among the training rows as well; set data.columns" in checked.stdout
+
+
+def test_clients_that_differ_are_held_together_less(tmp_path: Path) -> None:
+    rows = odd()
+    assert new(tmp_path, rows, "--client", "clinic").exit_code == 0
+    alike = load_config(tmp_path / "mine" / "config.yaml").strategy.params["mu"]
+    (tmp_path / "mine" / "config.yaml").unlink()
+    up = (rows["income"] > 3e6) ^ (np.arange(240) % 3 == 0)  # the first clinic's is turned round
+    rows["outcome"] = np.where(up, "ill", "well")
+    assert new(tmp_path, rows, "--client", "clinic").exit_code == 0
+    assert load_config(tmp_path / "mine" / "config.yaml").strategy.params["mu"] < alike
