@@ -155,12 +155,19 @@ def config_text(
             "  partition: {name: iid}  # nobody owns a row; see --client",
             f"  clients: {clients}",
         ]
-    lines += [
-        "  # No row is public; the scale of features is of sums over clients' training rows. For a",
-        "  # private or encrypted run give columns.ranges and set scale: declared.",
-        "  public_fraction: 0",
-        "  scale: sums",
-    ]
+    if found.classes is None:  # the scale of what is predicted is that of public rows
+        lines += [
+            "  # Some rows are public: by them features and what is predicted are scaled.",
+            "  public_fraction: 0.2",
+            "  scale: public",
+        ]
+    else:
+        lines += [
+            "  # No row is public; features are scaled by sums over clients' training rows. For",
+            "  # a private or encrypted run give columns.ranges and set scale: declared.",
+            "  public_fraction: 0",
+            "  scale: sums",
+        ]
     if found.missing:
         lines.append("  missing: indicator  # a column's mean, and a column that says so")
     lines += ["  columns:", f"    label: {_yaml(label)}"]
