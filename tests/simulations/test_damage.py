@@ -139,7 +139,8 @@ def without(name: str) -> Callable[[Path], None]:
     def damage(run: Path) -> None:
         path = run / "checkpoint" / "round-000003" / "state.json"
         kept = json.loads(path.read_text())
-        del (kept["values"] if name in kept["values"] else kept)[name]
+        (holder,) = (h for h in (kept, kept["values"], kept["values"]["run"]) if name in h)
+        del holder[name]
         path.write_text(json.dumps(kept))
 
     return damage

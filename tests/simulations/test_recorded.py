@@ -126,6 +126,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Go]:
             [
                 *("data.name=npz", f"data.path={tmp_path / 'public.npz'}", "model.name=mlp"),
                 *("data.partition.name=devices", "data.columns.classes=3", "rounds=2"),
+                "data.scale=none",  # what is looked for must be what the method has in hand
                 *(
                     f"strategy.name={module}:Open",
                     "strategy.min_clients=1",
