@@ -104,6 +104,7 @@ def test_in_a_table_it_is_in_the_first_features(tmp_path: Path) -> None:
     x = rng.uniform(0, 7, (60, 32)).astype(np.float32)
     np.savez(tmp_path / "t.npz", x=x, y=np.arange(60) % 2)
     settings = ["data.name=npz", f"data.path={tmp_path / 't.npz'}", "data.clients=2"]
+    settings += ["data.scale=none"]
     data = load_data(load_config(None, settings))
     found = triggered(torch.zeros(3, 32), data)
     assert found[:, :2].unique().tolist() == [pytest.approx(x.max())]  # 32 / 16
