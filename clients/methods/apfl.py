@@ -77,7 +77,8 @@ class APFL(LocalAlgorithm):
     def _next_alpha(self, working: Parts, trainer: Trainer) -> Part:
         mixed = {slot: f"mixed.{slot}" for slot in self.slots}
         phase = Phase(name="alpha", model=mixed, trains=self.slots, released=False)
-        gradient, _ = trainer.gradient(phase, working, torch.arange(len(trainer.examples)))
+        everything = torch.arange(len(trainer.examples))
+        gradient, _ = trainer.gradient(phase, working, everything, trains=False)
         slope = sum(
             float((working[f"personal.{s}"].vector - working[f"received.{s}"].vector) @ g.vector)
             for s, g in gradient.items()

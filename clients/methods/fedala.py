@@ -120,7 +120,7 @@ class FedALA(LocalAlgorithm):
         losses: list[float] = []
         for _ in range(self.params.first_epochs if first else 1):
             for batch in torch.split(sample, self.config.training.batch_size):
-                gradient, loss = trainer.gradient(phase, working, batch)
+                gradient, loss = trainer.gradient(phase, working, batch, trains=False)
                 losses.append(loss)
                 working = self.step_weights(working, gradient)
             if len(losses) > 10 and pstdev(losses[-10:]) < self.params.tolerance:

@@ -44,12 +44,15 @@ class Gradients(Releasing):
         """By phase, the mean over what was trained on; the mean of them is the client's loss."""
         self._seen = Counter[str]()  # examples in the steps and gradients of a phase
 
-    def gradient(self, phase: Phase, working: Parts, batch: Tensor) -> tuple[Parts, float]:
-        """The gradient of a phase's mean loss on some examples, per trained slot, and the loss,
-        which counts towards the client's as that of a step does.
+    def gradient(
+        self, phase: Phase, working: Parts, batch: Tensor, *, trains: bool = True
+    ) -> tuple[Parts, float]:
+        """The gradient of a phase's mean loss on some examples, per trained slot, and the loss.
 
         Args:
             batch: indices of the examples, [n].
+            trains: it is for a step of the training, whose loss counts towards the client's; not for
+                a choice beside it.
 
         Raises:
             ClientError: the phase is released, and the round private; or it has more than a loss.
@@ -65,7 +68,8 @@ class Gradients(Releasing):
         loss = phase.objective(self.task)(outputs, chosen.y, None).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         pieces = [p.grad.flatten().cpu() for p in parameters if p.grad is not None]
-        self._note(phase, len(chosen), float(loss.detach()))
+        if trains:
+            self._note(phase, len(chosen), float(loss.detach()))
         return self._by_slot(phase, working, pieces), float(loss.detach())
 
     def private_gradient(self, phase: Phase, working: Parts, batch: Tensor) -> Parts:

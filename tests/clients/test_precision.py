@@ -38,7 +38,7 @@ def test_it_trains_as_float32_does_up_to_rounding(fold: str, small: Small, tmp_p
     found = {}
     for precision in ("float32", "bfloat16"):
         settings = (f"training.fold={fold}", f"training.precision={precision}", "training.lr=1")
-        config = small("fedavg", *settings)
+        config = small("fedavg", *settings, "data.scale=none")
         host = ClientHost(config, "fedavg", [], tmp_path / precision / "state")
         found[precision] = trained(host, 5)
         dtypes = {part.layout.dtype for parts in found[precision][1] for part in parts.values()}

@@ -229,7 +229,7 @@ def test_the_budget_counts_releases_of_all_kinds(path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.1])
-@pytest.mark.parametrize("kinds", [0, 10, 3000])
+@pytest.mark.parametrize("kinds", [0, 10, pytest.param(3000, marks=pytest.mark.slow)])
 def test_the_look_ahead_is_quick(
     path: Path, capsys: pytest.CaptureFixture[str], rate: float, kinds: int
 ) -> None:
