@@ -51,8 +51,8 @@ class Gradients(Releasing):
 
         Args:
             batch: indices of the examples, [n].
-            trains: it is for a step of the training, whose loss counts towards the client's; not for
-                a choice beside it.
+            trains: it is for a step of the training, whose loss counts towards the client's, not
+                for a choice beside it.
 
         Raises:
             ClientError: the phase is released, and the round private; or it has more than a loss.

@@ -200,9 +200,11 @@ class Counting(Trainer):
 
     sizes: list[int]
 
-    def gradient(self, phase: Any, working: Parts, batch: Tensor) -> tuple[Parts, float]:
+    def gradient(
+        self, phase: Any, working: Parts, batch: Tensor, *, trains: bool = True
+    ) -> tuple[Parts, float]:
         self.sizes.append(len(batch))
-        return super().gradient(phase, working, batch)
+        return super().gradient(phase, working, batch, trains=trains)
 
 
 @pytest.mark.parametrize(
