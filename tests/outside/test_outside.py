@@ -151,6 +151,7 @@ def test_what_no_noise_covers_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_single_gradients_are_private(tmp_path: Path) -> None:
     """As many as are declared, in each round, at the noise that the budget asks for."""
     settings = ["privacy.enabled=true", "privacy.epsilon=8", "privacy.steps=3"]

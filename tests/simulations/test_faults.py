@@ -94,6 +94,7 @@ def test_a_plan_is_seeded_and_has_every_kind() -> None:
     assert len({(fault.server_round, fault.node) for fault in first}) == 100
 
 
+@pytest.mark.slow
 def test_a_few_of_every_kind(tmp_path: Path) -> None:
     small = ["rounds=5", "data.clients=8", "simulation.nodes=4", "model.pretrain.epochs=1"]
     outcome = go(tmp_path / "run", plan(1, 20, rounds=5, nodes=4), *small)

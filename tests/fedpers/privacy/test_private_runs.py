@@ -249,6 +249,7 @@ def test_what_protects_nobody_is_refused_before_training(
     assert not any(kind == "train" for kind, _ in replies)
 
 
+@pytest.mark.slow
 def test_a_run_by_a_mechanism_from_outside(go: Go, tmp_path: Path) -> None:
     settings = ["strategy.name=prior", "rounds=2", "privacy.delta=1e-4"]
     settings.append(f"state={tmp_path / 'kept'}")

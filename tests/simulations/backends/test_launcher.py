@@ -116,6 +116,7 @@ def test_a_cluster_of_others_keeps_the_users_token(
     assert given.items() <= environment(tmp_path, "mark").items()
 
 
+@pytest.mark.slow
 def test_a_server_app_that_raises_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     assert list(compare(ROOT / "configs/digits.yaml", plan, tmp_path)) == [(plan[0], {})]
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_repeated(tmp_path: Path) -> None:
     config = ROOT / "configs/digits.yaml"
     short = ["rounds=1", "data.clients=4", "model.pretrain.task=none", "model.standardise=false"]
