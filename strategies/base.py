@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedpers.channels.base import Channel, Needs, State
 from fedpers.channels.build import channel_of, check_channel
+from fedpers.cohorts import cohort_of
 from fedpers.config import Config, NoParams, params_of
 from fedpers.data import FederatedData
 from fedpers.errors import ConfigError
@@ -23,7 +24,6 @@ from fedpers.registry import Registry
 from fedpers.seeding import seed_for
 from fedpers.stats import Stat
 from strategies.checkpoint import members
-from strategies.cohorts import cohort_of
 
 __all__ = ["Mixing", "Needs", "PersonalizedStrategy", "find_strategy", "strategies"]
 

@@ -11,12 +11,12 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedpers.cohorts import check_cohort
 from fedpers.config import Config, load_config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError, FedpersError
 from fedpers.models import build_model
 from strategies.base import find_strategy
-from strategies.cohorts import check_cohort
 from strategies.files import RunFiles
 from strategies.run import Run
 

@@ -12,6 +12,7 @@ from clients.admission import check_private
 from clients.base import LocalAlgorithm, find_algorithm
 from clients.training.account import check_client
 from fedpers.channels.build import check_clients
+from fedpers.cohorts import check_cohort
 from fedpers.config import Config
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
@@ -20,7 +21,6 @@ from fedpers.paths import paths_of
 from fedpers.stats import Stat
 from simulations.backends.flower import joins_cluster
 from strategies.base import PersonalizedStrategy, find_strategy
-from strategies.cohorts import check_cohort
 
 
 def absolute_paths(config: Config) -> Config:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from fedpers.channels.build import check_channel
+from fedpers.cohorts import check_cohort
 from fedpers.config import load_config
 from fedpers.errors import ConfigError, RunError
 from fedpers.parts import Parts
 from strategies.base import Mixing, Needs, PersonalizedStrategy
-from strategies.cohorts import check_cohort
 
 HOSTS = [["1", "2"], ["3", "9"]]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from math import ceil
-
 from fedpers.channels.base import Needs
 from fedpers.channels.masked.graph import Policy
+from fedpers.cohorts import cohort_of
 from fedpers.config import Config
 from fedpers.errors import ConfigError
 
@@ -65,8 +64,8 @@ def check_cohorts(config: Config, clients: int) -> None:
     Raises:
         ConfigError: naming the setting and the cure.
     """
-    least, settings = config.encryption.masks.minimum, config.strategy
-    cohort = min(clients, max(settings.min_clients, ceil(settings.fraction * clients - 1e-9)))
+    least = config.encryption.masks.minimum
+    cohort = cohort_of(config, clients)
     if cohort < least:
         takes = f"cohorts of {least} clients or more, and here are {clients}, of which {cohort} are"
         cure = "raise strategy.min_clients or strategy.fraction, or set encryption.scheme=bfv"
