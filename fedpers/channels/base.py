@@ -151,6 +151,43 @@ class Channel(ABC):
             ConfigError: naming what it needs, and the cure.
         """
 
+    @classmethod
+    def check_clients(cls, config: Config, needs: Needs, clients: int) -> None:
+        """Refuse more clients than there is room for, or files that cannot be used.
+
+        Args:
+            needs: of the method.
+            clients: how many there are.
+
+        Raises:
+            ConfigError: naming the setting and the cure.
+        """
+
+    @classmethod
+    def deal(
+        cls, config: Config, needs: Needs, clients: int, server: Path, nodes: Mapping[str, Path]
+    ) -> Config:
+        """Make the keys that the channel takes; the settings of a server that has them. Default:
+        it takes none.
+
+        Args:
+            server: a folder to make for the server's half.
+            nodes: by client, a folder to make for its node.
+        """
+        return config
+
+    @classmethod
+    def described(cls, keys: Path | None) -> str:
+        """What there is to say of what a device has for the channel; "" for nothing.
+
+        Args:
+            keys: the folder with its key, if it has one.
+
+        Raises:
+            ConfigError: what it lacks.
+        """
+        return ""
+
     # -- before the rounds, and between them ---------------------------------------------------
 
     def open(

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedpers.channels.base import Channel, Method, Needs
 from fedpers.channels.client_noise import ClientNoise, ClientNoiseNode
 from fedpers.channels.masked.channel import Masked
-from fedpers.channels.masked.check import check_cohorts
-from fedpers.channels.masked.node import MaskedNode, deal_identities, identified
+from fedpers.channels.masked.node import MaskedNode
 from fedpers.channels.named import channel_named
 from fedpers.channels.node import NodeChannel
 from fedpers.channels.sealed.channel import Sealed
-from fedpers.channels.sealed.check import check_keys, described
-from fedpers.channels.sealed.keys import deal_keys
 from fedpers.channels.sealed.node import SealedNode
 from fedpers.config import Config, Encryption
 from fedpers.errors import ConfigError
 from fedpers.privacy import calibrated, mechanism_named
 from fedpers.privacy.noise import Sources
 
-SEALED, MASKED = "sealed", "masked"
-HIDING = (SEALED, MASKED)
+HIDING = (Sealed.name, Masked.name)
 """Names of the channels in which the server sees no single update."""
 
 
 def channel_name(config: Config) -> str:
     """The name of the channel that the settings ask for, which a device's owner allows or not."""
-    names = {Sealed: SEALED, Masked: MASKED}
-    return names[_kind(config)] if config.encryption.enabled else config.channel
+    return _kind(config).name if config.encryption.enabled else config.channel
 
 
 def least_noise(config: Config) -> float:
@@ -83,31 +77,14 @@ def check_clients(config: Config, needs: Needs, clients: int) -> None:
     Raises:
         ConfigError: naming the setting and the cure.
     """
-    kind = _kind(config)
-    if kind is Sealed:
-        check_keys(config, clients, rows=needs.rows)
-    elif kind is Masked:
-        check_cohorts(config, clients)
+    _kind(config).check_clients(config, needs, clients)
 
 
 def with_keys(
     config: Config, needs: Needs, clients: int, server: Path, nodes: Mapping[str, Path]
 ) -> Config:
-    """The settings of a server that has the keys which the channel takes; as they are, where it
-    takes none.
-
-    Args:
-        clients: how many there are.
-        server: a folder to make for the server's half.
-        nodes: by client, a folder to make for its node.
-    """
-    if not config.encryption.enabled:
-        return config
-    if _kind(config) is Masked:
-        deal_identities(server, nodes)
-    else:
-        deal_keys(config.encryption.scheme, clients, needs.rows, server, [*nodes.values()])
-    return replace(config, encryption=replace(config.encryption, keys=str(server)))
+    """The settings of a server that has the keys which the channel takes, see ``Channel.deal``."""
+    return _kind(config).deal(config, needs, clients, server, nodes)
 
 
 def hides_updates(config: Config) -> bool:
@@ -120,19 +97,9 @@ def send_plainly(config: Config) -> None:
     config.encryption = Encryption()
 
 
-def describe(config: Config, keys: Path | None) -> Iterator[str]:
-    """What a device is told of its channel before it joins, a line each.
-
-    Args:
-        keys: the folder with its key, if it has one.
-
-    Raises:
-        ConfigError: what it lacks.
-    """
-    if _kind(config) is Masked:
-        yield identified(keys)
-    elif config.encryption.enabled:
-        yield from described(keys)
+def describe(config: Config, keys: Path | None) -> str:
+    """What a device is told of its channel before it joins, see ``Channel.described``."""
+    return _kind(config).described(keys)
 
 
 def channel_of(method: Method) -> Channel:

@@ -69,7 +69,8 @@ def check_device(
     sent = sum(layout.size for layout in bound.declared.layouts.values())
     yield f"model: {config.model.name} for {name}, {sent:,} scalars are sent in a round"
     yield from _privacy(config, name, bound, client, len(own.train), state)
-    yield from describe(config, keys)
+    if said := describe(config, keys):
+        yield said
     if state is not None:
         try:
             state.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fedpers.channels.base import Channel, Method, Mixed, Needs, Reveals, State, Turn
-from fedpers.channels.masked.check import check_method, policy_of
+from fedpers.channels.masked.check import check_cohorts, check_method, policy_of
 from fedpers.channels.masked.envelope import Envelope
 from fedpers.channels.masked.messages import Dropped, Refused, Upload
-from fedpers.channels.masked.node import REGISTRY
+from fedpers.channels.masked.node import REGISTRY, deal_identities, identified
 from fedpers.channels.masked.quantise import WEIGHT, Layout
 from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.server import MaskedServer
@@ -66,6 +66,24 @@ class Masked(Channel):
     def check(cls, config: Config, needs: Needs, weighted: str) -> None:
         """Refuse a method whose server needs more than sums."""
         check_method(config, needs, weighted)
+
+    @classmethod
+    def check_clients(cls, config: Config, needs: Needs, clients: int) -> None:
+        """Cohorts are not below the minimum that clients stand on."""
+        check_cohorts(config, clients)
+
+    @classmethod
+    def deal(
+        cls, config: Config, needs: Needs, clients: int, server: Path, nodes: Mapping[str, Path]
+    ) -> Config:
+        """Each client's own keys, and all public halves."""
+        deal_identities(server, nodes)
+        return replace(config, encryption=replace(config.encryption, keys=str(server)))
+
+    @classmethod
+    def described(cls, keys: Path | None) -> str:
+        """Whose keys they are."""
+        return identified(keys)
 
     @property
     def layouts(self) -> dict[str, PartLayout]:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fedpers.channels.base import Channel, Method, Mixed, Needs, Reveals, State, Turn
+from fedpers.channels.sealed.check import check_keys, check_method, described
 from fedpers.channels.sealed.cipher import ServerCipher
 from fedpers.channels.sealed.compare import compare
-from fedpers.channels.sealed.keys import NEXT_CONTEXT, SERVER_FILE, load_server, server_from
+from fedpers.channels.sealed.groups import UNIT, groups_of, layouts_of
+from fedpers.channels.sealed.keys import (
+    NEXT_CONTEXT,
+    SERVER_FILE,
+    deal_keys,
+    load_server,
+    server_from,
+)
 from fedpers.channels.sealed.sealed_parts import Group, SealedParts, with_groups
 from fedpers.channels.wire import Answers, Question, Wire
 from fedpers.config import Config
@@ -24,7 +34,7 @@ from fedpers.records import Row, in_the_clear
 
 log = logging.getLogger("fedpers")
 
-UNIT = "unit"  # the rows of the slot that is compared, each of length 1
+LONE = "the mean of a single update is not opened"
 FRESH = {False: ("vector",), True: ("head",)}
 
 
@@ -57,41 +67,40 @@ class Sealed(Channel):
     @classmethod
     def check(cls, config: Config, needs: Needs, weighted: str) -> None:
         """Refuse rules and methods that have to read updates, or would not fit."""
-        if (rule := config.strategy.combine) != "mean":
-            takes = "mean with encryption: a server that cannot read updates cannot sort them"
-            cure = "set strategy.combine=mean or encryption.enabled=false"
-            raise ConfigError("strategy.combine", rule, takes, cure)
-        if needs.single_updates is not None or needs.banks:
-            reads = needs.single_updates or "which of several models each client trained"
-            takes = f"a method whose server only mixes; this one reads {reads}"
-            raise ConfigError("strategy.name", config.strategy.name, takes, needs.instead or "")
+        check_method(config, needs)
 
-    @property
+    @classmethod
+    def check_clients(cls, config: Config, needs: Needs, clients: int) -> None:
+        """The key has room for so many, or one can be made."""
+        check_keys(config, clients, rows=needs.rows)
+
+    @classmethod
+    def deal(
+        cls, config: Config, needs: Needs, clients: int, server: Path, nodes: Mapping[str, Path]
+    ) -> Config:
+        """The halves of one key."""
+        deal_keys(config.encryption.scheme, clients, needs.rows, server, [*nodes.values()])
+        return replace(config, encryption=replace(config.encryption, keys=str(server)))
+
+    @classmethod
+    def described(cls, keys: Path | None) -> str:
+        """The key that all clients have."""
+        return described(keys)
+
+    @cached_property
     def groups(self) -> list[Group]:
-        """What clients seal together: all, or slot by slot where slots are mixed apart."""
-        needs, slots = self.method.needed, tuple(self.method.layouts)
-        if needs.compares:
-            return [*(Group((slot,)) for slot in slots), Group((UNIT,), unit=True)]
-        return [Group((*slots, *needs.derived))]
+        """What clients seal together."""
+        return groups_of(self.method)
 
-    def layout(self, name: str) -> Layout:
-        """Names and shapes of a part that clients seal."""
-        compared = self.method.needed.compares
-        if name == UNIT and compared:
-            shapes = dict(self.method.layouts[compared].shapes)
-            return Layout((("rows", shapes[f"{compared}.weight"]),))
-        return {**self.method.layouts, **self.method.derived_layouts()}[name]
-
-    @property
+    @cached_property
     def layouts(self) -> dict[str, Layout]:
         """Of all parts that clients seal."""
-        return {n: self.layout(n) for group in self.groups for n in group.names}
+        return layouts_of(self.method)
 
     @property
     def at_once(self) -> bool:
         """Whether updates are sealed with the training, as their weights need not be known."""
-        method = self.method
-        return method.needed.rows or method.weighted == "equal" or bool(self._known)
+        return self.method.needed.rows or self.method.weighted == "equal" or bool(self._known)
 
     @property
     def later(self) -> bool:
@@ -124,13 +133,11 @@ class Sealed(Channel):
             self.cipher = server_from(base64.b64decode(context, validate=True))
         if self.config.encryption.rotate_at is not None:
             self.next = self._rotation(Path(self.config.encryption.keys or ""), clients)
+        cure = "give all nodes the same client.key, and next.key where keys rotate"
         for node, key in said.items():
             for name, cipher in (("id", self.cipher), ("next", self.next)):
-                if cipher is not None and key.get(name) != cipher.key_id:
-                    raise FedpersError(
-                        f"node {node} has key {key.get(name)}, takes {cipher.key_id}; "
-                        "give all nodes the same client.key, and next.key where keys rotate"
-                    )
+                if cipher is not None and (got := key.get(name)) != cipher.key_id:
+                    raise FedpersError(f"node {node} has key {got}, takes {cipher.key_id}; {cure}")
         parameters = self.cipher.parameters
         parameters.check(max(1, clients))
         told = parameters.scheme, self.cipher.key_id, parameters.security
@@ -251,7 +258,9 @@ class Sealed(Channel):
             try:
                 if self.method.needed.rows:
                     return Mixed(self._rows(mixing, columns, good), failures)
-                return self._judged(self.total(good), failures)
+                total, opened = self.total(good), bool(self.method.needed.derived)
+                alone = opened and any(one.terms < 2 for one in total.sealed)
+                return Mixed([total], failures, unused=LONE if alone else None)
             except ClientError:
                 wrong = self._malformed(good)
                 if not wrong:
@@ -260,25 +269,17 @@ class Sealed(Channel):
                 good = {c: u for c, u in good.items() if c not in wrong}
         raise RunError(f"no update can be added: {next(iter(failures.items()), 'nobody sent one')}")
 
-    def _judged(self, total: SealedParts, failures: dict[str, str]) -> Mixed:
-        """A sum that is to be opened is no single client's."""
-        if self.method.needed.derived and any(one.terms < 2 for one in total.sealed):
-            return Mixed([total], failures, unused="the mean of a single update is not opened")
-        return Mixed([total], failures)
-
     def total(self, updates: Mapping[str, SealedParts]) -> SealedParts:
         """The sum of all groups but the unit vectors, to be divided by the sum of the weights."""
         assert self.cipher is not None
         first = next(iter(updates.values()))
-        blobs = []
-        for index in (k for k, group in enumerate(first.groups) if not group.unit):
-            added = self.cipher.add(update.sealed[index] for update in updates.values())
-            blobs.append(added.to_bytes())
+        kept = [index for index, group in enumerate(first.groups) if not group.unit]
+        sums = [self.cipher.add(update.sealed[k] for update in updates.values()) for k in kept]
         divisor = sum(self._weights[client] for client in updates)
-        groups = tuple(group for group in first.groups if not group.unit)
+        groups = tuple(first.groups[k] for k in kept)
         layouts = {name: first.layouts[name] for group in groups for name in group.names}
         self._note_bytes(first)
-        return SealedParts(layouts, groups, tuple(blobs), divisor)
+        return SealedParts(layouts, groups, tuple(one.to_bytes() for one in sums), divisor)
 
     def _note_bytes(self, update: SealedParts) -> None:
         self.bytes_per_parameter = update.nbytes / sum(one.size for one in update.sealed)

@@ -1,10 +1,10 @@
-"""The files of a key, checked before a run."""
+"""What is checked before a run: methods, and the files of a key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
+from fedpers.channels.base import Needs
 from fedpers.channels.sealed.keys import (
     CLIENT_FILE,
     SERVER_FILE,
@@ -14,6 +14,22 @@ from fedpers.channels.sealed.keys import (
 )
 from fedpers.config import Config
 from fedpers.errors import ConfigError
+
+
+def check_method(config: Config, needs: Needs) -> None:
+    """Refuse rules and methods that have to read updates, or would not fit.
+
+    Raises:
+        ConfigError: naming the setting and the cure.
+    """
+    if (rule := config.strategy.combine) != "mean":
+        takes = "mean with encryption: a server that cannot read updates cannot sort them"
+        cure = "set strategy.combine=mean or encryption.enabled=false"
+        raise ConfigError("strategy.combine", rule, takes, cure)
+    if needs.single_updates is not None or needs.banks:
+        reads = needs.single_updates or "which of several models each client trained"
+        takes = f"a method whose server only mixes; this one reads {reads}"
+        raise ConfigError("strategy.name", config.strategy.name, takes, needs.instead or "")
 
 
 def check_keys(config: Config, clients: int, *, rows: bool) -> None:
@@ -51,7 +67,7 @@ def check_keys(config: Config, clients: int, *, rows: bool) -> None:
         raise ConfigError("encryption.keys", f"room for {parameters.capacity}", takes, cure)
 
 
-def described(keys: Path | None) -> Iterator[str]:
+def described(keys: Path | None) -> str:
     """What there is to say of the key that a device has.
 
     Raises:
@@ -61,7 +77,7 @@ def described(keys: Path | None) -> Iterator[str]:
         raise ConfigError("keys", None, f"the folder with {CLIENT_FILE}", "--keys DIR")
     cipher = load_client(keys / CLIENT_FILE)
     parameters = cipher.parameters
-    yield (
+    return (
         f"key: {cipher.key_id}, {parameters.scheme}, {parameters.security} bits of security, "
         f"up to {parameters.capacity} clients"
     )
