@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRec
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedpers.channels.base import State
+from fedpers.channels.base import Opening, State
 from fedpers.channels.wire import Answers
 from fedpers.errors import ConfigError, RunError
 from fedpers.evaluation import ClientResult, choose, gated
@@ -218,7 +218,7 @@ class Run(Strategy):
         self.roster.wait(grid, enquiry, least=least, timeout=timeout)
         state = Path(config.state) if config.state else files.folder.path / "state"
         clients, said = len(self.roster.clients), self.roster.said
-        self.channel.open(self.post, clients, said, state, resumed=files.resumed)
+        self.channel.open(Opening(self.post, clients, said, state, files.resumed))
         self.roster.admits = self.channel.admits
         self.summary()
         tally, first = self.method.task.tally_type, 1

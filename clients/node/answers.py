@@ -14,6 +14,7 @@ from clients.node.exporting import export as export_model
 from clients.node.failures import withheld
 from clients.node.host import ClientHost
 from clients.node.keeper import Keeper
+from fedpers.channels.node import Leaving
 from fedpers.context import NOTHING
 from fedpers.errors import ClientError
 from fedpers.failures import KEY
@@ -79,7 +80,8 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
         update, report = answer
         also = host.channel.derives(terms, list(broadcasts[client]))
         made = host.with_derived(update, also)
-        row = host.channel.leave(host, client, server_round, made, report, body)
+        leaving = Leaving(client, server_round, made, report, body)
+        row = host.channel.leave(host, leaving)
         if row is not None:
             updates.append(row)
         reports[client] = dict(host.channel.disclosed(report))

@@ -94,6 +94,24 @@ class Reveals:
     nodes: str
 
 
+class Opening(NamedTuple):
+    """A run that begins.
+
+    Attributes:
+        wire: to reach its nodes.
+        clients: how many take part.
+        said: by node, what its half said of itself, ``NodeChannel.introduction``.
+        state: the folder of what outlives rounds.
+        resumed: whether the run goes on from a checkpoint, see ``Channel.load_state``.
+    """
+
+    wire: Wire
+    clients: int
+    said: Mapping[int, Mapping[str, Any]]
+    state: Path
+    resumed: bool = False
+
+
 class Turn(NamedTuple):
     """A round: its number, whom it asked, and what those received who have no mixture of their
     own."""
@@ -190,23 +208,8 @@ class Channel(ABC):
 
     # -- before the rounds, and between them ---------------------------------------------------
 
-    def open(
-        self,
-        wire: Wire,
-        clients: int,
-        said: Mapping[int, Mapping[str, Any]],
-        state: Path,
-        *,
-        resumed: bool,
-    ) -> None:
+    def open(self, opening: Opening) -> None:
         """Take up the run, its nodes being there.
-
-        Args:
-            wire: to reach them.
-            clients: how many take part.
-            said: by node, what its half said of itself, ``NodeChannel.introduction``.
-            state: the folder of what outlives rounds.
-            resumed: whether the run goes on from a checkpoint, see ``load_state``.
 
         Raises:
             FedpersError: nodes that cannot work together, or settings that protect nobody.

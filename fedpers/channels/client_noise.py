@@ -6,15 +6,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fedpers.channels.base import Channel, Mixed, Needs, Reveals, State, Turn
-from fedpers.channels.node import Kept, NodeChannel, Sends
-from fedpers.channels.wire import Answers, Wire
+from fedpers.channels.base import Channel, Mixed, Needs, Opening, Reveals, State, Turn
+from fedpers.channels.node import Kept, Leaving, NodeChannel, Sends
+from fedpers.channels.wire import Answers
 from fedpers.config import Config, Privacy
 from fedpers.errors import ConfigError
 from fedpers.mixing import Mixing
@@ -102,15 +101,7 @@ class ClientNoise(Channel):
             cure = f"set strategy.combine=mean or {cure.removeprefix('set ')}"
             raise ConfigError("strategy.combine", config.strategy.combine, takes, cure)
 
-    def open(
-        self,
-        wire: Wire,
-        clients: int,
-        said: Mapping[int, Mapping[str, Any]],
-        state: Path,
-        *,
-        resumed: bool,
-    ) -> None:
+    def open(self, opening: Opening) -> None:
         """Calibrate the noise for the whole run, and for what is left where the ledger holds
         releases of earlier runs; a run that goes on has the noise that it began with.
 
@@ -119,16 +110,17 @@ class ClientNoise(Channel):
                 noise is shown to be enough, or nothing is left.
             ClientError: the ledger cannot be read.
         """
-        self.inner.open(wire, clients, said, state, resumed=resumed)
-        self.clients, privacy = clients, self.config.privacy
+        self.inner.open(opening)
+        self.clients = clients = opening.clients
+        privacy = self.config.privacy
         if privacy.delta is not None and privacy.delta * clients >= 1:
             takes = f"a number < {1 / clients:.2g}, for there are {clients} clients"
             raise ConfigError("privacy.delta", privacy.delta, takes, "leave it out")
         self.delta = privacy.delta or default_delta(clients)
         lasts = self.config.state is not None
-        ledger = Ledger.named(state / "ledgers", "population", lasts=lasts)
+        ledger = Ledger.named(opening.state / "ledgers", "population", lasts=lasts)
         self.budget = Budget(ledger, privacy.epsilon, self.delta)
-        if resumed:
+        if opening.resumed:
             return
         try:
             self.mechanism = self.budget.calibrated(self.kind, self.rate, self.config.rounds)
@@ -341,28 +333,19 @@ class ClientNoiseNode(NodeChannel):
         """As the channel within."""
         return self.inner.arrive(row)
 
-    def leave(
-        self,
-        kept: Kept,
-        client: str,
-        server_round: int,
-        update: Parts,
-        report: Mapping[str, Any],
-        body: Mapping[str, Any],
-    ) -> Row | None:
+    def leave(self, kept: Kept, leaving: Leaving) -> Row | None:
         """With this client's share of the noise, if it has to add one: those of as many clients as
         are taken to be honest add up to all of it."""
-        noise = body.get("channel", {}).get("noise")
+        noise = leaving.body.get("channel", {}).get("noise")
         if noise is not None:
             mechanism, shares = self.kind(float(noise["sigma"]), 1.0), int(noise["honest"])
-            known = self.norm, self.sources("share", server_round, client)
-            update = Parts(
-                {
-                    n: p.like(mechanism.noised_share(p.vector.float(), *known, shares))
-                    for n, p in update.items()
-                }
-            )
-        return self.inner.leave(kept, client, server_round, update, report, body)
+            known = self.norm, self.sources("share", leaving.server_round, leaving.client)
+            noised = {
+                n: p.like(mechanism.noised_share(p.vector.float(), *known, shares))
+                for n, p in leaving.update.items()
+            }
+            leaving = leaving._replace(update=Parts(noised))
+        return self.inner.leave(kept, leaving)
 
     def as_declared(
         self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]

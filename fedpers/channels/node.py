@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fedpers.parts import Layout, Parts
 from fedpers.records import Row
@@ -29,6 +29,23 @@ class Kept(Protocol):
 
     def folder(self, client: str) -> Path:
         """The client's own folder of this run, which may not be there yet."""
+
+
+class Leaving(NamedTuple):
+    """An update that is about to leave its client.
+
+    Attributes:
+        update: with what is derived of it.
+        report: of the client, whole.
+        body: of the message that is answered: ``channel``, as ``Channel.header`` says, and
+            ``weights`` of its clients, where they are known.
+    """
+
+    client: str
+    server_round: int
+    update: Parts
+    report: Mapping[str, Any]
+    body: Mapping[str, Any]
 
 
 class NodeChannel(ABC):
@@ -81,21 +98,8 @@ class NodeChannel(ABC):
         """
 
     @abstractmethod
-    def leave(
-        self,
-        kept: Kept,
-        client: str,
-        server_round: int,
-        update: Parts,
-        report: Mapping[str, Any],
-        body: Mapping[str, Any],
-    ) -> Row | None:
+    def leave(self, kept: Kept, leaving: Leaving) -> Row | None:
         """An update as it leaves; None where it is kept until its weight is known.
-
-        Args:
-            report: of the client, whole.
-            body: of the message that is answered: ``channel``, as ``Channel.header`` says, and
-                ``weights`` of its clients, where they are known.
 
         Raises:
             ClientError: it cannot be sent.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpers.channels.base import Channel, Method, Mixed, Needs, Reveals, Turn
 from fedpers.channels.named import CHANNELS
-from fedpers.channels.node import Kept, NodeChannel
+from fedpers.channels.node import Kept, Leaving, NodeChannel
 from fedpers.config import Config
 from fedpers.errors import ClientError, ConfigError
 from fedpers.mixing import Mixing
@@ -34,17 +34,9 @@ class PlainNode(NodeChannel):
         """As it came."""
         return in_the_clear(row)
 
-    def leave(
-        self,
-        kept: Kept,
-        client: str,
-        server_round: int,
-        update: Parts,
-        report: Mapping[str, Any],
-        body: Mapping[str, Any],
-    ) -> Row:
+    def leave(self, kept: Kept, leaving: Leaving) -> Row:
         """As it is."""
-        return update
+        return leaving.update
 
     def as_declared(
         self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]

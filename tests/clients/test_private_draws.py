@@ -13,6 +13,7 @@ from torch import Tensor
 from clients.methods.fedavg import FedAvg
 from clients.node.host import ClientHost
 from fedpers.channels.client_noise import ClientNoiseNode
+from fedpers.channels.node import Leaving
 from fedpers.channels.sealed import bfv_for, ckks_for, client_from, generate
 from fedpers.channels.sealed.node import SealedNode
 from fedpers.config import Config, load_config
@@ -122,7 +123,8 @@ def test_shares_and_rounding_are_nobodys_to_know() -> None:
         sealer.__dict__["cipher"] = client_from(generate(scheme(8)).client)
         node = ClientNoiseNode(config, sealer, secret)
         terms = {"groups": [[["body"], False]], "seal_at_once": True, **noise}
-        sealed = node.leave(NOTHING_KEPT, "a", 1, nothing, {}, {"channel": terms})
+        leaving = Leaving("a", 1, nothing, {}, {"channel": terms})
+        sealed = node.leave(NOTHING_KEPT, leaving)
         assert sealed is not None
         return node.arrive(sealed)["body"].vector
 

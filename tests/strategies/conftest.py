@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedpers.channels.base import Opening
 from fedpers.config import Config, load_config
 from fedpers.data import FederatedData, load_data
 from fedpers.evaluation import ClientResult
@@ -275,7 +276,7 @@ class Server(NamedTuple):
 
     def open(self, clients: int, state: Path) -> None:
         """Have the channel take up the run."""
-        self.run.channel.open(self.run.post, clients, {}, state, resumed=False)
+        self.run.channel.open(Opening(self.run.post, clients, {}, state))
 
     def train(self, server_round: int = 1) -> dict[str, Any]:
         """One round of training; the metrics."""

@@ -13,7 +13,7 @@ from dp_accounting.pld import PLDAccountant
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpers.channels.base import Turn
+from fedpers.channels.base import Opening, Turn
 from fedpers.channels.client_noise import ClientNoise
 from fedpers.channels.plain import Plain
 from fedpers.config import Config, load_config
@@ -33,7 +33,7 @@ class Level(ClientNoise):
     """One without a ledger, of N clients."""
 
     def start(self, clients: int, folder: Path) -> None:
-        self.open(None, clients, {}, folder, resumed=False)  # type: ignore[arg-type]
+        self.open(Opening(None, clients, {}, folder))  # type: ignore[arg-type]
 
     def mixed(self, server_round: int, sent: Parts, updates: Any, clients: int) -> Parts:
         self.clients = clients

@@ -12,6 +12,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
+from fedpers.channels.base import Opening
 from fedpers.channels.sealed import (
     ClientCipher,
     KeyPair,
@@ -169,7 +170,7 @@ class Server:
         self.run.post.grid = grid
         self.run.roster.refresh(grid, pack([], self.run.post.header()), timeout=0.05)
         clients, said = len(self.run.roster.clients), self.run.roster.said
-        strategy.channel.open(self.run.post, clients, said, state, resumed=False)
+        strategy.channel.open(Opening(self.run.post, clients, said, state))
         self.run.roster.admits = strategy.channel.admits
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpers.channels.base import Channel, Method, Mixed, Needs, Reveals, State, Turn
+from fedpers.channels.base import Channel, Method, Mixed, Needs, Opening, Reveals, State, Turn
 from fedpers.channels.masked.check import check_cohorts, check_method, policy_of
 from fedpers.channels.masked.envelope import Envelope
 from fedpers.channels.masked.messages import Dropped, Refused, Upload
@@ -94,15 +94,7 @@ class Masked(Channel):
         """Of the vectors of so many clients."""
         return layout_of(self.layouts, self.method.reports, self.config.encryption, clients)
 
-    def open(
-        self,
-        wire: Wire,
-        clients: int,
-        said: Mapping[int, Mapping[str, Any]],
-        state: Path,
-        *,
-        resumed: bool,
-    ) -> None:
+    def open(self, opening: Opening) -> None:
         """Pin the registry: the deployment's, or in a simulation what the clients say of
         themselves.
 
@@ -110,13 +102,13 @@ class Masked(Channel):
             ConfigError: two clients with one key, or a file that cannot be read.
             FedpersError: a client whose key is not the one in the registry.
         """
-        self.wire, self.run = wire, secret("run").bits(16).hex()
-        offered = [Registry.from_json(str(one["identities"])) for one in said.values()]
+        self.wire, self.run = opening.wire, secret("run").bits(16).hex()
+        offered = [Registry.from_json(str(one["identities"])) for one in opening.said.values()]
         if self.config.encryption.keys is not None:
             self.registry = registry_in(Path(self.config.encryption.keys))
         else:
             self.registry = Registry(p for one in offered for p in one.publics.values())
-        for one in said.values():
+        for one in opening.said.values():
             if reason := self.admits(one):
                 raise FedpersError(reason)
         told = len(self.registry.publics), self.policy.minimum

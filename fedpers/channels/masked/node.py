@@ -19,7 +19,7 @@ from fedpers.channels.masked.messages import Refused, Request
 from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.session import Terms
 from fedpers.channels.masked.vector import from_json, values_of, weight_of
-from fedpers.channels.node import Kept, NodeChannel
+from fedpers.channels.node import Kept, Leaving, NodeChannel
 from fedpers.config import Config
 from fedpers.errors import ClientError, ConfigError
 from fedpers.files import alone_with, read_own, write_own
@@ -66,16 +66,9 @@ class MaskedNode(NodeChannel):
         """What the server sums beside what was sent."""
         return [str(name) for name in terms.get("derived", [])]
 
-    def leave(
-        self,
-        kept: Kept,
-        client: str,
-        server_round: int,
-        update: Parts,
-        report: Mapping[str, Any],
-        body: Mapping[str, Any],
-    ) -> Row | None:
+    def leave(self, kept: Kept, leaving: Leaving) -> Row | None:
         """Masked, with the report inside."""
+        client, server_round, update, report, body = leaving
         said = body.get("channel", {})
         if not update and "terms" not in said:
             return update  # a method that shares nothing

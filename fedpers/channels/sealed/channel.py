@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedpers.channels.base import Channel, Method, Mixed, Needs, Reveals, State, Turn
+from fedpers.channels.base import Channel, Method, Mixed, Needs, Opening, Reveals, State, Turn
 from fedpers.channels.sealed.check import check_keys, check_method, described
 from fedpers.channels.sealed.cipher import ServerCipher
 from fedpers.channels.sealed.compare import compare
@@ -107,22 +107,14 @@ class Sealed(Channel):
         """Whether clients keep them until then."""
         return not self.at_once
 
-    def open(
-        self,
-        wire: Wire,
-        clients: int,
-        said: Mapping[int, Mapping[str, Any]],
-        state: Path,
-        *,
-        resumed: bool,
-    ) -> None:
+    def open(self, opening: Opening) -> None:
         """Take up the cipher that the nodes' key belongs to.
 
         Raises:
             FedpersError: nodes with several keys, or not the key of our context.
             ConfigError: parameters without room for so many clients.
         """
-        self.wire = wire
+        self.wire, said, clients = opening.wire, opening.said, opening.clients
         if self.config.encryption.keys is not None:
             self.cipher = load_server(Path(self.config.encryption.keys) / SERVER_FILE)
         else:

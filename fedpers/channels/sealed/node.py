@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from fedpers.channels.node import Kept, NodeChannel
+from fedpers.channels.node import Kept, Leaving, NodeChannel
 from fedpers.channels.sealed.cipher import ClientCipher, SealedVector
 from fedpers.channels.sealed.keys import (
     CLIENT_FILE,
@@ -147,16 +147,9 @@ class SealedNode(NodeChannel):
         """What is sealed beside what was sent."""
         return [name for names, _ in terms["groups"] for name in names if name not in sent]
 
-    def leave(
-        self,
-        kept: Kept,
-        client: str,
-        server_round: int,
-        update: Parts,
-        report: Mapping[str, Any],
-        body: Mapping[str, Any],
-    ) -> Row | None:
+    def leave(self, kept: Kept, leaving: Leaving) -> Row | None:
         """Sealed, multiplied by its weight; or kept, where that is not known yet."""
+        client, server_round, update, _, body = leaving
         terms = body["channel"]
         if not terms["seal_at_once"]:
             kept.hold(client, server_round, update)

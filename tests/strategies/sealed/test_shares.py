@@ -12,6 +12,7 @@ from sealing_nodes import pair
 from spoils import foreign, malformed
 
 from fedpers.channels.client_noise import ClientNoiseNode
+from fedpers.channels.node import Leaving
 from fedpers.channels.sealed import client_from, server_from
 from fedpers.channels.sealed.node import SealedNode
 from fedpers.config import load_config
@@ -35,7 +36,8 @@ def test_shares_of_honest_clients_add_up_to_all_of_the_noise(honest: int) -> Non
     terms = {"groups": [[["body"], False]], "noise": {"sigma": sigma, "honest": honest}}
     body = {"channel": {**terms, "seal_at_once": True}}
     nothing = Parts({"body": Part.of({"w": torch.zeros(size)})})
-    shares = [node.leave(NOTHING_KEPT, str(k), 1, nothing, {}, body) for k in range(honest)]
+    leaving = [Leaving(str(k), 1, nothing, {}, body) for k in range(honest)]
+    shares = [node.leave(NOTHING_KEPT, one) for one in leaving]
     server = server_from(pair("ckks", 0).server)
     total = server.add(share.sealed[0] for share in shares)
     noise = sealer.cipher.open(total)

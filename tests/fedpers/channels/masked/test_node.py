@@ -21,6 +21,7 @@ from fedpers.channels.masked.node import (
 from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.session import Terms
 from fedpers.channels.masked.vector import layout_of, to_json
+from fedpers.channels.node import Leaving
 from fedpers.channels.settings import Encryption
 from fedpers.config import Config
 from fedpers.errors import ClientError, ConfigError
@@ -49,7 +50,7 @@ def said(registry: Registry, tag: int = 1) -> dict[str, Any]:
 
 def leave(folder: Path, client: str, body: dict[str, Any]) -> Any:
     node = MaskedNode(Config(), secret, folder)
-    return node.leave(NOBODY, client, 1, UPDATE, REPORT, body)
+    return node.leave(NOBODY, Leaving(client, 1, UPDATE, REPORT, body))
 
 
 def test_keys_are_dealt_one_a_client_and_say_whose_they_are(
