@@ -65,8 +65,8 @@ RANDOMNESS = [
     Mutant(
         "shares of the noise from the run's seed",
         "fedpers/channels/client_noise.py",
-        'self.sources("share", server_round, client)',
-        'sources(True, 0)("share", server_round, client)',
+        'self.sources("share", leaving.server_round, leaving.client)',
+        'sources(True, 0)("share", leaving.server_round, leaving.client)',
         of("clients/test_private_draws.py", "test_shares_and_rounding_are_nobodys_to_know"),
     ),
     Mutant(
