@@ -76,9 +76,6 @@ class Method(Protocol):
         """How updates weigh: ``equal``, by ``examples`` and nothing else, or as the method's
         ``own`` mixing says."""
 
-    def mixing(self, server_round: int, reports: Mapping[str, Mapping[str, Any]]) -> Mixing:
-        """W, from reports alone."""
-
     def derived_layouts(self) -> Mapping[str, Layout]:
         """Of the parts in ``needed.derived``."""
 
