@@ -20,12 +20,12 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fedpers.channels.identity.identity import Identity
+from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked.client import MaskedClient
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.memory import Memory
 from fedpers.channels.masked.quantise import Field, Layout
-from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Session, Terms
 from fedpers.privacy.noise import secret

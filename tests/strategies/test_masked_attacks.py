@@ -14,17 +14,18 @@ from masked_view import View
 from meddling import MeddlingGrid, Said, data_of
 
 from clients.node.store import ClientStore
+from fedpers.channels.identity.home import IDENTITY
+from fedpers.channels.identity.identity import Identity
+from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked import channel, masks, node
 from fedpers.channels.masked.check import policy_of
 from fedpers.channels.masked.client import MaskedClient
 from fedpers.channels.masked.envelope import Envelope
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.masks import Words
 from fedpers.channels.masked.memory import Memory
 from fedpers.channels.masked.messages import Shares, Upload
-from fedpers.channels.masked.node import IDENTITY, SERVED
-from fedpers.channels.masked.registry import Registry
+from fedpers.channels.masked.node import SERVED
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Session, Terms
 from fedpers.channels.masked.vector import from_json

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from clients.node.store import ClientStore
+from fedpers.channels.identity.home import IDENTITY, REGISTRY
 from fedpers.channels.masked.client import MaskedClient
 from fedpers.channels.masked.masks import Words
-from fedpers.channels.masked.node import IDENTITY, REGISTRY
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Terms
 from fedpers.config import load_config

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fedpers.channels.identity.identity import Identity
+from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked.client import MaskedClient
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.masks import Words
 from fedpers.channels.masked.memory import Memory
 from fedpers.channels.masked.messages import Request
 from fedpers.channels.masked.quantise import Field, Layout
-from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Terms
 

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from fedpers.channels.base import Channel, Method, Mixed, Needs, Opening, Reveals, State, Turn
+from fedpers.channels.identity.encoding import Refused
+from fedpers.channels.identity.home import deal_identities, registry_in
+from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked.check import check_cohorts, check_method, policy_of
 from fedpers.channels.masked.envelope import Envelope
-from fedpers.channels.masked.messages import Dropped, Refused, Upload
-from fedpers.channels.masked.node import REGISTRY, deal_identities, identified
+from fedpers.channels.masked.messages import Dropped, Upload
+from fedpers.channels.masked.node import described, enrol
 from fedpers.channels.masked.quantise import WEIGHT, Layout
-from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Session, Terms
 from fedpers.channels.masked.vector import layout_of, mean_report, to_json
@@ -77,13 +79,13 @@ class Masked(Channel):
         cls, config: Config, needs: Needs, clients: int, server: Path, nodes: Mapping[str, Path]
     ) -> Config:
         """Each client's own keys, and all public halves."""
-        deal_identities(server, nodes)
+        deal_identities(enrol, server, nodes)
         return replace(config, encryption=replace(config.encryption, keys=str(server)))
 
     @classmethod
     def described(cls, keys: Path | None) -> str:
         """Whose keys they are."""
-        return identified(keys)
+        return described(keys)
 
     @property
     def layouts(self) -> dict[str, PartLayout]:
@@ -316,19 +318,6 @@ class Masked(Channel):
             "key_id": None,
         }
         return {"encryption": figures}
-
-
-def registry_in(folder: Path) -> Registry:
-    """The deployment's registry.
-
-    Raises:
-        ConfigError: it is not there, or is none.
-    """
-    try:
-        return Registry.from_json((folder / REGISTRY).read_text(encoding="utf-8"))
-    except OSError:
-        takes = f"a folder with {REGISTRY}"
-        raise ConfigError("encryption.keys", str(folder), takes) from None
 
 
 @contextmanager

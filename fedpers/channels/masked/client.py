@@ -8,12 +8,13 @@ from dataclasses import replace
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from fedpers.channels.identity.encoding import Refused, encode
+from fedpers.channels.identity.identity import Identity
+from fedpers.channels.identity.registry import Registry, verified
 from fedpers.channels.masked import masks, shamir
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.memory import Memory
-from fedpers.channels.masked.messages import Refused, Shares, Upload, encode
-from fedpers.channels.masked.registry import Registry, verified
+from fedpers.channels.masked.messages import Shares, Upload
 from fedpers.channels.masked.session import Session, Terms, agreed
 from fedpers.privacy.noise import Source, secret
 

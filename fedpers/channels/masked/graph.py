@@ -21,7 +21,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from fedpers.channels.masked.messages import encode
+from fedpers.channels.identity.encoding import encode
 from fedpers.errors import ConfigError
 
 

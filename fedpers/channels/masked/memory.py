@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from fedpers.channels.masked.messages import Refused
+from fedpers.channels.identity.encoding import Refused
 from fedpers.channels.masked.session import Session
 from fedpers.errors import ConfigError
 from fedpers.files import alone_with, read_own, write_own

@@ -10,32 +10,31 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fedpers.channels.identity.encoding import Refused
+from fedpers.channels.identity.home import IDENTITY, Home, identified
+from fedpers.channels.identity.identity import Identity
+from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked.check import policy_of
 from fedpers.channels.masked.client import MaskedClient
 from fedpers.channels.masked.envelope import Envelope
-from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.memory import Memory
-from fedpers.channels.masked.messages import Refused, Request
-from fedpers.channels.masked.registry import Registry
+from fedpers.channels.masked.messages import Request
 from fedpers.channels.masked.session import Terms
 from fedpers.channels.masked.vector import from_json, values_of, weight_of
 from fedpers.channels.node import Kept, Leaving, NodeChannel
 from fedpers.config import Config
-from fedpers.errors import ClientError, ConfigError
-from fedpers.files import alone_with, read_own, write_own
+from fedpers.errors import ClientError
 from fedpers.parts import Layout, Parts
 from fedpers.privacy.noise import Sources, known
 from fedpers.records import Row, in_the_clear
 
-IDENTITY, REGISTRY, SERVED = "identity.json", "registry.json", "served.json"
+SERVED = "served.json"
 
 
 class MaskedNode(NodeChannel):
     """The clients of a node, each with keys of its own.
 
-    In a simulation a client's keys are made for the run, in its own store, and all clients pin the
-    registry that they are shown first. On a device they are its owner's: a folder with
-    ``identity.json``, ``registry.json`` and what was served, and another registry is refused.
+    What was served is beside its keys, see ``Home``.
 
     Args:
         config: the run's settings.
@@ -45,16 +44,15 @@ class MaskedNode(NodeChannel):
 
     def __init__(self, config: Config, sources: Sources, keys: Path | None = None) -> None:
         super().__init__()
-        self.config, self.sources, self.keys = config, sources, keys
+        self.config, self.sources, self.home = config, sources, Home(enrol, keys)
         self.kinds = {"advertise": self._advertise, "sign": self._sign, "reveal": self._reveal}
-        self._identities: dict[Path, Identity] = {}
 
     def introduction(
         self, kept: Kept, clients: Sequence[str], terms: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The clients' public halves, and the last tag that any of them has served."""
-        identities = [self._identity(kept, client) for client in clients]
-        served = [Memory(self._home(kept, c) / SERVED).read().tag for c in clients]
+        identities = [self.home.identity(kept, client) for client in clients]
+        served = [Memory(self.home.folder(kept, c) / SERVED).read().tag for c in clients]
         registry = Registry([one.public for one in identities])
         return {"identities": registry.to_json(), "tag": max(served, default=0)}
 
@@ -152,44 +150,16 @@ class MaskedNode(NodeChannel):
                 failures[name] = error
         return answers, {"failures": failures, **self.take_seconds()}
 
-    # -- keys ----------------------------------------------------------------------------------
-
     def _client(self, kept: Kept, client: str, said: Mapping[str, Any]) -> MaskedClient:
         """A client under the registry that it has pinned.
 
         Raises:
             Refused: the server shows another.
         """
-        home = self._home(kept, client)
-        registry = _pinned(self._pin(kept, client), str(said["registry"]), self.keys is None)
-        policy = policy_of(self.config)
-        return MaskedClient(self._identity(kept, client), registry, policy, Memory(home / SERVED))
-
-    def _home(self, kept: Kept, client: str) -> Path:
-        return self.keys or kept.folder(client)
-
-    def _pin(self, kept: Kept, client: str) -> Path:
-        """Where the registry is pinned: with the owner's keys, or in a simulation once for all."""
-        return (self.keys or kept.folder(client).parent) / REGISTRY
-
-    def _identity(self, kept: Kept, client: str) -> Identity:
-        """A client's keys; in a simulation made when they are asked for first.
-
-        Raises:
-            ConfigError: a device's are not there, or are another client's.
-        """
-        path = self._home(kept, client) / IDENTITY
-        if path not in self._identities:
-            if self.keys is None:
-                with alone_with(path):
-                    if not path.exists():
-                        enrol(client, path.parent)
-            found = Identity.load(path)
-            if found.client != client:
-                takes, cure = f"the identity of client {client}", "give each client its own keys"
-                raise ConfigError("identity", f"that of {found.client}", takes, cure)
-            self._identities[path] = found
-        return self._identities[path]
+        registry = self.home.registry(kept, client, str(said["registry"]))
+        memory = Memory(self.home.folder(kept, client) / SERVED)
+        own = self.home.identity(kept, client)
+        return MaskedClient(own, registry, policy_of(self.config), memory)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -213,34 +183,16 @@ def enrol(client: str, folder: Path) -> Identity:
     return made
 
 
-def deal_identities(server: Path, nodes: Mapping[str, Path]) -> None:
-    """Make each client's keys in a fresh folder of its own, and put the registry of all public
-    halves beside them and into the server's."""
-    for folder in (server, *nodes.values()):
-        folder.mkdir(mode=0o700)
-    registry = Registry([enrol(client, folder).public for client, folder in nodes.items()])
-    for folder in (server, *nodes.values()):
-        write_own(folder / REGISTRY, registry.to_json())
-
-
-def identified(keys: Path | None) -> str:
+def described(keys: Path | None) -> str:
     """What there is to say of the keys that a device has.
 
     Raises:
         ConfigError: there are none, or they cannot be used.
     """
-    if keys is None:
-        raise ConfigError("keys", None, f"the folder with {IDENTITY} and {REGISTRY}", "--keys DIR")
-    own, text = Identity.load(keys / IDENTITY), read_own(keys / REGISTRY)
-    if text is None:
-        raise ConfigError("keys", str(keys), f"a folder with {REGISTRY}, as your deployment has it")
-    registry = Registry.from_json(text)
-    try:
-        registry.check(own.public)
-    except Refused as error:
-        raise ConfigError("keys", str(error), "the registry that has this client's key") from None
+    said = identified(keys)
+    assert keys is not None
     Memory(keys / SERVED).read()
-    return f"identity: client {own.client}, one of {len(registry.publics)} in the registry"
+    return said
 
 
 def _terms(said: Mapping[str, Any]) -> Terms:
@@ -261,31 +213,3 @@ def _read(terms: str, layout: str) -> Terms:
     except ValueError:
         raise Refused("terms: cannot be read, takes hexadecimal digits") from None
     return Terms.from_bytes(data, from_json(json.loads(layout)))
-
-
-@lru_cache(4)
-def _pinned(path: Path, offered: str, first: bool) -> Registry:
-    """The registry that is pinned at ``path``, if the one offered is the same.
-
-    Args:
-        first: whether the first one that is offered is pinned.
-
-    Raises:
-        Refused: it is another; a client whose key has changed is named.
-    """
-    with alone_with(path):
-        text = read_own(path)
-        if text is None and first:
-            registry = Registry.from_json(offered)
-            write_own(path, offered)
-            return registry
-    if text is None:
-        raise Refused(f"registry: {path} is not there, takes the one of the deployment")
-    pinned = Registry.from_json(text)
-    if text != offered:
-        shown = Registry.from_json(offered)
-        for public in shown.publics.values():
-            pinned.check(public)
-        if missing := pinned.publics.keys() - shown.publics.keys():
-            raise Refused(f"registry: got one without {min(missing)}, takes the one pinned")
-    return pinned

@@ -13,8 +13,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from fedpers.channels.identity.encoding import encode
 from fedpers.channels.masked.masks import Words, low, packed, size, unpacked
-from fedpers.channels.masked.messages import Dropped, encode
+from fedpers.channels.masked.messages import Dropped
 from fedpers.errors import ClientError, ConfigError
 from fedpers.privacy.noise import Source
 

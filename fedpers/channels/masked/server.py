@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fedpers.channels.identity.encoding import Refused
+from fedpers.channels.identity.registry import Registry, verified
 from fedpers.channels.masked import masks, shamir
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.messages import Dropped, Refused, Request, Shares, Upload
-from fedpers.channels.masked.registry import Registry, verified
+from fedpers.channels.masked.messages import Dropped, Request, Shares, Upload
 from fedpers.channels.masked.session import Terms, agreed
 
 NONCE_AND_TAG = 12 + 16  # bytes of a box beside its row

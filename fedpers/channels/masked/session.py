@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
+from fedpers.channels.identity.encoding import Refused, decode, encode, text
+from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked.graph import Graph, Policy, degree
-from fedpers.channels.masked.messages import Refused, decode, encode, text
 from fedpers.channels.masked.quantise import Layout
-from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.shamir import BYTES
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedpers.channels.masked.messages import Refused
+from fedpers.channels.identity.encoding import Refused
 from fedpers.channels.masked.quantise import WEIGHT, Field, Layout, Values
 from fedpers.channels.settings import Encryption
 from fedpers.errors import ClientError

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from maskers import Cohort, added, identity
 
+from fedpers.channels.identity.encoding import Refused, decode, encode
 from fedpers.channels.masked import shamir
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.messages import Dropped, Refused, Shares, Upload, decode, encode
+from fedpers.channels.masked.messages import Dropped, Shares, Upload
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Terms
 

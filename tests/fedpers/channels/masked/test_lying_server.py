@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from maskers import Cohort, added, identity
 
+from fedpers.channels.identity.encoding import Refused
+from fedpers.channels.identity.identity import Identity
+from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked import masks, shamir
 from fedpers.channels.masked.client import MaskedClient
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.memory import Memory
-from fedpers.channels.masked.messages import Dropped, Refused, Shares, Upload
+from fedpers.channels.masked.messages import Dropped, Shares, Upload
 from fedpers.channels.masked.quantise import Layout
-from fedpers.channels.masked.registry import Registry
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Session, Terms
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from maskers import Cohort
 
+from fedpers.channels.identity.encoding import Refused
+from fedpers.channels.identity.identity import Identity
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.identity import Identity
 from fedpers.channels.masked.memory import Memory
-from fedpers.channels.masked.messages import Refused
 from fedpers.errors import ConfigError
 
 PAIRS = Policy(minimum=2, corrupt=0.2, dropouts=0.3, attempts=2)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpers.channels.masked.messages import Refused, Request, Shares, Upload, decode, encode
+from fedpers.channels.identity.encoding import Refused, decode, encode
+from fedpers.channels.masked.messages import Request, Shares, Upload
 from fedpers.channels.masked.quantise import Field, Layout
 from fedpers.channels.masked.session import Terms
 

@@ -8,17 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedpers.channels.masked.identity import Identity
-from fedpers.channels.masked.messages import Refused
-from fedpers.channels.masked.node import (
-    IDENTITY,
-    REGISTRY,
-    SERVED,
-    MaskedNode,
-    deal_identities,
-    identified,
-)
-from fedpers.channels.masked.registry import Registry
+from fedpers.channels.identity.encoding import Refused
+from fedpers.channels.identity.home import IDENTITY, REGISTRY, deal_identities
+from fedpers.channels.identity.identity import Identity
+from fedpers.channels.identity.registry import Registry
+from fedpers.channels.masked.node import SERVED, MaskedNode, described, enrol
 from fedpers.channels.masked.session import Terms
 from fedpers.channels.masked.vector import layout_of, to_json
 from fedpers.channels.node import Leaving
@@ -37,7 +31,7 @@ NOBODY: Any = None  # a device's keys are its owner's
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, Path]:
     found = {name: tmp_path / name for name in NAMES}
-    deal_identities(tmp_path / "server", found)
+    deal_identities(enrol, tmp_path / "server", found)
     return found
 
 
@@ -59,12 +53,12 @@ def test_keys_are_dealt_one_a_client_and_say_whose_they_are(
     assert sorted(path.name for path in (tmp_path / "server").iterdir()) == [REGISTRY]
     for name, folder in folders.items():
         assert (folder / IDENTITY).stat().st_mode & 0o077 == 0
-        assert identified(folder) == f"identity: client {name}, one of 3 in the registry"
+        assert described(folder) == f"identity: client {name}, one of 3 in the registry"
     with pytest.raises(ConfigError, match=r"^keys: got None, takes the folder with identity\.json"):
-        identified(None)
+        described(None)
     (folders["one"] / REGISTRY).unlink()
     with pytest.raises(ConfigError, match=r"a folder with registry\.json"):
-        identified(folders["one"])
+        described(folders["one"])
 
 
 def test_a_registry_with_another_key_is_refused_by_name(folders: dict[str, Path]) -> None:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedpers.channels.masked.messages import Refused, encode
+from fedpers.channels.identity.encoding import Refused, encode
 from fedpers.errors import ConfigError
 
 TAGS = 1 << 14  # contributions that a key has; after them a client makes a new identity

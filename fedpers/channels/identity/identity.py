@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedpers.channels.masked.messages import Refused, encode
-from fedpers.channels.masked.registry import TAGS, Public, hashed
+from fedpers.channels.identity.encoding import Refused, encode
+from fedpers.channels.identity.registry import TAGS, Public, hashed
 from fedpers.errors import ConfigError
 from fedpers.files import read_own, write_own
 from fedpers.privacy.noise import secret

@@ -13,9 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from maskers import identity
 
-from fedpers.channels.masked.identity import STRIDE, Identity
-from fedpers.channels.masked.messages import Refused, encode
-from fedpers.channels.masked.registry import TAGS, Public, Registry
+from fedpers.channels.identity.encoding import Refused, encode
+from fedpers.channels.identity.identity import STRIDE, Identity
+from fedpers.channels.identity.registry import TAGS, Public, Registry
 from fedpers.errors import ConfigError
 
 
