@@ -24,7 +24,7 @@ devices: setup
 	$(BIN)/fedpers devices demo configs/devices.yaml evaluation.diagnostics=true
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: setup
 	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile=new
