@@ -61,6 +61,13 @@ class Device:
         keys, policy = (Path(given[n]) if n in given else None for n in ("keys", "policy"))
         return cls(given["client-id"], Path(given["data"]), Path(given["state"]), keys, policy)
 
+    @property
+    def described(self) -> dict[str, str | bool | int | float]:
+        """The node config that describes it, see ``of``."""
+        values = (self.client, self.data, self.state, self.keys, self.policy)
+        given = dict(zip(NAMES, values, strict=True))
+        return {name: str(value) for name, value in given.items() if value is not None}
+
     def claim(self) -> None:
         """Take the state folder for this client, whose account and models are then in it.
 

@@ -71,6 +71,14 @@ class Enforcement:
             self._log(f"{kind} refused: it cannot be read ({type(error).__name__}: {error})")
             raise Refused("it cannot be read") from error
 
+    def refuse(self, kind: str, why: str) -> None:
+        """Note in the log that a message is not looked at, let alone obeyed.
+
+        Raises:
+            Refused: it cannot be noted.
+        """
+        self._log(f"{kind} refused: {why}")
+
     def _check(self, kind: str, content: RecordDict) -> None:
         policy = read_policy(self.device.policy)
         if kind not in policy.messages:

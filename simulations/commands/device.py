@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.commands.console import Overrides, errors
+from simulations.commands.console import Overrides, errors, signals
 
 app = typer.Typer(help="On a device.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -41,6 +41,36 @@ def check(
         settings = load_config(config, overrides or [])
         for line in check_device(settings, client, data, state, keys, policy):
             typer.echo(line)
+
+
+@app.command()
+def run(
+    server: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink, or its gateway.")],
+    root_certificates: Annotated[Path, typer.Option(help="Who signed its certificate, PEM.")],
+    key: Annotated[Path, typer.Option(help="The node's registered key, OpenSSH's format.")],
+    client: Annotated[str, typer.Option(help="The client's id.")],
+    data: Annotated[Path, typer.Option(help="The device's file: npz, csv or parquet.")],
+    state: Annotated[Path, typer.Option(help="The device's folder.")],
+    policy: Annotated[Path, typer.Option(help="The file of its policy.")],
+    keys: Annotated[Path | None, typer.Option(help="The folder with client.key.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="For a gateway that asks for one, PEM.")
+    ] = None,
+    certificate_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+) -> None:
+    """Be a node that runs what is installed here, and no app that is sent, until it is stopped."""
+    with errors(), signals():
+        from clients.node.access import Access
+        from clients.node.device import Device
+        from clients.node.executor import Executor, Resident
+        from clients.node.fleet import Fleet
+
+        access = Access(server, root_certificates, key, certificate, certificate_key)
+        device = Device(client, data, state, keys, policy)
+        try:
+            Resident(Fleet(access), Executor(device), typer.echo).run()
+        except KeyboardInterrupt:
+            typer.echo("stopped")
 
 
 @policies.command()

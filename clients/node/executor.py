@@ -1,0 +1,208 @@
+"""The resident node: one process that asks its SuperLink for messages and answers them with what
+is installed here. No app that is sent is asked for, let alone run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+
+from clients.node.client_app import app
+from clients.node.device import Device
+from clients.node.failures import Reasons
+from clients.node.fleet import BEAT, Asked, Beyond, Declined, Fleet, Lost
+from clients.policy.enforcement import Enforcement, Refused
+from clients.policy.policy import read_policy
+from fedpers.errors import ConfigError
+from fedpers.failures import FAILED, POLICY
+
+ARRIVE = 600.0  # seconds in which all of a message has to be here
+QUICKEST, SLOWEST = 0.1, 3.0  # seconds between two questions for messages
+CALM = 20  # it waits for a twentieth of the time in which there was nothing
+KNOWN_AGAIN = 3 * BEAT  # seconds until a SuperLink has noticed that a killed node is away
+KEPT = 600.0  # seconds for which a reply is kept for a SuperLink that is gone
+RETRY = 5.0  # seconds between two attempts, at most
+T = TypeVar("T")
+
+NO = (400, 401, 403)  # what HTTP calls those whom a server does not want
+
+
+@dataclass(frozen=True)
+class Executor:
+    """What answers a device's messages: the installed app, under the policy of the data's owner.
+
+    Attributes:
+        device: whose; a device has a policy, or nothing is answered.
+    """
+
+    device: Device
+
+    def answer(self, message: Message) -> Message:
+        """The reply to a message, whatever it is."""
+        known, own = message.metadata, self.device.described
+        context = Context(known.run_id, known.dst_node_id, own, RecordDict(), {})
+        try:
+            return app(message, context)
+        except Exception as error:
+            what = f"message of type {message.metadata.message_type!r}"
+            Reasons(leave=False, home=self.device.state).note(what, error)
+            return _failed(message, FAILED)
+
+    def refuse(self, message: Message, why: str) -> Message:
+        """The reply to a message of which too much came, or what is none."""
+        with suppress(Refused):
+            Enforcement(self.device).refuse(message.metadata.message_type, why)
+        return _failed(message, POLICY)
+
+
+class Resident:
+    """A node that is joined to a SuperLink, until it is stopped.
+
+    Args:
+        fleet: its side of the Fleet API.
+        executor: what answers.
+        show: called with each line to show.
+    """
+
+    def __init__(
+        self, fleet: Fleet, executor: Executor, show: Callable[[str], None] = print
+    ) -> None:
+        self.fleet, self.executor, self.show = fleet, executor, show
+        self.stopped, self.forgotten = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        """Answer messages until ``stopped`` is set; or until ``KeyboardInterrupt``, wherever it
+        strikes, as all that counts is on the disk.
+
+        Raises:
+            ConfigError: there is no policy; or the SuperLink does not want this node.
+        """
+        read_policy(self.executor.device.policy)
+        self._join(first=True)
+        beats = threading.Thread(target=self._beat, daemon=True)
+        beats.start()
+        quiet = time.monotonic()
+        try:
+            while not self.stopped.is_set():
+                if self._one():
+                    quiet = time.monotonic()
+                idle = (time.monotonic() - quiet) / CALM
+                self.stopped.wait(min(max(idle, QUICKEST), SLOWEST))
+        finally:
+            self.stopped.set()
+            with suppress(Lost, Declined, Beyond):
+                self.fleet.leave()
+            self.fleet.close()
+
+    def _one(self) -> bool:
+        """Answer the message that waits, if one does."""
+        if self.forgotten.is_set():
+            self._join()
+        try:
+            asked = self.fleet.ask()
+            if asked is None:
+                return False
+            began = time.monotonic()
+            reply = self._insist(lambda: self._reply(asked))
+            took = time.monotonic() - began
+            self.show(f"{asked.message.metadata.message_type}: answered in {took:.2f} s")
+            self._insist(lambda: self.fleet.answer(reply, took))
+        except Lost as error:
+            self._lost(error)
+            return False
+        except Beyond as error:
+            self.show(f"not taken: {error}")
+            return False
+        except Declined as error:
+            self.show(f"not wanted: {error}")
+            if error.status in NO:
+                self.forgotten.set()
+            return False
+        return True
+
+    def _reply(self, asked: Asked) -> Message:
+        try:
+            most = read_policy(self.executor.device.policy).bytes
+            message = self.fleet.take(asked, most, ARRIVE)
+        except (Beyond, ConfigError) as error:
+            self.fleet.drop(asked)
+            return self.executor.refuse(asked.message, str(error))
+        return self.executor.answer(message)
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Call again when a SuperLink that was gone is there again, for some time."""
+        until = time.monotonic() + KEPT
+        while True:
+            try:
+                return call()
+            except Lost as error:
+                if time.monotonic() > until:
+                    raise
+                self._lost(error)
+
+    def _lost(self, error: Lost) -> None:
+        """Wait until the SuperLink is there again, and be known to it."""
+        self.show(f"the SuperLink is gone ({error})")
+        for pause in _pauses():
+            self.stopped.wait(pause)
+            try:
+                if not self.fleet.beat():
+                    self._join()
+                break
+            except Lost:
+                continue
+            except (Declined, Beyond):
+                self._join()
+                break
+        self.show("the SuperLink is there again")
+
+    def _join(self, *, first: bool = False) -> None:
+        """Join, as often as it takes for a SuperLink to notice that this node was away.
+
+        Raises:
+            ConfigError: it does not want this node.
+        """
+        until, said = time.monotonic() + KNOWN_AGAIN, ""
+        for pause in _pauses():
+            try:
+                node = self.fleet.join()
+                self.forgotten.clear()
+                self.show(f"joined as node {node}")
+                return
+            except (Lost, Declined, Beyond) as error:
+                late = time.monotonic() > until
+                if isinstance(error, Declined) and (error.status in NO or late):
+                    takes = "the address of a SuperLink that knows this node's key"
+                    cure = "`flwr supernode register KEY.pub`; and compare clocks"
+                    raise ConfigError("--server", str(error), takes, cure) from None
+                if first and "certificate verify failed" in str(error):
+                    takes = "a server whose certificate --root-certificates have signed"
+                    raise ConfigError("--server", str(error), takes) from None
+                if str(error) != said:
+                    said = str(error)
+                    self.show(f"not joined yet: {said}")
+            self.stopped.wait(pause)
+
+    def _beat(self) -> None:
+        """Give signs of life, also while a message is at work."""
+        while not self.stopped.wait(BEAT / 2):
+            with suppress(Lost, Declined, Beyond):  # the other thread meets that too
+                if not self.fleet.beat():
+                    self.forgotten.set()
+
+
+def _failed(message: Message, word: str) -> Message:
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, word), reply_to=message)
+
+
+def _pauses() -> Iterator[float]:
+    pause = 0.2
+    while True:
+        yield pause
+        pause = min(2 * pause, RETRY)
