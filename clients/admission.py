@@ -21,9 +21,11 @@ def check_told(name: str, algorithm: LocalAlgorithm) -> None:
             f"{algorithm.messages[0]!r} answers",
             "tell it in reports or polls, which are noised and charged",
         )
-    if algorithm.config.privacy.by_client and (told := [*algorithm.reports, *algorithm.polls]):
+    told = [stat.name for stat in (*algorithm.reports, *algorithm.polls)]
+    told += algorithm.pooled()
+    if algorithm.config.privacy.by_client and told:
         takes = "with privacy.unit=client a method that tells nothing beside its updates, and "
-        raise ConfigError("strategy.name", name, f"{takes}this one tells {told[0].name}")
+        raise ConfigError("strategy.name", name, f"{takes}this one tells {told[0]}")
 
 
 def check_private(name: str, algorithm: LocalAlgorithm) -> None:

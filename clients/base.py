@@ -18,6 +18,7 @@ from fedpers.errors import ClientError, ConfigError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
+from fedpers.pooling import FRAME, MOMENTS
 from fedpers.registry import Registry
 from fedpers.stats import Stat
 from fedpers.tasks.base import TASKS, task_named
@@ -52,6 +53,7 @@ class LocalAlgorithm:
             send or to use in what it sends; likewise.
         reports: what ``report`` tells the server each round; likewise.
         polls: what ``poll`` tells it before a round; likewise.
+        pools: the vectors that ``pool`` makes, beside the rounds; likewise.
         messages: the kinds of message of the method's own that ``answer`` answers. Private runs
             refuse a method that has any: no noise covers what it answers.
     """
@@ -68,6 +70,7 @@ class LocalAlgorithm:
     releases_sums: ClassVar[int] = 0
     reports: ClassVar[tuple[Stat, ...]] = ()
     polls: ClassVar[tuple[Stat, ...]] = ()
+    pools: ClassVar[tuple[str, ...]] = ()
     messages: ClassVar[tuple[str, ...]] = ()
     _frozen = False
 
@@ -194,7 +197,15 @@ class LocalAlgorithm:
             sums=self.releases_sums,
             report=bool(self.reports),
             poll=bool(self.polls),
+            pools=self.pooled(),
         )
+
+    def pooled(self) -> tuple[str, ...]:
+        """The vectors that clients are asked for: as declared, and those that the settings ask for
+        of any method."""
+        framed = () if self.config.privacy.by_example else (FRAME,)
+        whitens = self.config.model.whiten == "sums"
+        return (*((*framed, MOMENTS) if whitens else ()), *self.pools)
 
     def shared_phase(self, name: str = "local training") -> Phase:
         """Everything that was received is trained together, reads nothing personal, and is sent."""
@@ -276,6 +287,17 @@ class LocalAlgorithm:
         """The numbers in ``polls``, for the server to select by; as ``report``, of the parts
         received, before a round. Nothing is trained."""
         raise NotImplementedError("poll")
+
+    def pool(self, what: str, working: Parts, trainer: Trainer) -> tuple[Tensor, float]:
+        """What each example adds to a sum over all clients, of which all have the mean: rows [n, k]
+        of the client's training or validation examples, and the norm to which private runs clip a
+        row, > 0. There a row must not hang on other examples.
+
+        Args:
+            what: one of ``pools``.
+            working: as received, with what the client keeps.
+        """
+        raise NotImplementedError(what)
 
     def answer(
         self, kind: str, working: Parts, body: Mapping[str, Any], trainer: Trainer

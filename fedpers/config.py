@@ -71,14 +71,17 @@ class Model:
     """Backbone, adapters and head. ``lora: null`` trains the whole body.
 
     ``standardise`` scales the head's input by the mean and spread that features have on the
-    public split. ``cache`` keeps what the layers below the first trained one make of a client's
-    examples, as nothing in them changes.
+    public split. ``whiten``: what the first trained layer reads is brought to unit variance in all
+    directions, by its covariance within classes on the ``public`` rows, or within clients and
+    classes by ``sums`` over the clients, before the first round. ``cache`` keeps what the layers
+    below the first trained one make of a client's examples, as nothing in them changes.
     """
 
     name: str = "vit-tiny"
     lora: Lora | None = field(default_factory=Lora)
     pretrain: Pretrain = field(default_factory=Pretrain)
     standardise: bool = False
+    whiten: str = setting("none", choices=("none", "public", "sums"))
     cache: bool = True
 
 

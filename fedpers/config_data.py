@@ -51,7 +51,8 @@ class Data:
     natural) is set aside as public data, owned by no client; where it would be natural clients'
     own, ``public_from_clients`` has to say so under privacy. Fractions of a client's examples:
     ``val_fraction`` and ``test_fraction``; the rest is for training. ``holdout_clients`` never
-    train and are newcomers at the end. ``shift`` turns or inverts each client's images in its own
+    train and are newcomers at the end. ``max_train`` and ``max_val``: at most so many examples of a
+    client. ``shift`` turns or inverts each client's images in its own
     way.
 
     ``scale``: features of tables are left alone (``none``), standardised by mean and spread of the
@@ -80,3 +81,4 @@ class Data:
     val_fraction: float = setting(0.15, least=0, below=1)
     test_fraction: float = setting(0.25, above=0, below=1)
     max_train: int | None = setting(None, least=1)
+    max_val: int | None = setting(None, least=0)

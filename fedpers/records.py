@@ -22,6 +22,7 @@ Row = Parts | Opaque
 BEYOND = (OverflowError, RecursionError)
 LAYOUTS = 2**22  # characters of all layouts in a message
 DIGITS = 20  # of a whole number
+KNOWN = "known"
 
 
 def same(one: Row | None, other: Row | None) -> bool:
@@ -158,6 +159,27 @@ def unpack(content: RecordDict, most: int | None = None) -> tuple[list[Row], dic
         for k, vector in zip(where[name], matrix, strict=True):
             found[k][name] = Part(layouts[name], vector)
     return [Parts(parts) for parts in found], body
+
+
+def pack_known(content: RecordDict, parts: Parts) -> None:
+    """Put parts that all clients have into a message, beside its rows."""
+    if parts:
+        own = pack([parts], {})
+        content[KNOWN], content[f"{KNOWN} message"] = own["parts"], own["message"]
+
+
+def unpack_known(content: RecordDict) -> Parts:
+    """What ``pack_known`` put there; nothing where it put nothing.
+
+    Raises:
+        ClientError: as ``unpack``.
+    """
+    if KNOWN not in content.array_records:
+        return Parts()
+    own = {"parts": content.array_records[KNOWN]}
+    about = content.config_records.get(f"{KNOWN} message", ConfigRecord())
+    rows, _ = unpack(RecordDict({**own, "message": about}), most=1)
+    return in_the_clear(rows[0]) if rows else Parts()
 
 
 def _places(given: Any, count: int) -> list[int]:

@@ -19,6 +19,7 @@ from fedpers.errors import ConfigError
 from fedpers.mixing import Mixing
 from fedpers.models import PersonalModel
 from fedpers.parts import Layout, Part, Parts
+from fedpers.pooling import check_pools
 from fedpers.records import Row, same
 from fedpers.registry import Registry
 from fedpers.seeding import seed_for
@@ -48,6 +49,28 @@ class Asks(Protocol):
             asked: by client, what it is asked, JSON-able.
             parts: what each receives with the question; nothing, by default.
         """
+
+
+class Pooling(Protocol):
+    """Sums over all clients, see ``strategies.pooling.Pools``."""
+
+    def __call__(self, what: str, size: int) -> Tensor:
+        """The mean [size] over all examples of what the clients' ``pool`` makes of each."""
+
+    def choose(self, what: str, size: int) -> int:
+        """The one of ``size`` settings whose pooled validation loss is the least."""
+
+
+class NoPools:
+    """Before there is a run."""
+
+    def __call__(self, what: str, size: int) -> Tensor:
+        """Zeros."""
+        return torch.zeros(size)
+
+    def choose(self, what: str, size: int) -> int:
+        """The first."""
+        return 0
 
 
 def nobody(
@@ -89,6 +112,9 @@ class PersonalizedStrategy:
         channel: for what the method needs of updates, see ``fedpers.channels.base.Channel``.
         polled: what clients said to the round's poll, by client.
         similarity: [K, K], of the clients, where a method has it, for the report.
+        known: what all clients have, in the clear, beside what each receives: estimates of sums,
+            and what was chosen; their working parts.
+        pools: asks all clients for a vector, see ``strategies.pooling.Pools``.
     """
 
     Params: ClassVar[type] = NoParams
@@ -118,8 +144,10 @@ class PersonalizedStrategy:
         self.reported: Mapping[str, Mapping[str, Any]] = {}
         self.polled: Mapping[str, Mapping[str, float]] = {}
         self.similarity: Tensor | None = None
+        self.known = Parts()
         self.channel: Channel = channel_of(self)
-        self.ask: Asks = nobody  # the run gives another
+        self.ask: Asks = nobody  # the run gives another, and
+        self.pools: Pooling = NoPools()
 
     @classmethod
     def check(cls, config: Config, data: FederatedData) -> Any:
@@ -131,6 +159,8 @@ class PersonalizedStrategy:
             ConfigError: naming the setting.
         """
         params = cls.own_params(config)
+        if config.model.whiten == "sums":
+            check_pools(config, "model.whiten", "sums", "public")
         check_channel(config, cls.needs(params), cls.weights)
         return params
 
@@ -218,6 +248,10 @@ class PersonalizedStrategy:
             else:
                 self.rows[recipient] = row
 
+    def settle(self, server_round: int) -> None:
+        """After the last round, before it is evaluated: what is estimated or chosen for all clients
+        by sums over them (``pools``), put into ``known``. Default: nothing."""
+
     def refine(self, server_round: int) -> None:
         """A server step after the mixing. Default: none."""
 
@@ -254,12 +288,15 @@ class PersonalizedStrategy:
         A method that remembers more adds it here and in ``load_state``.
         """
         groups: dict[str, Row] = {"parts": self.parts}
+        groups |= {"known": self.known} if self.known else {}
         return groups | {f"row {client}": parts for client, parts in self.rows.items()}, {}
 
     def load_state(self, state: State) -> None:
         """Go on from what ``state`` returned."""
         groups, _ = state
         self.parts, self.rows = groups["parts"], members(groups, "row")
+        known = groups.get("known", Parts())
+        self.known = known if isinstance(known, Parts) else Parts()
 
     # -- names -----------------------------------------------------------------------------------
 

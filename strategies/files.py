@@ -19,7 +19,8 @@ from fedpers.evaluation import ClientResult, RunFolder, build_report, new_run_id
 from fedpers.evaluation.report import select_round
 from fedpers.evaluation.shown import with_unit
 from fedpers.files import flush, written
-from fedpers.parts import Parts
+from fedpers.models.whitening import WHITENING
+from fedpers.parts import Part, Parts
 from fedpers.records import Row
 from fedpers.tasks.base import Tally, task_named
 from strategies.checkpoint import load_checkpoint
@@ -28,6 +29,7 @@ log = logging.getLogger("fedpers")
 
 CHECKPOINT = "checkpoint"
 GLOBAL = "global.safetensors"
+KNOWN = "known.safetensors"
 
 
 class RunFiles:
@@ -131,6 +133,13 @@ class RunFiles:
             parts.save(temporary)
             flush(temporary)
             os.replace(temporary, path)
+
+    def keep_known(self, whitening: Part) -> Parts:
+        """Save how features are whitened, which whoever loads a model of the run needs, too."""
+        parts = Parts({WHITENING: whitening})
+        with written(self.folder.path / KNOWN):
+            parts.save(self.folder.path / KNOWN)
+        return parts
 
     def round_over(
         self, server_round: int, answers: Answers, metrics: dict[str, Any], scores: dict[str, Any]

@@ -10,14 +10,14 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpers.channels.wire import Answers, Question
 from fedpers.models.base_state import made_from_public_data, read_base
 from fedpers.parts import Parts
 from fedpers.permit import read_permit
-from fedpers.records import Row, pack
+from fedpers.records import Row, pack, pack_known
 from strategies.base import PersonalizedStrategy
 from strategies.exchange import collect, group_of, send_and_receive
 from strategies.roster import Roster, natural_order
@@ -81,11 +81,12 @@ class Post:
         Parts that several clients of a message receive are sent once.
         """
         hosts, channel = self.roster.by_node(received), self.method.channel
-        whole = message_type != "train" or not channel.splits
+        training = message_type in ("train", "train.pool")
+        whole = not training or not channel.splits
         asked = list(hosts.items()) if whole else self._split(hosts)
         groups = {f"{server_round}/{k}": some for k, (_, some) in enumerate(asked)}
         everyone = [client for _, some in asked for client in some]
-        weights = channel.foresee(everyone) if message_type == "train" else {}
+        weights = channel.foresee(everyone) if training else {}
         made, header, last = list[Message](), self.header(everyone), list[Row]()
         for group, (node, some) in zip(groups, asked, strict=True):
             rows, row_of = _once([received[client] for client in some])
@@ -99,7 +100,7 @@ class Post:
             }
             if weights:  # each node is told its own clients'
                 head["weights"] = {client: weights[client] for client in some}
-            content = pack(rows, {**head, **body})
+            content = self._content(rows, {**head, **body})
             if made and len(rows) == len(last) and all(map(operator.is_, rows, last)):
                 content["parts"] = made[-1].content["parts"]  # the same bytes, in memory once
             last = rows
@@ -135,7 +136,7 @@ class Post:
         messages = []
         for node, hosted in asked.items():
             head = {**header, "round": server_round, "clients": hosted, **body}
-            content = pack([], head)
+            content = self._content([], head)
             messages.append(Message(content, dst_node_id=node, message_type=message_type))
         return collect(self.send(messages), asked)
 
@@ -178,10 +179,15 @@ class Post:
         header, messages, about = self.header(asked), [], {}
         for node, (clients, rows, body) in questions.items():
             head = {**header, **body, "kind": kind, "clients": list(clients)}
-            content = pack(rows, head)
+            content = self._content(rows, head)
             messages.append(Message(content, dst_node_id=node, message_type="query.channel"))
             about[node] = list(clients) or [str(node)]
         return collect(self.send(messages), about)
+
+    def _content(self, rows: Sequence[Row], head: Mapping[str, Any]) -> RecordDict:
+        content = pack(rows, head)
+        pack_known(content, self.method.known)
+        return content
 
     def send(self, messages: Sequence[Message]) -> Any:
         """The replies, as they come."""

@@ -70,7 +70,7 @@ class Round:
         """The clients asked."""
         return [client for clients in self.asked.values() for client in clients]
 
-    def ask(self) -> list[Message]:
+    def ask(self, kind: str = "train", **body: Any) -> list[Message]:
         """A message or more for each node that hosts a selected client.
 
         None while fewer than ``strategy.min_clients`` are there: what they would release, and pay
@@ -93,7 +93,7 @@ class Round:
         hosts = self.roster.by_node(cohort)
         in_order = [client for hosted in hosts.values() for client in hosted]
         self.sent = {c: self.method.broadcast(self.number, c) for c in in_order}
-        messages, self.asked = self.post.messages("train", self.number, self.sent)
+        messages, self.asked = self.post.messages(kind, self.number, self.sent, **body)
         return messages
 
     def _poll(self, there: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from strategies.checkpoint import save_checkpoint
 from strategies.exchange import collect, group_of, results_of, send_and_receive
 from strategies.files import CHECKPOINT, RunFiles
 from strategies.hopeless import hopeless
+from strategies.pooling import Pools
 from strategies.post import Post
 from strategies.roster import Roster, natural_order
 from strategies.round import Round
@@ -63,7 +64,8 @@ class Run(Strategy):
         self.roster = Roster(strangers=self.config.data.partition.name == "devices")
         self.budgets, self.signal = Budgets(), SignalToNoise()
         self.post = Post(method, self.roster)
-        method.ask = self.post.ask_clients
+        self.pools = Pools(method, self.roster, self.budgets)
+        method.ask, method.pools = self.post.ask_clients, self.pools
         self.round = Round(0, method, self.roster, self.post, self.budgets, self.signal)
         self.results: list[ClientResult] = []
         self.unscored: dict[str, str] = {}
@@ -224,6 +226,9 @@ class Run(Strategy):
         tally, first = self.method.task.tally_type, 1
         if files.resumed:
             first = files.restore(self.load_state, tally) + 1
+        self.pools.open(self.post, state)
+        if config.model.whiten == "sums" and not files.resumed:
+            self.method.known |= files.keep_known(self.pools.whitening())
         if first > config.rounds:
             takes = f"more than the {first - 1} that the run has had"
             raise ConfigError("rounds", config.rounds, takes, "set rounds to go on")
@@ -241,6 +246,9 @@ class Run(Strategy):
             files.told(self.round.reports)
 
             self.last_round, last = server_round, self.ends_with(server_round)
+            if last:
+                self.pools.server_round = server_round
+                self.method.settle(server_round)
             if last and config.evaluation.local_baseline:
                 self._each_node("train.baseline", config.rounds, self.roster.clients)
             started = time.perf_counter()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
-from clients.node import telling
+from clients.node import pooling, telling
 from clients.node.dealing import deal
 from clients.node.door import Answered, Body, Rows, leave
 from clients.node.exporting import export as export_model
@@ -18,7 +18,9 @@ from fedpers.channels.node import Leaving
 from fedpers.context import NOTHING
 from fedpers.errors import ClientError
 from fedpers.failures import KEY
+from fedpers.parts import Parts
 from fedpers.privacy import BudgetSpent
+from fedpers.records import Row
 
 Node = TypeVar("Node", bound=Keeper)
 
@@ -66,7 +68,7 @@ def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
 def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """Train the clients named; their updates are one row each, in the order of ``clients``; none
     where the channel keeps them."""
-    opened = [host.channel.arrive(row) for row in rows]
+    opened = _arrived(host, rows)
     updates: Rows = []
     reports: dict[str, dict[str, Any]] = {}
     server_round, terms = body["round"], body.get("channel", {})
@@ -94,7 +96,7 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
 
 def poll(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """What the clients named tell before a round, see ``LocalAlgorithm.poll``."""
-    opened = [host.channel.arrive(row) for row in rows]
+    opened = _arrived(host, rows)
     told: dict[str, dict[str, float]] = {}
 
     def one(host: ClientHost, client: str) -> None:
@@ -106,9 +108,29 @@ def poll(host: ClientHost, rows: Rows, body: Body) -> Answered:
     return [], {"told": told, "failures": _reasons("poll", host, failed), "spent": spent}
 
 
+def pool(host: ClientHost, rows: Rows, body: Body) -> Answered:
+    """What the clients named add to a sum over all, see ``LocalAlgorithm.pool``; it leaves as an
+    update does."""
+    opened, vectors = _arrived(host, rows), list[Row]()
+    reports: dict[str, dict[str, Any]] = {}
+
+    def one(host: ClientHost, client: str) -> None:
+        broadcast, said = opened[body["rows"][client]], body.get("said", {}).get(client, NOTHING)
+        vector, report = pooling.pool(host, client, str(body["about"]), body, broadcast, said)
+        row = host.channel.leave(host, Leaving(client, body["round"], vector, report, body))
+        if row is not None:
+            vectors.append(row)
+        reports[client] = dict(host.channel.disclosed(report))
+
+    failed = _each(host, body, one)
+    spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
+    told = {"reports": reports, "failures": _reasons("pool", host, failed), "spent": spent}
+    return vectors, {**told, **host.channel.take_seconds()}
+
+
 def method(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """What the clients named answer to a message of the method's own."""
-    opened = [host.channel.arrive(row) for row in rows]
+    opened = _arrived(host, rows)
     answers: dict[str, Mapping[str, Any]] = {}
 
     def one(host: ClientHost, client: str) -> None:
@@ -144,7 +166,7 @@ def baseline(host: ClientHost, _: Rows, body: Body) -> Answered:
 
 def evaluate(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """Evaluate the clients named: counts of right and wrong answers, no example."""
-    opened = [host.channel.arrive(row) for row in rows]
+    opened = _arrived(host, rows)
     results: list[dict[str, Any]] = []
 
     def one(host: ClientHost, client: str) -> None:
@@ -164,7 +186,7 @@ def newcomers(host: ClientHost, rows: Rows, body: Body) -> Answered:
     results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
     if host.holds_back:
         return [], {"results": results, "failures": {}}
-    opened = [host.channel.arrive(row) for row in rows]
+    opened = _arrived(host, rows)
 
     def one(host: ClientHost, client: str) -> None:
         for batches, found in results.items():
@@ -186,6 +208,11 @@ def export(host: ClientHost, _: Rows, body: Body) -> Answered:
 
     failures = _reasons("export", host, _each(host, body, one))
     return [], {"failures": {} if host.holds_back else failures}
+
+
+def _arrived(host: ClientHost, rows: Rows) -> list[Parts]:
+    """What came, in the clear, with what all clients have."""
+    return [host.channel.arrive(row) | host.known for row in rows]
 
 
 def _each(host: Node, body: Body, work: Callable[[Node, str], None]) -> dict[str, Exception]:
@@ -210,6 +237,7 @@ ANSWERS: dict[str, Callable[[Any, Rows, Body], Answered]] = {
     "train": train,
     "channel": channel,
     "poll": poll,
+    "pool": pool,
     "method": method,
     "baseline": baseline,
     "evaluate": evaluate,

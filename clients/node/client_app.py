@@ -15,11 +15,12 @@ from clients.node.door import Answered, Body, Rows
 from clients.node.failures import Reasons
 from clients.node.host import ClientHost
 from clients.node.keeper import Keeper, keeper_of, stores_of
+from clients.node.pooling import take_known
 from clients.node.resident import host_of
 from clients.policy.enforcement import Enforcement, Refused
 from fedpers.config import config_from_json
 from fedpers.failures import FAILED, POLICY
-from fedpers.records import in_the_clear, pack, unpack
+from fedpers.records import KNOWN, in_the_clear, pack, unpack, unpack_known
 
 app = ClientApp()
 
@@ -100,6 +101,12 @@ def poll(message: Message, context: Context) -> Message:
     return _by_host("poll", message, context)
 
 
+@app.train("pool")
+def train_pool(message: Message, context: Context) -> Message:
+    """What the clients named add to a sum over all."""
+    return _by_host("pool", message, context)
+
+
 @app.query("method")
 def method(message: Message, context: Context) -> Message:
     """Answer a message of the method's own."""
@@ -125,6 +132,7 @@ def _reply(
         if (device := Device.of(context.node_config)) is not None:
             Enforcement(device).admit(kind, message.content)
         rows, body = unpack(message.content)
+        body[KNOWN] = unpack_known(message.content)
         return Message(pack(*work(rows, body)), reply_to=message)
     except Refused:
         return _refusal(kind, message)
@@ -154,7 +162,7 @@ def _reasons(body: Body, context: Context) -> Reasons:
 
 
 def _host(body: Body, context: Context) -> ClientHost:
-    return host_of(
+    host = host_of(
         body["settings"],
         body["algorithm"],
         tuple(body["server_params"]),
@@ -163,6 +171,8 @@ def _host(body: Body, context: Context) -> ClientHost:
         body["base"],
         body["schema"],
     )
+    take_known(host, body[KNOWN])
+    return host
 
 
 def _keeper(body: Body, context: Context) -> Keeper:

@@ -16,6 +16,8 @@ from typing import Any
 
 from clients.node.keeper import Keeper
 from fedpers.failures import FAILED, SPENT
+from fedpers.parts import Layout
+from fedpers.pooling import POOLED
 from fedpers.records import Row
 from fedpers.tasks.checks import MOST
 
@@ -167,6 +169,12 @@ FIELDS: dict[str, dict[str, Field]] = {
         "failures": Each("clients", word),
         "spent": Each("clients", SPENDING),
     },
+    "pool": {
+        "reports": Each("clients", {**REPORT, "method": diagnostic}),
+        "failures": Each("clients", word),
+        "spent": Each("clients", SPENDING),
+        **TIMES,
+    },
     "method": {"failures": Each("clients", word)},  # no noise covers what it would answer
     "channel": {"failures": Each("clients", word), "rows": Each("clients", weights), **TIMES},
     # What no noise covers, whether it worked included.
@@ -235,10 +243,14 @@ def _rows(kind: str, asked: Asked, rows: Rows) -> Rows:
     channel, terms = asked.host.channel, asked.body.get("channel", {})
     if kind == "channel" and asked.body.get("kind") in channel.opens:
         return rows
-    if kind not in ("train", "channel"):
+    if kind not in ("train", "pool", "channel"):
         if rows:
             undeclared(f"{kind}: parts")
         return []
+    if kind == "pool":
+        size = int(asked.body["size"])
+        declared = {POOLED: Layout(((POOLED, (size,)),))}
+        return [channel.as_declared(row, declared, terms) for row in rows]
     return [channel.as_declared(row, asked.host.declared, terms) for row in rows]
 
 

@@ -106,6 +106,7 @@ class ClientHost(Keeper):
         self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
         clients = len(self.data.clients)
         super().__init__(config, stores, device, clients, found.weights_of, sources)
+        self.known = Parts()  # what all clients have, see ``clients.node.pooling``
         self.hosted = [*self.data.clients, *self.data.held_out]
         self.declared = self.algorithm.declared.layouts
         self.reports, self.polls = self.algorithm.reports, self.algorithm.polls
@@ -159,10 +160,7 @@ class ClientHost(Keeper):
         also: Sequence[str] = (),
         said: Said = NOTHING,
     ) -> Answer:
-        """One client's local training: what it uploads, and its report.
-
-        Args:
-            also: further parts that the method makes of its upload, where the channel wants them.
+        """One client's local training: what it uploads, with the parts ``also``, and its report.
 
         Raises:
             ClientError: training broke down.
@@ -258,7 +256,7 @@ class ClientHost(Keeper):
         """The public inputs, as the model takes them: past the frozen layers where those are
         cached."""
         x = self.data.public.x.to(self.model.device)
-        return self.model.stem(x) if self.model.after_stem else x
+        return self.model.prepared(x) if self.model.after_stem else x
 
     def _start(self, context: Context, broadcast: Parts) -> Started | Answer:
         """Charge the round; or what was answered to the same message before."""

@@ -16,7 +16,7 @@ from fedpers.errors import ConfigError
 
 LARGEST = 2**16  # bytes of the file
 KINDS = (
-    *("roster", "train", "channel", "poll", "method"),
+    *("roster", "train", "channel", "poll", "pool", "method"),
     *("baseline", "evaluate", "newcomers", "export"),
 )
 HEAD = """\

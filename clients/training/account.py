@@ -39,6 +39,7 @@ ONCE = {LABELS: 0.3, EXAMPLES: 0.125}
 # Likewise for what is released in every round, of all rounds together.
 SUMS, REPORT, POLL = "sums", "report", "poll"
 EACH = {SUMS: 0.3, REPORT: 0.125, POLL: 0.125}
+POOLS = 0.3  # of all vectors together that are asked for beside the rounds
 ACCOUNT, RELEASED = "account", "released"
 
 
@@ -52,6 +53,7 @@ class Releases(NamedTuple):
         sums: how many sums, each round.
         report: numbers of its own, each round.
         poll: numbers that clients are asked for before a round.
+        pools: vectors that they are asked for once, by name.
     """
 
     phases: int
@@ -60,6 +62,7 @@ class Releases(NamedTuple):
     sums: int = 0
     report: bool = False
     poll: bool = False
+    pools: tuple[str, ...] = ()
 
 
 class Account:
@@ -119,6 +122,8 @@ class Account:
         names = [LABELS] if releases.labels else []
         names += [EXAMPLES] if privacy.protects_counts else []
         self.once = {name: self._at_a_share(privacy.epsilon, ONCE[name]) for name in names}
+        each_pool = POOLS / len(releases.pools) ** 0.5 if releases.pools else 0.0
+        self.once |= {name: self._at_a_share(privacy.epsilon, each_pool) for name in releases.pools}
         self.rounds = ceil(config.strategy.fraction * config.rounds)  # that it is expected in
         counts = {SUMS: releases.sums, REPORT: int(releases.report), POLL: int(releases.poll)}
         asked = {SUMS: self.rounds, REPORT: self.rounds, POLL: config.rounds}
@@ -176,6 +181,15 @@ class Account:
             BudgetSpent: it would exceed the budget.
         """
         self._pay([], {POLL: 1} | dict.fromkeys(self.due(first=False), 1))
+
+    def charge_pool(self, what: str) -> None:
+        """Charge a vector that the client is asked for beside the rounds, and its number of
+        examples as in ``charge_poll``.
+
+        Raises:
+            BudgetSpent: it would exceed the budget.
+        """
+        self._pay([], {what: 1} | dict.fromkeys(self.due(first=False), 1))
 
     def _pay(self, steps: list[Release], sums: Mapping[str, int]) -> None:
         self._phases_paid = self._gradients_paid = 0
@@ -237,7 +251,7 @@ class Account:
         in the run's its number of examples, where that is protected."""
         self._count = self._store.load_json(RELEASED).get(EXAMPLES)
         fresh = {LABELS: first, EXAMPLES: self._count is None}
-        return [what for what in self.once if fresh[what]]
+        return [what for what in self.once if fresh.get(what)]
 
     def count_examples(self, examples: int, release: Callable[[Tensor, str], Tensor]) -> None:
         """Release the number of examples, if this round was charged for it: before the training,

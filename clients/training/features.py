@@ -56,7 +56,7 @@ class FeatureCache:
                 self._kept[client] = made
                 self._bytes += size
                 return made
-            if not (self.model.after_stem and self.model.has_stem):
+            if not (self.model.after_stem and self.model.prepares):
                 return made
             self._mapped[client] = ClientData(*(mapped(e) for e in _splits(made)))
         return ClientData(*(e.to(self.model.device) for e in _splits(self._mapped[client])))
@@ -64,11 +64,12 @@ class FeatureCache:
     def _through_stem(self, examples: Examples) -> Examples:
         if self._encoded and len(examples):
             rows = [self._encoded[row.tobytes()] for row in examples.x.numpy()]
-            return Examples(torch.stack(rows), examples.y).to(self.model.device)
+            encoded = Examples(torch.stack(rows), examples.y).to(self.model.device)
+            return Examples(self.model.whitened(encoded.x), encoded.y)
         moved = examples.to(self.model.device)
         if not self.model.after_stem:
             return moved
-        pieces: list[Tensor] = [self.model.stem(piece) for piece in torch.split(moved.x, CHUNK)]
+        pieces = [self.model.prepared(piece) for piece in torch.split(moved.x, CHUNK)]
         return Examples(torch.cat(pieces), moved.y)
 
 

@@ -153,7 +153,7 @@ def load_data(config: Config) -> FederatedData:
     if config.data.holdout_clients >= len(splits):
         takes = f"an integer < {len(splits)}, the number of clients"
         raise ConfigError("data.holdout_clients", config.data.holdout_clients, takes)
-    return FederatedData(table, public, _limit_train(splits, config), config)
+    return FederatedData(table, public, _limited(dict(splits), config), config)
 
 
 def with_task(table: Table, config: Config) -> Table:
@@ -208,14 +208,14 @@ def _own_partition(table: Table, config: Config) -> tuple[Rows, dict[str, Split]
     return public, {k: replace(carved[k], test=split.test) for k, split in given.items()}
 
 
-def _limit_train(splits: dict[str, Split], config: Config) -> dict[str, Split]:
-    """At most ``data.max_train`` training rows for each client, a seeded choice."""
-    most = config.data.max_train
-    if most is None:
-        return splits
-    limited = {}
-    for client, split in splits.items():
-        rng = numpy_generator(config.seed, "data", "max_train", client)
-        chosen = rng.permutation(split.train)[:most]
-        limited[client] = replace(split, train=np.sort(chosen))
-    return limited
+def _limited(splits: dict[str, Split], config: Config) -> dict[str, Split]:
+    """At most ``data.max_train`` training and ``data.max_val`` validation rows for each client, a
+    seeded choice."""
+    for side, most in (("train", config.data.max_train), ("val", config.data.max_val)):
+        for client, split in splits.items():
+            if most is not None:
+                rng = numpy_generator(config.seed, "data", f"max_{side}", client)
+                chosen = np.sort(rng.permutation(getattr(split, side))[:most])
+                own = {side: chosen}
+                splits[client] = replace(split, **own)
+    return splits

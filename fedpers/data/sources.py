@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedpers.config import Columns, Config
 from fedpers.data.arrays import check_finite, read_npz, to_targets
 from fedpers.data.examples import Examples, Table
 from fedpers.data.tables import check_columns, csv_table, dataset_table, parquet_table
+from fedpers.data.windows import statistics
 from fedpers.errors import ConfigError, DataError
 from fedpers.registry import Registry
 
@@ -137,6 +139,14 @@ def ucihar(config: Config) -> Table:
     """
     columns = Columns(client="subject", group="recording")
     return read_npz(_only_local("ucihar.npz"), columns, config.task)
+
+
+@SOURCES.register("ucihar-features")
+def ucihar_features(config: Config) -> Table:
+    """The same windows as 99 numbers each: 11 statistics of each signal."""
+    table = ucihar(config)
+    x = torch.cat([statistics(piece) for piece in torch.split(table.examples.x, 1024)])
+    return replace(table, kind="tabular", examples=Examples(x, table.examples.y))
 
 
 @SOURCES.register("convabuse")

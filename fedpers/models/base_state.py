@@ -17,7 +17,8 @@ BASE = "base"
 
 def made_from_public_data(config: Config) -> bool:
     """Whether a model cannot be built from the settings alone."""
-    return config.model.standardise or config.model.pretrain.task != "none"
+    model = config.model
+    return model.standardise or model.pretrain.task != "none" or model.whiten == "public"
 
 
 def read_base(model: PersonalModel) -> Parts:

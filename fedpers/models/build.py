@@ -16,6 +16,7 @@ from fedpers.models.lora import add_lora
 from fedpers.models.personal import PersonalModel, Scaler, find_batch_norm
 from fedpers.models.pretrain import check_public, feature_scaler, pretrain
 from fedpers.models.sentence import load_sentence
+from fedpers.models.whitening import prepare_whitening
 from fedpers.parts import Parts
 from fedpers.pretrained import PREFIX, SENTENCE
 from fedpers.seeding import seeded
@@ -85,14 +86,18 @@ def _build(
     with seeded(config.seed, "model", "head"):
         head = data.task.head(trunk.feature_dim)
     if lora is None:
-        return PersonalModel(trunk, head, scaler=scaler, task=data.task)
+        model = PersonalModel(trunk, head, scaler=scaler, task=data.task)
+        prepare_whitening(model, settings.whiten, data, public=public)
+        return model
     trunk.requires_grad_(False)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     if adapters:
         add_lora(trunk, lora, trunk.lora_target, config.seed)
     private = lora.share == "a-only"
-    return PersonalModel(trunk, head, scaler=scaler, private_b=private, task=data.task)
+    model = PersonalModel(trunk, head, scaler=scaler, private_b=private, task=data.task)
+    prepare_whitening(model, settings.whiten, data, public=public)
+    return model
 
 
 def _trunk(name: str, signature: Signature, task: Task) -> Backbone:

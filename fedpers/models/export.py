@@ -66,8 +66,13 @@ def export_model(
     if not whole:
         needs["base"] = "base.safetensors"
         needs["load"] = "base.load_state_dict(base.safetensors); PeftModel.from_pretrained(base, .)"
+    if model.whitener is not None:
+        needs["whitening"] = "whitening.safetensors"
     with whole_folder(folder, {**manifest, "needs": needs}) as new:
         write_adapter(model, new, config)
+        if model.whitener is not None and model.centre is not None:
+            whitening = {"centre": model.centre, "whitener": model.whitener}
+            save_tensors(whitening, new / "whitening.safetensors")
         if not whole:
             save_tensors(base_model(config, data).state_dict(), new / "base.safetensors")
 

@@ -40,6 +40,8 @@ class PersonalModel(nn.Module):
 
     mean: torch.Tensor | None
     scale: torch.Tensor | None
+    centre: torch.Tensor | None
+    whitener: torch.Tensor | None
 
     def __init__(
         self,
@@ -71,6 +73,8 @@ class PersonalModel(nn.Module):
             self._stages, [p for n in self._paths.values() for p in n.values()]
         )
         self.after_stem = False
+        self.register_buffer("centre", None)
+        self.register_buffer("whitener", None)
         self.source: Source | None = None
         self.eval()
 
@@ -90,12 +94,35 @@ class PersonalModel(nn.Module):
                 x = stage.run(x)
         return x
 
+    @property
+    def prepares(self) -> bool:
+        """Whether anything is done to inputs before the first trained layer."""
+        return self.has_stem or self.whitener is not None
+
+    def prepared(self, x: torch.Tensor) -> torch.Tensor:
+        """What the first trained layer reads of inputs ``x``, whitened if the model does so: it can
+        be computed once."""
+        return self.whitened(self.stem(x))
+
+    def whiten(self, centre: torch.Tensor, whitener: torch.Tensor) -> None:
+        """From now on what the first trained layer reads is (x - centre) whitener, for x [n, d];
+        ``centre`` is [d], ``whitener`` [d, d]."""
+        self.centre, self.whitener = centre.to(self.device), whitener.to(self.device)
+
+    def whitened(self, x: torch.Tensor) -> torch.Tensor:
+        """What ``stem`` made of inputs, whitened if the model does so."""
+        if self.whitener is None or self.centre is None:
+            return x
+        return (x - self.centre) @ self.whitener
+
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """The head's input [batch, d]: the trunk's output, standardised if the model does so.
 
-        ``x`` are inputs, or with ``after_stem`` set what ``stem`` made of them.
+        ``x`` are inputs, or with ``after_stem`` set what ``prepared`` made of them.
         """
-        if self.after_stem and self._stem:
+        if self.whitener is not None and not self.after_stem:
+            x = self.prepared(x)
+        if self._stages and (self.whitener is not None or (self.after_stem and self._stem)):
             for stage in self._stages[self._stem :]:
                 x = stage.run(x)
         else:

@@ -24,11 +24,12 @@ from fedpers.errors import ConfigError, DataError
 from fedpers.models import build_model
 from fedpers.models.adapter_folder import load_adapter
 from fedpers.models.export import export_model
+from fedpers.models.whitening import WHITENING, whiten
 from fedpers.parts import Parts
 from fedpers.tasks.base import Task
 from simulations.experiments.runs import SETTINGS, find_run
 from strategies.base import find_strategy
-from strategies.files import GLOBAL
+from strategies.files import GLOBAL, KNOWN
 from strategies.roster import natural_order
 
 SHOWN = 8  # clients that an error names
@@ -74,6 +75,8 @@ class FinishedRun:
         self.config = load_config(self.folder / SETTINGS)
         self.data = load_data(self.config)
         self.model = build_model(self.config, self.data)
+        if (known := self.folder / KNOWN).exists():
+            whiten(self.model, Parts.load(known)[WHITENING])
         strategy = find_strategy(self.config)
         name, theirs = strategy.client_side(), strategy.param_names()
         found, params = find_algorithm(name, self.config, theirs)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,9 +62,12 @@ class PerAda(PersonalizedStrategy):
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         super().__init__(config, model, data)
         self.weights = self.params.weights
-        # What the layers below the first trained one make of the public examples never changes.
-        self.inputs = model.stem(self.public.x)
-        model.after_stem = True
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """The public examples as the first trained layer reads them, which never changes."""
+        self.model.after_stem = True
+        return self.model.prepared(self.public.x)
 
     @classmethod
     def check(cls, config: Config, data: FederatedData) -> Any:

@@ -21,7 +21,10 @@ from fedpers.errors import ConfigError
         ("data.clients=0", "data.clients: got 0, takes an integer >= 1"),
         ("data.split=foo", "data.split: got 'foo', takes one of random, blocks, group"),
         ("data.columns.features=3", "data.columns.features: got 3, takes a list"),
-        ("model=4", "model: got 4, takes settings (name, lora, pretrain, standardise, cache)"),
+        (
+            "model=4",
+            "model: got 4, takes settings (name, lora, pretrain, standardise, whiten, cache)",
+        ),
         ("model.lora.rank=0", "model.lora.rank: got 0, takes an integer >= 1"),
         ("training.lr=.nan", "training.lr: got nan, takes a number > 0"),
         ("privacy.delta=abc", "privacy.delta: got 'abc', takes a number or null > 0 and < 1"),
