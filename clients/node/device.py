@@ -21,7 +21,7 @@ from fedpers.parts import Parts
 
 log = logging.getLogger("fedpers")
 
-NAMES = ("client-id", "data", "state", "keys", "policy")
+NAMES = ("client-id", "data", "state", "keys", "policy", "counter")
 OWNER = "owner.json"
 
 
@@ -36,6 +36,8 @@ class Device:
         keys: the folder with ``client.key``; None without encryption.
         policy: the file in which the data's owner says what may be asked; without it nothing is
             answered.
+        counter: a file outside of ``state``, and of its backups, that counts what was done: a state
+            that is older is refused. None: nobody notices.
     """
 
     client: str
@@ -43,6 +45,7 @@ class Device:
     state: Path
     keys: Path | None = None
     policy: Path | None = None
+    counter: Path | None = None
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any]) -> Device | None:
@@ -58,14 +61,13 @@ class Device:
             if name not in given:
                 takes = f'--node-config \'client-id="..." {name}="..."\''
                 raise ConfigError(f"{name} (node config)", None, takes)
-        keys, policy = (Path(given[n]) if n in given else None for n in ("keys", "policy"))
-        return cls(given["client-id"], Path(given["data"]), Path(given["state"]), keys, policy)
+        more = (Path(given[name]) if name in given else None for name in NAMES[3:])
+        return cls(given["client-id"], Path(given["data"]), Path(given["state"]), *more)
 
     @property
     def described(self) -> dict[str, str | bool | int | float]:
         """The node config that describes it, see ``of``."""
-        values = (self.client, self.data, self.state, self.keys, self.policy)
-        given = dict(zip(NAMES, values, strict=True))
+        given = dict(zip(NAMES, vars(self).values(), strict=True))
         return {name: str(value) for name, value in given.items() if value is not None}
 
     def claim(self) -> None:

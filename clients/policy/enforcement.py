@@ -21,7 +21,7 @@ from flwr.app import RecordDict
 
 from clients.node.device import Device
 from clients.policy.policy import Policy, read_policy
-from clients.policy.wishes import refused_wishes
+from clients.policy.wishes import refused_shares, refused_wishes
 from fedpers.config import Config, config_from_json
 from fedpers.errors import FedpersError
 from fedpers.failures import POLICY_LOG
@@ -90,6 +90,9 @@ class Enforcement:
         schema = json.loads(body["schema"]) if body.get("schema") else {}
         for line in refused_wishes(policy, config, str(body["algorithm"]), schema.get("task")):
             raise Refused(line)
+        if kind == "train":
+            for line in refused_shares(policy, config, body.get("channel", {})):
+                raise Refused(line)
         for count in body.get("batches", []):
             if type(count) is not int or not 0 <= count <= policy.steps:
                 raise Refused(f"batches: got {count!r}, takes at most {policy.steps}")
@@ -128,7 +131,8 @@ class Enforcement:
         now = kept["now"] = max(self.clock(), kept["now"])  # a clock set back gives nothing back
         said, at = permit.said(), datetime.fromtimestamp(now, UTC)
         if now >= said["expires"]:
-            raise Refused(f"permit: it expired at {_time(said['expires'])}")
+            late = f"and it is {_time(now)} at the least"
+            raise Refused(f"permit: it expired at {_time(said['expires'])}, {late}")
         first, last = policy.hours
         inside = first <= at.hour < last if first < last else not last <= at.hour < first
         if not inside:
@@ -182,8 +186,10 @@ class Enforcement:
         path = self.device.state / KEPT
         with alone_with(path):
             text = read_own(path)
-            none: dict[str, Any] = {"now": 0.0, "day": "", "trained": 0, "runs": {}}
+            none: dict[str, Any] = {"now": 0.0, "day": "", "trained": 0, "runs": {}, "count": 0}
             before = none if text is None else {**none, **json.loads(text)}
+            self._check_newest(before["count"])
+            before["count"] += 1
             kept = json.loads(json.dumps(before))
             try:
                 yield kept
@@ -192,6 +198,22 @@ class Enforcement:
                 raise
             finally:
                 write_own(path, json.dumps(kept))
+                if self.device.counter is not None:  # later, so that it is never ahead
+                    write_own(self.device.counter, f"{kept['count']}\n")
+
+    def _check_newest(self, count: int) -> None:
+        """Refuse a state that is older than what was done here, as it forgets what was spent.
+
+        Raises:
+            Refused: the counter outside of it has seen more.
+        """
+        if self.device.counter is None:
+            return
+        seen = int(read_own(self.device.counter) or 0)
+        if count < seen:
+            why = f"it is older than what was done here (message {count} of {seen})"
+            cure = f"restore a newer one, or remove {self.device.counter} if what is lost may be"
+            raise Refused(f"state: {why}; {cure}")
 
     def _log(self, text: str) -> None:
         """One line, whatever the text.

@@ -82,6 +82,13 @@ class Policy:
     )
     scalars: int = rule("The largest model, in scalars.", 10**7, 1, 10**12)
     bytes: int = rule("The largest message, in bytes.", 2**26, 1, 2**40)
+    memory: int = rule(
+        "The most memory of the node's process, in bytes, as read when it starts; that of an\n"
+        "# accelerator is not counted.",
+        2**33,
+        2**28,
+        2**50,
+    )
 
     @property
     def private(self) -> bool:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clients.policy.policy import KINDS, Policy
-from fedpers.channels.build import channel_name, least_noise
+from fedpers.channels.build import channel_name, least_noise, shares_noise
 from fedpers.config import Config
 from fedpers.errors import ConfigError
 
 MANY = 2**53  # what a value that is no number counts as
+ROUNDED = 1e-6  # of a noise multiplier, found twice
 
 
 def refused_wishes(
@@ -88,6 +89,31 @@ def _private(policy: Policy, config: Config) -> Iterator[str]:
         if sigma < (policy.least_noise or 0):
             takes = f"noise of at least {policy.least_noise:g}"
             yield f"privacy: got noise of {sigma:.3g} of the clipping norm, takes {takes}"
+
+
+def refused_shares(policy: Policy, config: Config, channel: Mapping[str, Any]) -> Iterator[str]:
+    """A line for what a server says of the noise that clients are to add, if it is too little.
+
+    Where the settings protect a client as a whole and hide its update, its share of the noise is
+    all that protects it: of the least noise to which the settings lead, and as large as it has to
+    be when no more clients are in a sum than ``strategy.min_clients``, of which the server cannot
+    take any away.
+
+    Args:
+        channel: what a message of training says for the channel.
+    """
+    if not (policy.private and shares_noise(config)):
+        return
+    noise = channel.get("noise")
+    if not isinstance(noise, Mapping) or type(noise.get("honest")) is not int:
+        yield "channel.noise: got none, takes the sum's noise and how many add it"
+        return
+    sigma, least = float(noise["sigma"]), max(policy.least_noise or 0, least_noise(config))
+    if not sigma >= (1 - ROUNDED) * least:  # not a number is not enough
+        yield f"channel.noise: got {sigma:g} of the clipping norm, takes at least {least:g}"
+    if not 1 <= noise["honest"] <= config.strategy.min_clients:
+        takes = f"1 to {config.strategy.min_clients}, the fewest clients of a sum"
+        yield f"channel.noise: got shares of {noise['honest']} clients, takes {takes}"
 
 
 def just(config: Config, algorithm: str) -> dict[str, Any]:

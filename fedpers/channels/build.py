@@ -92,6 +92,11 @@ def hides_updates(config: Config) -> bool:
     return config.encryption.enabled
 
 
+def shares_noise(config: Config) -> bool:
+    """Whether clients add the noise, each its share, as nobody else is to see their updates."""
+    return config.privacy.by_client and hides_updates(config)
+
+
 def send_plainly(config: Config) -> None:
     """Have updates pass no channel that hides them; ``config`` is changed in place."""
     config.encryption = Encryption()

@@ -53,6 +53,12 @@ def run(
     state: Annotated[Path, typer.Option(help="The device's folder.")],
     policy: Annotated[Path, typer.Option(help="The file of its policy.")],
     keys: Annotated[Path | None, typer.Option(help="The folder with client.key.")] = None,
+    counter: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file outside of the state and its backups, for older ones are refused."
+        ),
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option(help="For a gateway that asks for one, PEM.")
     ] = None,
@@ -64,9 +70,12 @@ def run(
         from clients.node.device import Device
         from clients.node.executor import Executor, Resident
         from clients.node.fleet import Fleet
+        from clients.policy.policy import read_policy
+        from fedpers.memory import limit_memory
 
         access = Access(server, root_certificates, key, certificate, certificate_key)
-        device = Device(client, data, state, keys, policy)
+        device = Device(client, data, state, keys, policy, counter)
+        limit_memory(read_policy(policy).memory)
         try:
             Resident(Fleet(access), Executor(device), typer.echo).run()
         except KeyboardInterrupt:

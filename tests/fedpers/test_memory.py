@@ -38,3 +38,21 @@ def faults(way: str) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's own setting")
 def test_a_batch_takes_over_the_memory_of_the_one_before() -> None:
     assert faults("keep") * 4 < faults("give back")
+
+
+LIMITED = """
+import torch
+from fedpers.memory import limit_memory
+limit_memory(2**30)
+for much in (lambda: bytearray(2**31), lambda: torch.zeros(2**29)):
+    try:
+        much()
+    except (MemoryError, RuntimeError) as error:
+        print(type(error).__name__)
+print(float(torch.ones(2**20).sum()))
+"""
+
+
+def test_beyond_its_memory_an_allocation_fails_and_the_process_goes_on() -> None:
+    said = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert said.stdout.split() == ["MemoryError", "RuntimeError", "1048576.0"], said.stderr

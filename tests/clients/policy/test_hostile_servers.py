@@ -1,4 +1,4 @@
-"""Servers that want more than a device's owner allows, against the device's real handlers.
+"""Servers that want more than a device's owner allows, against the executor that a node asks.
 
 Whatever can be signed is signed by an operator whom the owner trusts: the policy stands alone.
 """
@@ -18,11 +18,16 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
+from flwr.app.message import make_message
+from flwr.app.metadata import Metadata
 from owner import allowing, permitted
 
-from clients.node.client_app import app
 from clients.node.device import Device
+from clients.node.executor import Executor
 from clients.policy.enforcement import LONGEST
+from clients.policy.policy import read_policy
+from clients.policy.wishes import refused_shares
+from fedpers.channels.build import least_noise
 from fedpers.config import Config
 from fedpers.data import Schema, Signature, device_data
 from fedpers.failures import POLICY
@@ -31,7 +36,6 @@ from fedpers.parts import Part, Parts
 from fedpers.privacy import Ledger
 from fedpers.records import pack, unpack
 from fedpers.tasks import Classification
-from simulations.backends.serial import SerialGrid, _identity
 
 SCHEMA = Schema(Signature("tabular", (6,)), Classification.numbered(3).settings())
 PRIVATE = [
@@ -84,15 +88,9 @@ class Server:
             "permit": permitted(config, "fedavg", run=self.run),
             **{"round": 1, "clients": clients, "rows": dict.fromkeys(clients, 0)},
         }
-        grid = SerialGrid(app, nodes=1)
-        (node,) = grid.get_node_ids()
-        described = {name: str(getattr(self.device, name)) for name in ("data", "state", "policy")}
-        grid._contexts[node].node_config.update({**described, "client-id": self.device.client})
         content = pack([self.start() if parts is None else parts], {**head, **body})
-        with _identity(run_id=1):
-            message = Message(content, dst_node_id=node, message_type=kind)
-            (reply,) = grid.send_and_receive([message])
-        return reply
+        known = Metadata(1, "m", 1, 2, "", "", time.time(), 3600.0, kind)
+        return Executor(self.device).answer(make_message(known, content))
 
     @property
     def log(self) -> list[str]:
@@ -205,6 +203,33 @@ def test_updates_that_may_only_pass_hidden_do(server: Server) -> None:
     del left_out["encryption"]
     server.refused("channel: got 'plain', takes sealed", settings=json.dumps(left_out))
     server.refused("permit: got other settings", settings=hidden.to_json())
+
+
+def test_the_noise_that_clients_add_is_enough(server: Server) -> None:
+    """Where whole clients are protected, the server says how large their shares of noise are."""
+    config = server.asks("privacy.unit=client", "encryption.enabled=true", "data.clients=9")
+    server.config = config
+    server.allow()
+    least = least_noise(config)
+    for noise, why in (
+        (None, "channel.noise: got none"),
+        ({}, "channel.noise: got none"),
+        ({"sigma": least}, "channel.noise: got none"),
+        ({"sigma": 1e-9, "honest": 2}, "channel.noise: got 1e-09 of the clipping norm"),
+        ({"sigma": 0.99 * least, "honest": 2}, "of the clipping norm, takes at least"),
+        ({"sigma": float("nan"), "honest": 2}, "channel.noise: got nan"),
+        ({"sigma": least, "honest": 10**6}, "got shares of 1000000 clients, takes 1 to 3"),
+        ({"sigma": least, "honest": 0}, "channel.noise: got shares of 0 clients"),
+        ({"sigma": least, "honest": -4}, "channel.noise: got shares of -4 clients"),
+        ({"sigma": "x", "honest": 2}, "it cannot be read"),
+    ):
+        server.refused(why, channel={"noise": noise}, parts=Parts())
+    policy = read_policy(server.device.policy)
+    enough = {"noise": {"sigma": least, "honest": 3}}
+    assert list(refused_shares(policy, config, enough)) == []
+    server.allow(least_noise=2 * least)
+    policy = read_policy(server.device.policy)
+    assert "takes at least" in next(refused_shares(policy, config, enough))
 
 
 def test_nothing_is_looked_up_in_the_devices_environment(

@@ -125,7 +125,8 @@ MORNING = 1_000 * DAY + 9.5 * 3600  # half past nine, UTC
 def ask(small: Callable[..., Config], tmp_path: Path) -> Callable[..., None]:
     """``ask(now, 1)``: a message of training in round 1 at some time."""
     config = small("fedavg", "evaluation.diagnostics=false", "rounds=9")
-    device = Device("7", tmp_path / "x.npz", tmp_path / "state", policy=tmp_path / "policy.yaml")
+    policy, counter = tmp_path / "policy.yaml", tmp_path / "elsewhere" / "counter"
+    device = Device("7", tmp_path / "x.npz", tmp_path / "state", None, policy, counter)
     permit = permitted(config, "fedavg", expires=MORNING + 10 * DAY, run="5" * 32)
     rules = {"rounds_a_day": 2, "hours": (9, 10)}
 
@@ -190,3 +191,23 @@ def test_what_is_kept_is_torn(ask: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(Refused):
         ask(MORNING, 2)
     assert os.stat(kept).st_size > 0  # and nothing fresh in its place
+
+
+def test_a_state_from_a_backup_is_refused(ask: Callable[..., None], tmp_path: Path) -> None:
+    kept, counter = tmp_path / "state" / "policy.json", tmp_path / "elsewhere" / "counter"
+    ask(MORNING, 1)
+    backup = kept.read_text()
+    ask(MORNING + 60, 2)
+    kept.write_text(backup)
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"state: it is older than .* \(message 1 of 2\)"):
+            ask(MORNING + DAY, 3)
+    kept.unlink()
+    with pytest.raises(Refused, match="message 0 of 2"):
+        ask(MORNING + DAY, 1)
+    counter.unlink()  # by its owner, who knows what that means
+    ask(MORNING + DAY, 1)
+    assert counter.read_text() == "1\n" and counter.stat().st_mode & 0o777 == 0o600
+    counter.write_text("many")
+    with pytest.raises(Refused):
+        ask(MORNING + DAY, 2)
