@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from fedpers.params import setting
 
@@ -13,7 +14,9 @@ class Columns:
 
     ``classes``: how many there are, where the data need not hold all of them (devices); labels are
     then 0..classes-1. Of features: ``categories``, the values that a column may have, which becomes
-    a column of ones and zeros for each; ``ranges``, [lowest, highest] for ``data.scale=declared``.
+    a column of ones and zeros for each; ``dates``, how a column of dates is written (for
+    ``strptime``, or ``ISO8601``), which becomes days; ``ranges``, [lowest, highest] for
+    ``data.scale=declared``.
     """
 
     features: list[str] = field(default_factory=list)
@@ -24,6 +27,7 @@ class Columns:
     group: str | None = None
     classes: int | None = setting(None, least=2)
     categories: dict[str, list[str]] = field(default_factory=dict)
+    dates: dict[str, str] = field(default_factory=dict)
     ranges: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -58,18 +62,23 @@ class Data:
     ``scale``: features of tables are left alone (``none``), standardised by mean and spread of the
     ``public`` rows or of ``sums`` over the clients' training rows, or brought to -1..1 from
     ``declared`` ranges (``columns.ranges``); ``auto``: by public rows where there are any.
+    ``centre``: each client's own mean is taken off its features, where clients measure differently.
     ``missing``: what a feature that is missing is: an ``error``, or the column's ``mean`` or
-    ``median``; ``indicator`` is the mean, and a column that says so. Of a csv file: ``separator``,
-    ``tab`` for that, and ``encoding``.
+    ``median``; ``indicator`` is the mean, and a column that says so; ``missing_words`` stand for
+    nothing in numbers and dates, beside the usual ones (NA, -). Of a csv file: ``separator``,
+    ``tab`` for that, ``decimal``, the sign before decimals, and ``encoding``.
     """
 
     name: str = "digits"
     path: str | None = None
     columns: Columns = field(default_factory=Columns)
     separator: str = ","
+    decimal: str = setting(".", choices=(".", ","))
     encoding: str = "utf-8"
     scale: str = setting("auto", choices=("none", "auto", "public", "declared", "sums"))
+    centre: bool = False
     missing: str = setting("error", choices=("error", "mean", "median", "indicator"))
+    missing_words: list[str] = field(default_factory=list)
     clients: int = setting(20, least=1)
     partition: Partition = field(default_factory=Partition)
     holdout_clients: int = setting(0, least=0)
@@ -82,3 +91,8 @@ class Data:
     test_fraction: float = setting(0.25, above=0, below=1)
     max_train: int | None = setting(None, least=1)
     max_val: int | None = setting(None, least=0)
+
+    @property
+    def called(self) -> str:
+        """What people call the data: the file's name, or the source's."""
+        return PurePath(self.path).name if self.path else self.name

@@ -16,6 +16,7 @@ from fedpers.channels.wire import Answers
 from fedpers.errors import ClientError, RunError
 from fedpers.evaluation import ClientResult
 from fedpers.failures import meaning
+from fedpers.progress import Progress
 from fedpers.records import BEYOND, Row, unpack
 from fedpers.stats import Stat
 from fedpers.stats import readable as as_declared
@@ -31,18 +32,24 @@ AT_ONCE = 64  # messages whose answers are looked for at a time; more as long as
 NOTHING = "the node sent no update for it, or no report that can be read"
 
 
-def send_and_receive(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Message]:
+def send_and_receive(
+    grid: Grid, messages: Sequence[Message], timeout: float, what: str = "the nodes"
+) -> Iterator[Message]:
     """Push messages and yield the answers as they come: one reply a message, from the node it went
     to. A node is given its next message when its last one is answered and has been taken up.
 
     A message not answered within ``timeout`` seconds of waiting is given an error reply that says
     so, at the end.
+
+    Args:
+        what: is waited for, in words, for who watches the log.
     """
     later: dict[int, deque[Message]] = defaultdict(deque)
     for message in messages:
         later[message.metadata.dst_node_id].append(message)
     pending = push(grid, [queue.popleft() for queue in later.values()])
-    for reply in receive(grid, pending, timeout):
+    progress = Progress(what, len(messages), "answers")
+    for reply in receive(grid, pending, timeout, progress):
         queue = later[reply.metadata.src_node_id]
         yield reply
         del reply  # it may be large, and the node is at work on the next one
@@ -59,7 +66,9 @@ def push(grid: Grid, messages: Sequence[Message]) -> dict[str, Message]:
     return {message.metadata.message_id: message for message in messages}
 
 
-def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> Iterator[Message]:
+def receive(
+    grid: Grid, pending: dict[str, Message], timeout: float, progress: Progress | None = None
+) -> Iterator[Message]:
     """Yield answers to ``pending``, out of which the messages answered are taken, and to what is
     added to it meanwhile.
 
@@ -68,7 +77,7 @@ def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> Iterator
     twice, or to an earlier message, or from a node that was not asked. A reply's group is that of
     the message that it answers, whatever the node says.
     """
-    since, window = time.monotonic(), AT_ONCE
+    since, window, answered = time.monotonic(), AT_ONCE, 0
     deadline = since + timeout
     while pending:
         ids, some = deque(pending), False
@@ -90,10 +99,12 @@ def receive(grid: Grid, pending: dict[str, Message], timeout: float) -> Iterator
                     continue
                 pending.pop(message.metadata.message_id)
                 reply.metadata.group_id = message.metadata.group_id
-                some, taken = True, time.monotonic()
+                some, taken, answered = True, time.monotonic(), answered + 1
                 yield reply
                 del reply
                 deadline += time.monotonic() - taken  # not the nodes' time
+        if progress is not None:
+            progress.at(answered)
         now = time.monotonic()
         if not pending or now >= deadline:
             break

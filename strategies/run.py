@@ -217,6 +217,7 @@ class Run(Strategy):
         enquiry = pack([], self.post.header())
         if self.post.base is not None:
             self.roster.base = pack([self.post.base], self.post.header())
+        log.info("the nodes load their data and the model")
         self.roster.wait(grid, enquiry, least=least, timeout=timeout)
         state = Path(config.state) if config.state else files.folder.path / "state"
         clients, said = len(self.roster.clients), self.roster.said
@@ -237,7 +238,8 @@ class Run(Strategy):
                 self.roster.gather(grid, enquiry, least=least, timeout=timeout)
             started = time.perf_counter()
             messages = list(self.configure_train(server_round, arrays, settings, grid))
-            replies = send_and_receive(grid, messages, timeout)
+            what = f"round {server_round}"
+            replies = send_and_receive(grid, messages, timeout, what)
             _, metrics = self.aggregate_train(server_round, replies)
             assert metrics is not None
             result.train_metrics_clientapp[server_round] = metrics
@@ -250,12 +252,13 @@ class Run(Strategy):
                 self.pools.server_round = server_round
                 self.method.settle(server_round)
             if last and config.evaluation.local_baseline:
+                log.info("training a model on each client alone, to compare with")
                 self._each_node("train.baseline", config.rounds, self.roster.clients)
             started = time.perf_counter()
             messages = list(self.configure_evaluate(server_round, arrays, settings, grid))
             scores = None
             if messages:
-                replies = send_and_receive(grid, messages, timeout)
+                replies = send_and_receive(grid, messages, timeout, f"{what}, evaluation")
                 scores = self.aggregate_evaluate(server_round, replies)
                 files.evaluated(server_round, self.results, self.unscored, started)
                 parts = self.method.parts if self.evaluates_global else None

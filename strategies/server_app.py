@@ -40,6 +40,7 @@ def main(grid: Grid, context: Context) -> None:
         given = {k: str(v) for k, v in context.run_config.items()}
         config, resume = config_of(given), given.get("resume", "")
         torch.set_num_threads(config.simulation.cpus_per_node)
+        log.info("reading the data, making the model")
         data = load_data(config)
         check_cohort(config, len(data.clients))
         strategy = find_strategy(config)(config, build_model(config, data), data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from clients.node import pooling, telling
@@ -204,7 +205,8 @@ def export(host: ClientHost, _: Rows, body: Body) -> Answered:
     def one(host: ClientHost, client: str) -> None:
         folder = host.stores.parent / "adapters"
         known = (host.model, host.store(client), host.config)
-        export_model(*known, client, body["round"], folder, body["manifests"][client])
+        manifest = {**body["manifests"][client], "inputs": asdict(host.data.scaling_of(client))}
+        export_model(*known, client, body["round"], folder, manifest)
 
     failures = _reasons("export", host, _each(host, body, one))
     return [], {"failures": {} if host.holds_back else failures}

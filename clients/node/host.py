@@ -41,6 +41,7 @@ from fedpers.memory import keep_memory
 from fedpers.models import PersonalModel
 from fedpers.parts import Parts
 from fedpers.privacy.noise import Sources
+from fedpers.progress import Progress
 from fedpers.robust import clipped
 
 PERSONAL, BASELINE = "personal", "baseline"
@@ -127,7 +128,6 @@ class ClientHost(Keeper):
         self._accounts.clear()
 
     def _load(self, config: Config, *given: Any) -> tuple[FederatedData, PersonalModel]:
-        """The clients' data, and the model."""
         return data_and_model(config, *given)
 
     def _admit(self, name: str) -> None:
@@ -203,7 +203,7 @@ class ClientHost(Keeper):
         size = self.groups.size(
             len(clients), lambda: self._trial(clients, broadcasts, server_round)
         )
-        for first in range(0, len(clients), size):
+        for first in Progress(f"round {server_round}, training", len(clients)).steps(size):
             begun: list[Started] = []
             for client in clients[first : first + size]:
                 try:

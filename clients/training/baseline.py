@@ -10,6 +10,7 @@ from clients.training.layers import Fold
 from clients.training.trainer import Trainer
 from fedpers.context import Context
 from fedpers.parts import Parts
+from fedpers.progress import Progress
 
 
 def train_baselines(
@@ -28,7 +29,7 @@ def train_baselines(
         keep: takes the model of a client.
     """
     failures = {}
-    for first in range(0, len(clients), size):
+    for first in Progress("local baseline", len(clients)).steps(size):
         some = clients[first : first + size]
         workings = {c: local.receive(Parts(), Parts(), Context(c, 1)) for c in some}
         for server_round in range(1, local.config.rounds + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fedpers.data import ClientData, Examples, FederatedData
 from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
 from fedpers.models.cache import cached, fingerprint
+
+log = logging.getLogger("fedpers")
 
 LIMIT = 2**30  # bytes that one process keeps where it computes
 CHUNK = 256  # examples in one forward pass
@@ -90,7 +93,12 @@ def encode_texts(data: FederatedData, model: PersonalModel, limit: int) -> dict[
     if device.type != "cpu":  # the last bits are other ones there
         named["device"] = device.type
     key = fingerprint(named, {"texts": texts, **frozen})
-    encoded = cached(key, lambda: {"x": model.stem(texts.to(device))})["x"]
+
+    def compute() -> dict[str, Tensor]:
+        log.info("encoding %d texts with the frozen layers; kept for later runs", len(texts))
+        return {"x": model.stem(texts.to(device))}
+
+    encoded = cached(key, compute)["x"]
     return {row.tobytes(): x for row, x in zip(texts.numpy(), encoded, strict=True)}
 
 

@@ -62,15 +62,14 @@ class FederatedData:
         self.given, self.remark = table.signature, ""
         if scaling is None:
             scaling, self.remark = self._scaling(table)
-        self.scaling = scaling
+        self.scaling, self._raw = scaling, table.examples.x
         x = scaling.apply(table.examples.x)
         self.signature = Signature(table.kind, tuple(x.shape[1:]))
         self._examples = Examples(x, self.task.scaled(targets))
 
     def _scaling(self, table: Table) -> tuple[Scaling, str]:
-        trained = [self._splits[client].train for client in self.clients]
-        rows = np.concatenate([self._public[:0], *trained])
-        public, train = (table.examples.x[torch.from_numpy(own)] for own in (self._public, rows))
+        x, trained = table.examples.x, [self._splits[client].train for client in self.clients]
+        public, *train = (x[torch.from_numpy(rows)] for rows in (self._public, *trained))
         return scaling_of(self._config, table.kind, table.names, table.scaled, public, train)
 
     @cached_property
@@ -96,8 +95,19 @@ class FederatedData:
             DataError: there is no such client.
         """
         split = self._split(client)
-        parts = (self._take(rows) for rows in (split.train, split.val, split.test))
+        scaling = self.scaling_of(client) if self.scaling.centred else None
+        parts = (self._take(rows, scaling) for rows in (split.train, split.val, split.test))
         return ClientData(*(shifted(examples, self._config, client) for examples in parts))
+
+    def scaling_of(self, client: str) -> Scaling:
+        """How one client's inputs are scaled.
+
+        Raises:
+            DataError: there is no such client, and it matters.
+        """
+        if not self.scaling.centred:
+            return self.scaling
+        return self.scaling.of_client(self._raw[torch.from_numpy(self._split(client).train)])
 
     def size(self, client: str) -> int:
         """How many training examples one client has.
@@ -113,8 +123,10 @@ class FederatedData:
             raise DataError(f"client: got {client!r}, takes one of {first!r} to {last!r}")
         return self._splits[client]
 
-    def _take(self, rows: Rows) -> Examples:
+    def _take(self, rows: Rows, scaling: Scaling | None = None) -> Examples:
         taken, privacy = self._examples.take(torch.from_numpy(rows)), self._config.privacy
+        if scaling is not None:
+            taken = Examples(scaling.apply(self._raw[torch.from_numpy(rows)]), taken.y)
         if privacy.enabled:
             bounded(taken.x, privacy.input_range)
             bounded(taken.y, privacy.input_range)

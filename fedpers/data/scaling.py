@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from fedpers.config import Columns, Config
 from fedpers.errors import ConfigError, DataError
 
+FENCES = 3.0  # beyond these quartile distances a value is an outlier (Tukey's outer fence)
 FARTHEST = 10.0  # spreads from the mean: beyond is an outlier that would decide a small model
 MOST_COLUMNS = 1_000_000
 HOW = ("none", "public", "declared", "sums")
@@ -29,6 +30,7 @@ class Scaling:
         mean, spread, fill: [d]; empty where nothing is done.
         marked: columns with an indicator of what is missing.
         most: how far from the mean a value may be, in spreads.
+        centred: the mean is each client's own, see ``of_client``; else it is the same for all.
     """
 
     how: str = "none"
@@ -38,6 +40,7 @@ class Scaling:
     fill: tuple[float, ...] = ()
     marked: tuple[int, ...] = ()
     most: float = FARTHEST
+    centred: bool = False
 
     def __post_init__(self) -> None:  # a device has it from its server
         numbers, width = (*self.mean, *self.spread, *self.fill), len(self.mean)
@@ -62,9 +65,27 @@ class Scaling:
             numbers = {name: tuple(float(value) for value in given[name]) for name in columns}
             marked = tuple(int(column) for column in given["marked"])
             how, rows, most = str(given["how"]), int(given["rows"]), float(given["most"])
+            centred = bool(given.get("centred", False))
         except (KeyError, TypeError, ValueError):
             raise DataError("scaling: cannot be read; ask whoever runs the server") from None
-        return cls(how, rows, **numbers, marked=marked, most=most)
+        return cls(how, rows, **numbers, marked=marked, most=most, centred=centred)
+
+    def of_client(self, train: Tensor) -> Scaling:
+        """This one where it is the same for all; else with the mean of a client's own training
+        rows [n, d]; of what it has nothing of, with that of all."""
+        if not self.centred or not self.mean:
+            return self
+        x = train.double()
+        count, fill = torch.isfinite(x).sum(0), torch.tensor(self.fill).double()
+        mean, spread = (torch.tensor(v).double() for v in (self.mean, self.spread))
+        near = self.most * spread  # of what a client has by rule: an outlier is no offset
+        middle = x.nanmedian(0).values.nan_to_num(0) if len(x) else mean
+        around = torch.where(torch.isfinite(x), x, middle)
+        around = torch.clamp(around, middle - near, middle + near)
+        own = (around.sum(0) - middle * (len(x) - count)) / count.clamp_min(1)
+        centre = torch.where(count > 0, own, mean)
+        filled = centre + (fill - mean)
+        return replace(self, mean=tuple(centre.tolist()), fill=tuple(filled.tolist()))
 
     def apply(self, x: Tensor) -> Tensor:
         """Features [n, d] as a model reads them, float32 [n, d + marked]; ``x`` where nothing is
@@ -96,7 +117,8 @@ class Scaling:
             "sums": f"standardised by sums over the clients’ {self.rows:,} training rows",
         }[self.how]
         marked = f"{len(self.marked)} columns say what was missing" if self.marked else ""
-        told = "; ".join(part for part in (said, marked) if part)
+        centred = "around each client’s own mean" if self.centred else ""
+        told = "; ".join(part for part in (said, centred, marked) if part)
         return f"features: {told}" if told else ""
 
 
@@ -106,7 +128,7 @@ def scaling_of(
     names: Sequence[str],
     scaled: Sequence[int],
     public: Tensor,
-    train: Tensor,
+    train: Sequence[Tensor],
 ) -> tuple[Scaling, str]:
     """How features are scaled and filled as ``data.scale`` and ``data.missing`` say, and a remark
     for the user, or "".
@@ -114,9 +136,9 @@ def scaling_of(
     Args:
         kind: of the examples.
         names: of the columns.
-        scaled: those that are on a scale that suits models already.
+        scaled: those that are on a scale that suits models already: they need no declared range.
         public: inputs that everybody may see.
-        train: the inputs that the clients train on; read for sums over them alone.
+        train: the inputs that each client trains on; read for sums over them alone.
 
     Raises:
         ConfigError: the settings ask for what there is not, or what is not protected.
@@ -127,14 +149,14 @@ def scaling_of(
         return Scaling(), remark
     if how == "declared":
         return _declared(data.columns, names, scaled, data.missing), remark
-    seen = train if how == "sums" else public
+    seen = train if how == "sums" else [public]
     if how == "none" and len(public) == 0:
         takes = "error where nothing says what a column is like: no public rows, no ranges"
         raise ConfigError("data.missing", data.missing, takes, "set data.scale=sums or declared")
     if how == "sums" and data.missing == "median":
         takes = "mean or indicator with data.scale=sums, for a median is no sum"
         raise ConfigError("data.missing", "median", takes)
-    return _fitted(seen, how, data.missing, scaled), remark
+    return _fitted(seen, how, data.missing, data.centre), remark
 
 
 def check_scale(config: Config) -> None:
@@ -149,6 +171,11 @@ def check_scale(config: Config) -> None:
         takes = "public or declared where clients' sums would have to be hidden, or are on devices"
         cure = "declare data.columns.ranges, or set public rows aside (data.public_fraction)"
         raise ConfigError("data.scale", "sums", takes, cure)
+    if data.centre and (config.privacy.by_example or data.scale in ("none", "declared")):
+        takes, cure = f"false with data.scale={data.scale}", "set data.scale to public or sums"
+        if config.privacy.by_example:  # a row more or less would move all others
+            takes, cure = "false with privacy.unit=example", "leave it out"
+        raise ConfigError("data.centre", True, takes, cure)
     for name, ends in columns.ranges.items():
         if len(ends) != 2 or not ends[0] < ends[1] or not all(map(math.isfinite, ends)):
             takes = "[lowest, highest], two finite numbers"
@@ -156,6 +183,10 @@ def check_scale(config: Config) -> None:
         if name not in columns.features and columns.features:
             takes = f"one of data.columns.features: {', '.join(columns.features)}"
             raise ConfigError("data.columns.ranges", name, takes)
+    for name in columns.dates:
+        if name not in columns.features or name in columns.categories:
+            takes = f"one of data.columns.features, of no categories: {', '.join(columns.features)}"
+            raise ConfigError("data.columns.dates", name, takes)
     for name, values in columns.categories.items():
         if name not in columns.features:
             takes = f"one of data.columns.features: {', '.join(columns.features)}"
@@ -204,17 +235,42 @@ def _declared(
     return Scaling("declared", 0, middle, half, middle, marked, most=1.0)
 
 
-def _fitted(x: Tensor, how: str, missing: str, scaled: Sequence[int]) -> Scaling:
-    """By count, sum and sum of squares of each column of ``x`` [n, d]."""
-    known = torch.isfinite(x)
-    values, count = x.double().nan_to_num(0, 0, 0), known.sum(0).clamp_min(1)
-    mean = values.sum(0) / count
-    spread = ((values - mean).square() * known).sum(0).div(count).sqrt()
+def _fitted(owned: Sequence[Tensor], how: str, missing: str, centred: bool) -> Scaling:
+    """By count, sum and sum of squares of each column of all ``owned`` [n, d] together, each
+    owner's outliers brought nearer first.
+
+    Args:
+        centred: the squares are around each owner's own mean.
+    """
+    near = [_nearer(x.double()) for x in owned]
+    x = torch.cat(near)
+    known, count = torch.isfinite(x), torch.isfinite(x).sum(0).clamp_min(1)
+    mean = x.nan_to_num(0).sum(0) / count
+    around = [_mean(own, mean) for own in near] if centred else [mean] * len(near)
+    off = torch.cat([own - middle for own, middle in zip(near, around, strict=True)])
+    spread = (off.nan_to_num(0).square() * known).sum(0).div(count).sqrt()
     # A column that does not vary says nothing, and float32 varies by 1e-7.
     spread = torch.where(spread > 1e-7 * mean.abs(), spread, 1.0)
-    middle = x.double().nanmedian(0).values.nan_to_num(0) if missing == "median" else mean
-    lacks = torch.isnan(x).any(0).nonzero().flatten().tolist()
-    mean[list(scaled)], spread[list(scaled)] = 0.0, 1.0
+    middle = x.nanmedian(0).values.nan_to_num(0) if missing == "median" else mean
+    lacks = torch.isnan(torch.cat(list(owned))).any(0).nonzero().flatten().tolist()
     centre, scale, fill = (tuple(v.tolist()) for v in (mean, spread, middle))
     marked = tuple(lacks) if missing == "indicator" else ()
-    return Scaling(how, len(x), centre, scale, fill, marked)
+    return Scaling(how, len(x), centre, scale, fill, marked, centred=centred)
+
+
+def _mean(x: Tensor, instead: Tensor) -> Tensor:
+    """Of each column; ``instead`` where there is nothing in it."""
+    count = torch.isfinite(x).sum(0)
+    return torch.where(count > 0, x.nan_to_num(0).sum(0) / count.clamp_min(1), instead)
+
+
+def _nearer(x: Tensor) -> Tensor:
+    """A column's values within ``FENCES`` times the distance of its quartiles from them; NaN for
+    what is not finite. As they are where quartiles are the same: columns that are mostly 0."""
+    x = torch.where(torch.isfinite(x), x, torch.nan)
+    if len(x) < 4:
+        return x
+    low, high = x.nanquantile(torch.tensor([0.25, 0.75]).double(), dim=0)
+    room = FENCES * (high - low)
+    room = torch.where(room > 0, room, torch.inf)
+    return torch.minimum(torch.maximum(x, low - room), high + room)

@@ -13,7 +13,7 @@ import torch
 
 from fedpers.config import Columns, Config
 from fedpers.data.arrays import to_inputs, to_names, to_targets
-from fedpers.data.cells import one_hot, to_numbers
+from fedpers.data.cells import one_hot, to_days, to_numbers
 from fedpers.data.examples import Examples, Table
 from fedpers.data.tokens import tokenize
 from fedpers.errors import ConfigError, DataError
@@ -69,10 +69,13 @@ def _csv(path: Path, columns: Columns, config: Config) -> tuple[list[str], Read]
     import pandas as pd
 
     # Names stay text ("07" is not "7"), and the word "null" in a text is a word.
-    texts = [*columns.text, columns.image, columns.client, columns.group, *columns.categories]
-    as_text: Any = {name: str for name in texts if name}
+    texts = [*columns.text, columns.image, columns.client, columns.group]
+    as_text: Any = {name: str for name in (*texts, *columns.categories, *columns.dates) if name}
     separator = {"tab": "\t"}.get(config.data.separator, config.data.separator)
     form: Any = {"sep": separator, "encoding": config.data.encoding, "keep_default_na": False}
+    if config.data.decimal == ",":
+        as_text |= dict.fromkeys(columns.features, str)  # pandas would read 1.5 as 15
+        form |= {"decimal": ",", "thousands": "."}
 
     def frame(names: Sequence[str]) -> Any:
         # All columns, as a row with too many cells is seen only so; none of them is an index.
@@ -210,15 +213,18 @@ def _inputs(
     named: dict[str, np.ndarray[Any, Any]] = {}
     encoded: list[int] = []
     # Under privacy an error would tell of a cell: what is no number is missing.
-    told = not config.privacy.enabled
+    told, words = not config.privacy.enabled, set(config.data.missing_words)
     for name in columns.features:
         if name in columns.categories:
             known = columns.categories[name]
             found = one_hot(cells[name], known, f"{where}: {name}", told=told)
             encoded += range(len(named), len(named) + len(known))
             named |= {f"{name}={value}": found[:, k] for k, value in enumerate(known)}
+        elif form := columns.dates.get(name):
+            named[name] = to_days(cells[name], form, f"{where}: {name}", told=told, words=words)
         else:
-            named[name] = to_numbers(cells[name], f"{where}: {name}", told=told)
+            decimal, here = config.data.decimal, f"{where}: {name}"
+            named[name] = to_numbers(cells[name], here, told=told, decimal=decimal, words=words)
     kind, x = to_inputs(np.stack(list(named.values()), axis=1), f"{where}: features")
     return kind, x, tuple(named), tuple(encoded)
 

@@ -40,7 +40,7 @@ def new_run_id(config: Config) -> str:
     # Two runs of one seed must differ: the only randomness that is not seeded.
     suffix = secrets.token_hex(2)
     time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    data, strategy = _plain(config.data.name), _plain(config.strategy.name)
+    data, strategy = _plain(config.data.called), _plain(config.strategy.name)
     return f"{time}-{data}-{strategy}-s{config.seed}-{suffix}"
 
 

@@ -58,7 +58,7 @@ def export_model(
         "seed": config.seed,
         "model": asdict(config.model),
         "signature": asdict(data.signature),
-        "inputs": asdict(data.scaling),
+        "inputs": asdict(data.scaling_of(str(manifest.get("client")))),
         "task": asdict(data.task.settings()),
         "strategy": config.strategy.name,
     }

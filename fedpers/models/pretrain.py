@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,14 @@ from fedpers.errors import ConfigError
 from fedpers.models.backbones import Backbone
 from fedpers.models.cache import cached, fingerprint
 from fedpers.models.personal import Scaler
+from fedpers.progress import Progress
 from fedpers.seeding import seed_for, seeded, torch_generator
 from fedpers.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from fedpers.data import Examples, FederatedData
+
+log = logging.getLogger("fedpers")
 
 # The norm that a standardised feature vector has on average (root mean square).
 FEATURE_NORM = 4.0
@@ -73,6 +77,8 @@ def pretrain(trunk: Backbone, settings: Pretrain, public: Examples, seed: int) -
     content = {"public.x": public.x, **labels, **trunk.state_dict()}
 
     def compute() -> dict[str, torch.Tensor]:
+        how = f"{len(public)} public examples ({settings.task}), {settings.epochs} epochs"
+        log.info("pre-training %s on %s; kept for later runs", type(trunk).__name__, how)
         x, y = _examples_and_targets(settings, public, seed)
         _fit(trunk, settings, x, y, seed)
         return trunk.state_dict()
@@ -129,7 +135,9 @@ def _fit(
         head = nn.Linear(trunk.feature_dim, int(targets.max()) + 1)
     optimizer = torch.optim.Adam([*trunk.parameters(), *head.parameters()], lr=settings.lr)
     generator = torch_generator(seed, "model", "pretrain", "batches")
-    for _ in range(settings.epochs):
+    progress = Progress("pre-training", settings.epochs, "epochs")
+    for epoch in range(settings.epochs):
+        progress.at(epoch)
         order = torch.randperm(len(x), generator=generator)
         for batch in torch.split(order, settings.batch_size):
             loss = F.cross_entropy(head(trunk(x[batch]).flatten(1)), targets[batch])

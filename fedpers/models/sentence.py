@@ -11,6 +11,7 @@ from torch import nn
 
 from fedpers.models.backbones import Backbone, Stage
 from fedpers.pretrained import load_pretrained
+from fedpers.progress import Progress
 
 BATCH = 64  # texts of about one length in a forward pass
 
@@ -46,7 +47,10 @@ class SentenceEncoder(Backbone):
             return self._pool(x)
         # Short texts together, so that little of what is computed is padding.
         order = x[:, 1].sum(1).argsort(stable=True)
-        pieces = [self._pool(piece) for piece in torch.split(x[order], BATCH)]
+        progress, pieces = Progress("encoding", len(x), "texts"), list[torch.Tensor]()
+        for piece in torch.split(x[order], BATCH):
+            progress.at(len(pieces) * BATCH)
+            pieces.append(self._pool(piece))
         return torch.cat(pieces)[order.argsort()]
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:

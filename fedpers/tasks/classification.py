@@ -88,6 +88,8 @@ class Classification(Task):
         the names that are given. Where names or ``columns.classes`` are given, not every class need
         be there."""
         labels = column_of(values, where)
+        if labels.dtype.kind == "f" and params.names and np.array_equal(labels, labels.round()):
+            labels = labels.astype(np.int64)  # 1.0 and 2.0, as some programs write classes
         if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "biuU":
             got = f"{labels.dtype} of shape {labels.shape}"
             takes = "one class an example, an integer or text"

@@ -70,6 +70,7 @@ def launch(
             events=events,
             search=Path.cwd(),
         )
+        show("starting Flower and Ray")
         superlink = _start_superlink(space)
         run_id = _submit(space, config)
         try:

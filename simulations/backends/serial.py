@@ -161,19 +161,21 @@ def run_serial(
             state=RecordDict(),
             run_config=dict(run_config(settings, run_folder, resume)),
         )
-        with _shown(show):
+        with shown(show):
             server(grid, context)
 
 
 @contextmanager
-def _shown(show: Callable[[str], None]) -> Iterator[None]:
-    """Show what the apps log, except the error that they also raise."""
-    handler = _Handler(show)
+def shown(show: Callable[[str], None]) -> Iterator[None]:
+    """Show what this package logs in this process, except the error that it also raises."""
+    handler, level = _Handler(show), log.level
     log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         yield
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
 
 
 class _Handler(logging.Handler):

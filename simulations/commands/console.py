@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -83,9 +84,25 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
         yield advance
 
 
+def how_to_go_on(command: Sequence[str], folder: Path | None) -> str:
+    """After a stop: the command that goes on with the run in a folder, if it got so far.
+
+    Args:
+        command: that started it, without ``--resume``.
+        folder: None where there is none yet.
+    """
+    if folder is None or not any(folder.glob("checkpoint/round-*")):
+        return "stopped before a round was over: there is nothing to go on with"
+    return f"stopped; to go on: {shlex.join([*command, '--resume', str(folder)])}"
+
+
 @contextmanager
-def errors() -> Iterator[None]:
-    """Errors that a user can act on become one line and an exit code, without a traceback."""
+def errors(stopped: Callable[[], str] = lambda: "stopped") -> Iterator[None]:
+    """Errors that a user can act on become one line and an exit code, without a traceback.
+
+    Args:
+        stopped: what to say after Ctrl-C.
+    """
     try:
         yield
     except FedpersError as error:
@@ -99,7 +116,8 @@ def errors() -> Iterator[None]:
         typer.echo(f"error: {error.filename or 'files'}: {error.strerror}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
+        sys.stdout.flush()
+        typer.echo(stopped(), err=True)
         raise typer.Exit(STOPPED) from None
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from simulations.commands.console import errors
+
+
+class Task(StrEnum):
+    """What is learned."""
+
+    CLASSES = "classification"
+    NUMBERS = "regression"
 
 
 def new(
@@ -17,12 +25,16 @@ def new(
     client: Annotated[
         str | None, typer.Option(help="The column that says whose a row is; none: rows are dealt.")
     ] = None,
+    task: Annotated[
+        Task | None, typer.Option(help="What to learn, where the column does not tell.")
+    ] = None,
 ) -> None:
     """Write a commented config for your own table, which runs as it is."""
     with errors():
         from simulations.experiments import new as making
+        from simulations.experiments.columns import look
 
-        found = making.look(source, label, client)
+        found = look(source, label, client, None if task is None else task.value)
         path = making.write(folder, source, label, client, found)
         learned = "a number" if found.classes is None else f"{len(found.classes)} classes"
         typer.echo(f"{path}: {len(found.features)} features, {learned}, {found.rows} rows")

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from simulations.commands.console import Overrides, errors, find_plug_ins, show, signals
+from simulations.commands.console import (
+    Overrides,
+    errors,
+    find_plug_ins,
+    how_to_go_on,
+    show,
+    signals,
+)
 
 
 class Backend(StrEnum):
@@ -35,21 +42,32 @@ def run(
 
     KEY=VALUE changes a setting for this run: rounds=3 strategy.name=fedavg training.lr=0.1
     """
-    with errors(), signals():
-        # Here, because they take seconds to import.
+    folder: Path | None = resume
+
+    def go_on() -> str:
+        more = [*(overrides or []), *(["--backend", "serial"] if backend is Backend.SERIAL else [])]
+        return how_to_go_on(["fedpers", "run", str(config), *more], folder)
+
+    with errors(go_on), signals():
         from fedpers.config import load_config
+
+        find_plug_ins()
+        settings = load_config(config, overrides or [])
+        what = f"{settings.strategy.name} on {settings.data.called}, {settings.rounds} rounds"
+        typer.echo(f"{config.name}: {what}; looking at the data and the settings")
+        # Here, because they take seconds to import.
         from fedpers.evaluation.run_folder import new_run_id
         from simulations.backends.checks import absolute_paths, check, check_ray, check_serial
         from simulations.backends.launcher import launch
-        from simulations.backends.serial import run_serial
+        from simulations.backends.serial import run_serial, shown
 
-        find_plug_ins()
-        settings = absolute_paths(load_config(config, overrides or []))
+        settings = absolute_paths(settings)
         if backend is Backend.RAY:
             check_ray(settings)
         else:
             check_serial(settings)
-        check(settings)
+        with shown(typer.echo):
+            check(settings)
         folder = resume.resolve() if resume else Path(settings.output) / new_run_id(settings)
         if backend is Backend.SERIAL:
             run_serial(settings, folder, resume=resume is not None)

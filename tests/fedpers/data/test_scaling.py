@@ -84,6 +84,44 @@ def test_a_table_without_public_rows_is_told_so(tmp_path: Path) -> None:
     assert "for there are no public rows; set data.scale=sums" in data.remark
 
 
+def test_each_clients_own_mean_is_taken_off_where_clients_measure_differently(
+    tmp_path: Path,
+) -> None:
+    who, rng = np.repeat(np.arange(4), 10), np.random.default_rng(1)
+    a = 1000 * who + rng.standard_normal(40)
+    wanted = ("data.public_fraction=0", "data.scale=sums", "data.centre=true")
+    data = load(tmp_path, *wanted, **table(a=a, who=who))
+    assert data.scaling.about.endswith("training rows; around each client’s own mean")
+    for client in data.clients:
+        x = data.client(client).train.x
+        assert x.mean(0).abs().max() < 1e-4 and 0.3 < float(x[:, 0].std()) < 3
+        test = data.client(client).test.x
+        assert test[:, 0].abs().max() < 5  # by the mean of the training rows
+    # A newcomer, and a device, have their own too; what others are like does not matter.
+    held = load(tmp_path, *wanted, "data.holdout_clients=1", **table(a=a, who=who))
+    assert held.client(held.held_out[0]).train.x.mean(0).abs().max() < 1e-4
+    again = Scaling.from_json(json.loads(json.dumps(asdict(data.scaling))))
+    assert again == data.scaling and again.centred
+
+
+def test_by_hand_around_ones_own_mean() -> None:
+    all_ = Scaling("sums", 9, (1.0, 5.0), (2.0, 1.0), (1.0, 5.0), centred=True)
+    own = all_.of_client(torch.tensor([[100.0, NAN], [104.0, NAN], [NAN, NAN]]))
+    assert own.mean == (102.0, 5.0)  # nothing of the second column: the mean of all
+    assert own.apply(torch.tensor([[104.0, NAN], [NAN, 6.0]])).tolist() == [[1, 0], [0, 1]]
+    far = all_.of_client(torch.tensor([[100.0, 0.0]] * 9 + [[1e9, 0.0]]))
+    assert 100 <= far.mean[0] <= 102  # one outlier is no offset
+    assert Scaling("sums", 9, (1.0,), (2.0,), (1.0,)).of_client(torch.zeros(3, 1)).mean == (1.0,)
+
+
+def test_one_outlier_does_not_squash_the_rest(tmp_path: Path) -> None:
+    a = np.random.default_rng(0).standard_normal(40)
+    a[7] = 1e9
+    data = load(tmp_path, "data.public_fraction=0", "data.scale=sums", **table(a=a))
+    x = torch.cat([data.client(client).train.x for client in data.clients])
+    assert float(x[:, 0].quantile(0.9) - x[:, 0].quantile(0.1)) > 1
+
+
 def test_columns_that_do_not_vary_are_zero_and_not_huge(tmp_path: Path) -> None:
     data = load(tmp_path, **table(b=[123456.789] * 40))
     assert data.public.x[:, 1].abs().max() == 0
@@ -108,12 +146,16 @@ def test_what_is_missing_is_as_the_rule_says(
         assert data.scaling.marked == (1,)
 
 
-def test_categories_are_ones_and_zeros_and_stay_so(tmp_path: Path) -> None:
+def test_categories_are_ones_and_zeros_and_then_on_the_scale_of_all_others(tmp_path: Path) -> None:
     kinds = ["red", "07", "", "blue"] * 10
     categories = 'data.columns.categories={b: [blue, "07", red]}'
-    data = load(tmp_path, "data.partition.name=devices", categories, **table(b=kinds))
-    rows = [[0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
-    assert data.public.x[:4, 1:].tolist() == rows
+    devices = ["data.partition.name=devices"]
+    data = load(tmp_path, *devices, categories, **table(b=kinds))
+    rows = torch.tensor([[0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]])
+    given = load(tmp_path, "data.scale=none", *devices, categories, **table(b=kinds)).public.x
+    assert torch.equal(given[:4, 1:], rows.float())
+    scaled = (rows - 0.25) / (0.25 * 0.75) ** 0.5  # a rare one is as strong as a frequent one
+    torch.testing.assert_close(data.public.x[:4, 1:], scaled)
     with pytest.raises(DataError, match=r"b: got 'red' in row 0 .* takes one of blue, 07"):
         load(tmp_path, 'data.columns.categories={b: [blue, "07"]}', **table(b=kinds))
 
@@ -189,6 +231,9 @@ def test_whatever_comes_what_a_model_reads_is_finite_and_near(values: list[float
         (["data.scale=sums", "encryption.enabled=true"], "data.scale: got 'sums', takes public"),
         (["data.scale=sums", "data.partition.name=devices"], "data.scale: got 'sums'"),
         (["data.scale=sums", "data.missing=median"], "data.missing: got 'median'"),
+        (["data.centre=true", "privacy.enabled=true"], "data.centre: got True, takes false with"),
+        (["data.centre=true", "data.scale=declared"], "data.centre: got True, takes false with"),
+        (["data.columns.dates={c: ISO8601}"], "data.columns.dates: got 'c'"),
         (["data.scale=declared"], "data.columns.ranges: got None, takes a range for each feature"),
         (["data.columns.ranges={a: [1, 0]}"], "data.columns.ranges.a: got "),
         (["data.columns.ranges={c: [0, 1]}"], "data.columns.ranges: got 'c'"),

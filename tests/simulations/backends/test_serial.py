@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from fedpers.config import Config
 from fedpers.errors import ConfigError
 from simulations.backends.bundle import load_app
-from simulations.backends.serial import SerialGrid, _identity, _shown, log, run_serial
+from simulations.backends.serial import SerialGrid, _identity, log, run_serial, shown
 
 TOYS = Path(__file__).parents[2] / "tools"
 TOY = {"serverapp": "toy_server:app", "clientapp": "toy_client:app"}
@@ -49,7 +49,7 @@ def test_each_node_has_its_own_partition_and_state(client: ClientApp) -> None:
 def test_an_exception_becomes_an_error_reply(client: ClientApp) -> None:
     grid = SerialGrid(client, nodes=1)
     lines: list[str] = []
-    with _shown(lines.append):
+    with shown(lines.append):
         reply = ask(grid, "fail", *grid.get_node_ids())
     assert not reply.has_content()
     assert reply.error.code == 2  # ErrorCode.CLIENT_APP_RAISED_EXCEPTION

@@ -99,6 +99,9 @@ def test_numbers_and_classes_from_one_and_rows_that_nobody_owns(tmp_path: Path) 
     assert new(tmp_path, {**rows, "outcome": np.arange(240) % 3 + 1}).exit_code == 0
     data = load_data(load_config(tmp_path / "mine" / "config.yaml"))
     assert data.task.names == ("1", "2", "3")
+    (tmp_path / "mine" / "config.yaml").unlink()
+    assert new(tmp_path, {**rows, "outcome": [1.0, 2.0] * 120}).exit_code == 0
+    assert load_data(load_config(tmp_path / "mine" / "config.yaml")).task.names == ("1", "2")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_numbers_and_classes_from_one_and_rows_that_nobody_owns(tmp_path: Path) 
         ({"outcome": "ill"}, [], "--label outcome: got the one value 'ill'"),
         ({"outcome": ["", *["a", "b"] * 119, "a"]}, [], "--label outcome: nothing in 1 rows"),
         ({"outcome": [f"o{k}" for k in range(240)]}, [], "got 240 different texts"),
-        ({"outcome": ["1.0", "0.0"] * 120}, [], "got classes such as 0.0, takes integers"),
+        ({"outcome": ["a", "b"] * 120}, ["--task", "regression"], "--label outcome: got text"),
         ({"clinic": "one"}, ["--client", "clinic"], "got one client, takes at least two"),
         ({"clinic": ["", *["x", "y"] * 119, "x"]}, ["--client", "clinic"], "nothing in 1 rows"),
         ({}, ["--from", "no.csv"], "error: --from: got 'no.csv', takes a csv file"),
