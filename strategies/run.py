@@ -217,7 +217,6 @@ class Run(Strategy):
         enquiry = pack([], self.post.header())
         if self.post.base is not None:
             self.roster.base = pack([self.post.base], self.post.header())
-        log.info("the nodes load their data and the model")
         self.roster.wait(grid, enquiry, least=least, timeout=timeout)
         state = Path(config.state) if config.state else files.folder.path / "state"
         clients, said = len(self.roster.clients), self.roster.said
@@ -238,8 +237,7 @@ class Run(Strategy):
                 self.roster.gather(grid, enquiry, least=least, timeout=timeout)
             started = time.perf_counter()
             messages = list(self.configure_train(server_round, arrays, settings, grid))
-            what = f"round {server_round}"
-            replies = send_and_receive(grid, messages, timeout, what)
+            replies = send_and_receive(grid, messages, timeout, f"round {server_round}")
             _, metrics = self.aggregate_train(server_round, replies)
             assert metrics is not None
             result.train_metrics_clientapp[server_round] = metrics
@@ -258,7 +256,7 @@ class Run(Strategy):
             messages = list(self.configure_evaluate(server_round, arrays, settings, grid))
             scores = None
             if messages:
-                replies = send_and_receive(grid, messages, timeout, f"{what}, evaluation")
+                replies = send_and_receive(grid, messages, timeout, "evaluation")
                 scores = self.aggregate_evaluate(server_round, replies)
                 files.evaluated(server_round, self.results, self.unscored, started)
                 parts = self.method.parts if self.evaluates_global else None
