@@ -85,7 +85,6 @@ class Roster:
             FedpersError: a node refuses the run as configured; its line is passed on.
             RunError: too few after ``timeout`` seconds.
         """
-        log.info("the nodes load their data and the model")
         began, expected = time.monotonic(), 1
         deadline = began + timeout
         while True:

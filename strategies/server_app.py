@@ -48,6 +48,7 @@ def main(grid: Grid, context: Context) -> None:
         files = RunFiles(config, Path(named) if named else None, resume=bool(resume))
         with closing(files.folder):
             log.info("run folder: %s", files.folder.path)
+            log.info("the nodes load their data and the model")
             Run(strategy).rounds(grid, files)
     except FedpersError as error:
         # One line for the launcher and for a person; the raise marks the run as failed.
