@@ -48,18 +48,24 @@ def read_own(path: Path) -> str | None:
         return file.read()
 
 
-def write_own(path: Path, text: str) -> None:
-    """Write a file, readable by this user only: there is the old one or the new one, and the new
-    one is on the disk when this returns."""
+def write_own(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a file, readable by this user only: there is the old one or the new one.
+
+    Args:
+        durable: whether the new one is on the disk when this returns; else it is what every process
+            sees from then on, and the disk in a while.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        flush(path.parent)
+        if durable:
+            flush(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

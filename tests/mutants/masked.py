@@ -18,10 +18,10 @@ MASKED = [
         of(f"{ROOM}/test_memory.py", "test_a_vector_is_masked_once_a_tag_whatever_the_words"),
     ),
     Mutant(
-        "nothing is on the disk before the upload",
-        f"{ROOM}/client.py",
-        "        self.memory.upload(session)\n",
-        "",
+        "nothing is written before the upload",
+        f"{ROOM}/memory.py",
+        "        return replace(served, session=session.digest.hex(), upload=commitment.hex())",
+        "        return served",
         of(f"{ROOM}/test_memory.py", "test_each_step_is_on_the_disk_before_its_message"),
     ),
     Mutant(
@@ -55,7 +55,7 @@ MASKED = [
     Mutant(
         "shares of all pair seeds",
         f"{ROOM}/client.py",
-        "(owner, *session.lost(owner, there))]",
+        "(owner, *lost)]",
         "places]",
         of(
             SERVER,
@@ -65,7 +65,7 @@ MASKED = [
     Mutant(
         "shares of those that dropped out",
         f"{ROOM}/client.py",
-        "            if owner not in there:\n                continue\n",
+        "            if owner not in survivors:\n                continue\n",
         "",
         of(
             SERVER,
@@ -94,17 +94,27 @@ MASKED = [
         of(SERVER, "test_a_graph_s_seed_cannot_be_ground"),
     ),
     Mutant(
+        "shares of whichever upload",
+        f"{ROOM}/client.py",
+        'b"fedpers masked shares" + session.digest + commitment',
+        'b"fedpers masked shares" + session.digest',
+        of(
+            f"{ROOM}/test_restored.py",
+            "test_of_two_uploads_under_one_tag_the_own_seed_of_one_comes_out_at_most",
+        ),
+    ),
+    Mutant(
         "a graph may be cut",
         f"{ROOM}/session.py",
-        "if not self.graph.holds(frozenset(clients)):",
-        "if not clients:",
+        "if not self.graph.holds(given.keys()):",
+        "if not given:",
         of(SERVER, "test_a_set_that_cuts_the_graph_is_not_signed"),
     ),
     Mutant(
         "shares that nobody checks",
         f"{ROOM}/server.py",
-        "for other, seed in named] == bound:",
-        "for other, seed in named]:",
+        "for seed in seeds] == bound:",
+        "for seed in seeds]:",
         of(CLIENT, "test_a_helper_s_garbage_is_passed_over_and_the_helper_suspected"),
     ),
 ]

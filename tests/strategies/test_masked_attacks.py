@@ -55,18 +55,18 @@ class Sums:
         self.transcript: list[Said] = []
         self.log: list[str] = []
         self.config = load_config(None, digits)
-        mask, unmask = MaskedClient.mask, MaskedServer.unmask
+        mask, unmask = MaskedClient.masked, MaskedServer.unmask
 
-        def noted_mask(client: MaskedClient, terms: Terms, words: Words) -> bytes:
+        def noted_mask(client: MaskedClient, terms: Terms, own: bytes, words: Words) -> bytes:
             self.vectors[terms.tag, client.me] = words.copy()
-            return mask(client, terms, words)
+            return mask(client, terms, own, words)
 
         def noted_unmask(server: MaskedServer) -> Words:
             total = unmask(server)
-            self.found[server.session.terms.tag] = server.survivors, total
+            self.found[server.session.terms.tag] = tuple(server.survivors), total
             return total
 
-        patch.setattr(MaskedClient, "mask", noted_mask)
+        patch.setattr(MaskedClient, "masked", noted_mask)
         patch.setattr(MaskedServer, "unmask", noted_unmask)
 
     def run(
@@ -92,9 +92,9 @@ class Sums:
 
     def client(self, name: str, registry: Registry) -> MaskedClient:
         """A client with the secrets that are in its store."""
-        home = ClientStore(self.folder / "state", name).folder
-        known = registry, policy_of(self.config), Memory(home / SERVED)
-        return MaskedClient(Identity.load(home / IDENTITY), *known)
+        stores = self.folder / "state"
+        known = registry, policy_of(self.config), Memory(stores / SERVED)
+        return MaskedClient(Identity.load(ClientStore(stores, name).folder / IDENTITY), *known)
 
 
 @pytest.fixture

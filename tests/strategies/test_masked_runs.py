@@ -28,13 +28,13 @@ LEARN += ["model.standardise=true"]
 def vectors(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[int, str], Words]]:
     """What each client would have sent without masks, by tag and client."""
     seen: dict[tuple[int, str], Words] = {}
-    mask = MaskedClient.mask
+    mask = MaskedClient.masked
 
-    def noted(self: MaskedClient, terms: Terms, words: Words) -> bytes:
+    def noted(self: MaskedClient, terms: Terms, own: bytes, words: Words) -> bytes:
         seen[terms.tag, self.me] = words.copy()
-        return mask(self, terms, words)
+        return mask(self, terms, own, words)
 
-    monkeypatch.setattr(MaskedClient, "mask", noted)
+    monkeypatch.setattr(MaskedClient, "masked", noted)
     yield seen
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedpers.channels.masked import masks, shamir
-from fedpers.channels.masked.client import MaskedClient
+from fedpers.channels.masked.client import MaskedClient, derived, opened
 from fedpers.channels.masked.messages import Shares, Upload
 from fedpers.channels.masked.session import Session, Terms
+
+
+def pieces(row: bytes) -> list[bytes]:
+    """Shares one by one."""
+    return [row[at : at + shamir.BYTES] for at in range(0, len(row), shamir.BYTES)]
 
 
 class View:
@@ -32,34 +37,41 @@ class View:
         self.terms, self.session, self.clients = terms, session, clients
         self.uploads, self.shares, self.there = uploads, shares, tuple(uploads)
 
-    def row(self, owner: str, helper: str) -> list[int]:
+    def row(self, owner: str, helper: str) -> bytes:
         """A corrupt helper's shares of an owner's seeds."""
-        client, boxed = self.clients[helper], self.session.boxed(owner)
+        client, boxed, upload = (
+            self.clients[helper],
+            self.session.boxed(owner),
+            self.uploads[owner],
+        )
+        key, count = (
+            client._key(self.session, owner, upload.commitments[:32]),
+            len(self.session.places(owner)),
+        )
         if helper not in boxed:
-            return client._derived(self.session, owner, helper)
-        boxes = self.uploads[owner].boxes
-        size, at = len(boxes) // len(boxed), boxed.index(helper)
-        found = client._opened(self.session, owner, boxes[at * size : (at + 1) * size])
+            return derived(key, count)
+        size, at = len(upload.boxes) // len(boxed), boxed.index(helper)
+        found = opened(key, upload.boxes[at * size : (at + 1) * size], count)
         assert found is not None
         return found
 
-    def seeds(self, corrupt: tuple[str, ...]) -> dict[tuple[str, str], int]:
+    def seeds(self, corrupt: tuple[str, ...]) -> dict[tuple[str, str], bytes]:
         """(owner, other) -> each seed that can be had."""
         graph = self.session.graph
-        known: dict[tuple[str, str], dict[int, list[int]]] = {}
+        known: dict[tuple[str, str], dict[int, bytes]] = {}
         for answer in self.shares:
             for owner, row in answer.owners.items():
                 others = (owner, *self.session.lost(owner, self.there))
                 point = self.session.places(owner)[answer.client]
-                for other, share in zip(others, shamir.elements(row), strict=True):
-                    known.setdefault((owner, other), {})[point] = [share]
+                for other, share in zip(others, pieces(row), strict=True):
+                    known.setdefault((owner, other), {})[point] = share
         for owner in self.uploads:
             for helper in set(graph.neighbours(owner)) & set(corrupt):
                 places = self.session.places(owner)
-                for other, share in zip(places, self.row(owner, helper), strict=True):
-                    known.setdefault((owner, other), {})[places[helper]] = [share]
+                for other, share in zip(places, pieces(self.row(owner, helper)), strict=True):
+                    known.setdefault((owner, other), {})[places[helper]] = share
         found = {
-            pair: shamir.combine(shares)[0]
+            pair: shamir.combine(shares)
             for pair, shares in known.items()
             if len(shares) >= graph.threshold
         }

@@ -12,14 +12,13 @@ import numpy as np
 
 from fedpers.channels.identity.identity import Identity
 from fedpers.channels.identity.registry import Registry
-from fedpers.channels.masked.client import MaskedClient
+from fedpers.channels.masked.client import MaskedClient, Plan, carry_out
 from fedpers.channels.masked.graph import Policy
 from fedpers.channels.masked.masks import Words
 from fedpers.channels.masked.memory import Memory
-from fedpers.channels.masked.messages import Request
 from fedpers.channels.masked.quantise import Field, Layout
 from fedpers.channels.masked.server import MaskedServer
-from fedpers.channels.masked.session import Terms
+from fedpers.channels.masked.session import Survivors, Terms
 
 
 @cache
@@ -37,11 +36,10 @@ class Cohort:
         self.policy = policy
         self.registry = Registry([one.public for one in identities])
         self.layout = Layout([Field("body", length, (-1.0, 1.0), 12)], count)
+        self.memory = Memory(folder / "served.json", durable=False)
+        self.memory.enrol([one.client for one in identities])
         self.clients = {
-            one.client: MaskedClient(
-                one, self.registry, policy, Memory.create(folder / f"{one.client}.json")
-            )
-            for one in identities
+            one.client: MaskedClient(one, self.registry, policy, self.memory) for one in identities
         }
         self.tag = 0
 
@@ -56,8 +54,8 @@ class Cohort:
         one = self.clients[terms.cohort[0]]
         if not one._session(terms).sparse:
             return terms
-        given = tuple(self.clients[name].advertise(terms) for name in terms.cohort)
-        return replace(terms, contributions=given)
+        given = answered([self.clients[name].advertising(terms) for name in terms.cohort])
+        return replace(terms, contributions=tuple(given[name] for name in terms.cohort))
 
     def words(self, terms: Terms, seed: int = 0) -> dict[str, Words]:
         """A vector for each client: any words that could be its quantised update."""
@@ -74,22 +72,30 @@ class Cohort:
     ) -> MaskedServer:
         """A server that has the uploads of ``names``."""
         server = MaskedServer(terms, self.registry, self.policy)
-        for name in names:
-            server.receive(self.clients[name].mask(terms, words[name]))
+        plans = [self.clients[name].uploading(terms) for name in names]
+        for name, own in answered(plans).items():
+            server.receive(name, self.clients[name].masked(terms, own, words[name]))
         return server
 
     def signed(self, terms: Terms, server: MaskedServer, names: Collection[str]) -> None:
         """The signatures of ``names``, in."""
-        for name in names:
-            server.receive_signature(name, self.clients[name].sign(terms, server.survivors))
+        plans = [self.clients[name].signing(terms, server.survivors) for name in names]
+        for name, signature in answered(plans).items():
+            server.receive_signature(name, signature)
 
     def revealed(self, terms: Terms, server: MaskedServer, names: Collection[str]) -> None:
         """The shares of ``names``, in."""
-        for name, request in server.requests().items():
-            if name in names:
-                client, asked = self.clients[name], Request.from_bytes(request.to_bytes())
-                given = client.reveal(terms, asked.survivors, asked.signatures, asked.boxes)
-                server.receive_shares(given)
+        for name, data in answered(self.revealing(terms, server, names)).items():
+            server.receive_shares(name, data)
+
+    def revealing(self, terms: Terms, server: MaskedServer, names: Collection[str]) -> list[Plan]:
+        """What those of ``names`` that signed are about to give."""
+        shown = server.survivors, server.signatures
+        return [
+            self.clients[name].revealing(terms, *shown, boxes)
+            for name, boxes in server.boxes().items()
+            if name in names
+        ]
 
     def sum(self, terms: Terms, words: dict[str, Words], names: Collection[str]) -> Words:
         """A round in which all of ``names`` stay to the end."""
@@ -98,6 +104,21 @@ class Cohort:
         self.signed(terms, server, names)
         self.revealed(terms, server, names)
         return server.unmask()
+
+
+def answered(plans: Sequence[Plan]) -> dict[str, bytes]:
+    """What clients say, none of whom refuses, in their order."""
+    found = carry_out(plans)
+    for answer in found.values():
+        if isinstance(answer, Exception):
+            raise answer
+    return {plan.client: found[plan.client] for plan in plans}  # type: ignore[misc]
+
+
+def of(shown: Survivors, names: Sequence[str]) -> Survivors:
+    """The set of ``names``, in that order, whose uploads are called as in ``shown``; who is not in
+    it has sent nothing that anybody knows."""
+    return {name: shown.get(name, bytes(32)) for name in names}
 
 
 def placed(layout: Layout, values: np.ndarray) -> Words:

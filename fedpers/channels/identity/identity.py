@@ -5,6 +5,7 @@ Flamingo (Ma et al. 2023): one agreement key for all rounds, a round's seeds der
 
 from __future__ import annotations
 
+import hmac
 import json
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ class Identity:
         self._secrets = {"agreement": agreement, "signing": signing, "chain": chain}
         self._agreement = X25519PrivateKey.from_private_bytes(agreement)
         self._signing = Ed25519PrivateKey.from_private_bytes(signing)
-        self._pairs: dict[Public, bytes] = {}
+        self._pairs: dict[tuple[str, bytes], bytes] = {}
 
     @classmethod
     def new(cls, client: str) -> Identity:
@@ -82,7 +83,7 @@ class Identity:
         """An Ed25519 signature, 64 bytes, the same for the same message."""
         return self._signing.sign(message)
 
-    def seed(self, other: Public, *path: bytes | str | int) -> bytes:
+    def seed(self, other: Public, path: bytes) -> bytes:
         """32 bytes that this client and ``other`` derive and nobody else, for one path.
 
         HKDF-SHA-256 from the pair's X25519 agreement: from the bytes of some paths nothing can be
@@ -91,15 +92,17 @@ class Identity:
         Raises:
             Refused: ``other``'s key is no point that has a secret (all zero after agreement).
         """
-        if other not in self._pairs:
+        name = (other.client, other.agreement)
+        if name not in self._pairs:
             try:
                 point = X25519PublicKey.from_public_bytes(other.agreement)
                 agreed = self._agreement.exchange(point)
             except ValueError:
                 raise Refused(f"{other.client}: got a bad agreement key, takes X25519") from None
             both = sorted([encode(p.client, p.agreement) for p in (self.public, other)])
-            self._pairs[other] = derive(agreed, "pair", *both)
-        return derive(self._pairs[other], *path)
+            info = encode("fedpers masked", "pair", *both)
+            self._pairs[name] = HKDF(SHA256(), 32, salt=None, info=info).derive(agreed)
+        return derive(self._pairs[name], path)
 
     def contribution(self, tag: int) -> bytes:
         """This client's contribution to the graph of ``tag``: 32 bytes that nobody can foresee.
@@ -125,6 +128,7 @@ class Identity:
         return found[::-1]
 
 
-def derive(key: bytes, *path: bytes | str | int) -> bytes:
-    """32 bytes for a path, by HKDF-SHA-256."""
-    return HKDF(SHA256(), 32, salt=None, info=encode("fedpers masked", *path)).derive(key)
+def derive(key: bytes, path: bytes) -> bytes:
+    """32 bytes for a path: the first block of HKDF-Expand (RFC 5869), which with SHA-256 is one
+    HMAC; ``key`` is uniform."""
+    return hmac.digest(key, path + b"\x01", "sha256")

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -117,6 +117,10 @@ class Registry:
 
     def to_json(self) -> str:
         """A list of public halves."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:
         return json.dumps([public.to_json() for public in self.publics.values()], indent=1)
 
     def __getitem__(self, client: str) -> Public:

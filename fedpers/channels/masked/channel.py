@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fedpers.channels.base import Channel, Method, Mixed, Needs, Opening, Reveals, State, Turn
-from fedpers.channels.identity.encoding import Refused
+from fedpers.channels.identity.encoding import Refused, table
 from fedpers.channels.identity.home import deal_identities, registry_in
 from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked.check import check_cohorts, check_method, policy_of
 from fedpers.channels.masked.envelope import Envelope
-from fedpers.channels.masked.messages import Dropped, Upload
+from fedpers.channels.masked.messages import Dropped
 from fedpers.channels.masked.node import described, enrol
 from fedpers.channels.masked.quantise import WEIGHT, Layout
 from fedpers.channels.masked.server import MaskedServer
@@ -191,9 +191,7 @@ class Masked(Channel):
         if not isinstance(update, Envelope):
             return "update: got plain parts, takes a masked vector"
         try:
-            if (owner := Upload.from_bytes(update.data).client) != client:
-                return f"update: got that of {owner!r}, takes the client's own"
-            self._server.receive(update.data)
+            self._server.receive(client, update.data)
         except Refused as error:
             return f"update: {error}"
         return None
@@ -231,9 +229,8 @@ class Masked(Channel):
 
     def _signed(self, server: MaskedServer) -> None:
         """ConsistencyCheck, of all survivors."""
-        for client, data in self._ask(
-            "sign", server.survivors, {"survivors": list(server.survivors)}
-        ):
+        named = {"survivors": table(server.survivors).hex()}
+        for client, data in self._ask("sign", [*server.survivors], named):
             with _at_its_cost(client):
                 server.receive_signature(client, data)
 
@@ -243,11 +240,12 @@ class Masked(Channel):
         Raises:
             Dropped: fewer than a quorum did.
         """
-        requests = server.requests()
-        rows = {client: Envelope(asked.to_bytes()) for client, asked in requests.items()}
-        for client, data in self._ask("reveal", list(requests), {}, rows):
+        signatures = table(server.signatures).hex()
+        named = {"survivors": table(server.survivors).hex(), "signatures": signatures}
+        rows = {client: Envelope(table(boxes)) for client, boxes in server.boxes().items()}
+        for client, data in self._ask("reveal", list(rows), named, rows):
             with _at_its_cost(client):
-                server.receive_shares(data)
+                server.receive_shares(client, data)
 
     def _ask(
         self,

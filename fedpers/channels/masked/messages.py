@@ -6,12 +6,32 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedpers.channels.identity.encoding import decode, encode, table, text, untable
+from fedpers.channels.identity.encoding import Refused, decode, encode, table, text, untable
 from fedpers.errors import FedpersError
+
+CHECKSUM = 32
 
 
 class Dropped(FedpersError):
     """A round whose sum stays masked; nothing was learned, and the next round has a new tag."""
+
+
+def summed(data: bytes) -> bytes:
+    """``data`` and its SHA-256, by which what was damaged on its way is known; who sent it, the
+    transport says."""
+    return data + hashlib.sha256(data).digest()
+
+
+def unsummed(data: bytes, what: str) -> bytes:
+    """What ``summed`` was given.
+
+    Raises:
+        Refused: it was damaged.
+    """
+    whole, digest = data[:-CHECKSUM], data[-CHECKSUM:]
+    if hashlib.sha256(whole).digest() != digest:
+        raise Refused(f"{what}: got {len(data)} bytes that were cut or changed on their way")
+    return whole
 
 
 @dataclass(frozen=True)
@@ -21,10 +41,10 @@ class Upload:
     Args:
         client: whose.
         session: digest of what was agreed for the tag.
-        boxes: one a neighbour, in order of ids, all of one size, side by side.
+        boxes: one for each neighbour that does not derive its shares, in order of ids, all of one
+            size, side by side.
         commitments: 32 bytes a seed, the client's own first, then a neighbour's each.
         vector: the masked words, packed.
-        signature: of the client.
     """
 
     client: str
@@ -32,19 +52,11 @@ class Upload:
     boxes: bytes
     commitments: bytes
     vector: bytes
-    signature: bytes = b""
-
-    @property
-    def signed(self) -> bytes:
-        """What the signature is over."""
-        parts = (self.boxes, self.commitments, self.vector)
-        digests = (hashlib.sha256(part).digest() for part in parts)
-        return encode("fedpers masked upload", self.session, self.client, *digests)
 
     def to_bytes(self) -> bytes:
         """The message."""
-        parts = (self.boxes, self.commitments, self.vector)
-        return encode(self.client, self.session, *parts, self.signature)
+        parts = (self.client, self.session, self.boxes, self.commitments, self.vector)
+        return summed(encode(*parts))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Upload:
@@ -53,38 +65,8 @@ class Upload:
         Raises:
             Refused: ``data`` is none.
         """
-        client, *rest = decode(data, 6, "upload")
+        client, *rest = decode(unsummed(data, "upload"), 5, "upload")
         return cls(text(client, "client"), *rest)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one helper is asked for in Unmasking.
-
-    Args:
-        survivors: their ids, in order.
-        signatures: of a quorum of them under the set.
-        boxes: owner -> the box for this helper.
-    """
-
-    survivors: tuple[str, ...]
-    signatures: Mapping[str, bytes]
-    boxes: Mapping[str, bytes]
-
-    def to_bytes(self) -> bytes:
-        """The message."""
-        return encode(encode(*self.survivors), table(self.signatures), table(self.boxes))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Request:
-        """The request that ``to_bytes`` wrote.
-
-        Raises:
-            Refused: ``data`` is none.
-        """
-        survivors, signatures, boxes = decode(data, 3, "request")
-        names = tuple(text(name, "survivor") for name in decode(survivors, None, "survivors"))
-        return cls(names, untable(signatures, "signatures"), untable(boxes, "boxes"))
 
 
 @dataclass(frozen=True)
@@ -96,23 +78,15 @@ class Shares:
         survivors: digest of the set that the shares are for.
         owners: whose shares they are -> of the own seed, then of the pair seeds of those of its
             neighbours that dropped out, in order of ids, 16 bytes each.
-        signature: of the helper.
     """
 
     client: str
     survivors: bytes
     owners: Mapping[str, bytes]
-    signature: bytes = b""
-
-    @property
-    def signed(self) -> bytes:
-        """What the signature is over."""
-        rows = [piece for owner in sorted(self.owners) for piece in (owner, self.owners[owner])]
-        return encode("fedpers masked shares", self.client, self.survivors, *rows)
 
     def to_bytes(self) -> bytes:
         """The message."""
-        return encode(self.client, self.survivors, table(self.owners), self.signature)
+        return summed(encode(self.client, self.survivors, table(self.owners)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Shares:
@@ -121,5 +95,5 @@ class Shares:
         Raises:
             Refused: ``data`` is none.
         """
-        client, survivors, owners, signature = decode(data, 4, "shares")
-        return cls(text(client, "client"), survivors, untable(owners, "shares"), signature)
+        client, survivors, owners = decode(unsummed(data, "shares"), 3, "shares")
+        return cls(text(client, "client"), survivors, untable(owners, "shares"))

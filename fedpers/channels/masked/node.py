@@ -10,15 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedpers.channels.identity.encoding import Refused
+from fedpers.channels.identity.encoding import Refused, untable
 from fedpers.channels.identity.home import IDENTITY, Home, identified
 from fedpers.channels.identity.identity import Identity
 from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked.check import policy_of
-from fedpers.channels.masked.client import MaskedClient
+from fedpers.channels.masked.client import MaskedClient, Plan, carry_out
 from fedpers.channels.masked.envelope import Envelope
 from fedpers.channels.masked.memory import Memory
-from fedpers.channels.masked.messages import Request
 from fedpers.channels.masked.session import Terms
 from fedpers.channels.masked.vector import from_json, values_of, weight_of
 from fedpers.channels.node import Kept, Leaving, NodeChannel
@@ -34,7 +33,7 @@ SERVED = "served.json"
 class MaskedNode(NodeChannel):
     """The clients of a node, each with keys of its own.
 
-    What was served is beside its keys, see ``Home``.
+    What was served is beside a device's keys, or in a simulation beside its clients' stores.
 
     Args:
         config: the run's settings.
@@ -44,15 +43,16 @@ class MaskedNode(NodeChannel):
 
     def __init__(self, config: Config, sources: Sources, keys: Path | None = None) -> None:
         super().__init__()
-        self.config, self.sources, self.home = config, sources, Home(enrol, keys)
+        self.config, self.sources, self.home = config, sources, Home(_enrol_here, keys)
         self.kinds = {"advertise": self._advertise, "sign": self._sign, "reveal": self._reveal}
+        self._seeds: tuple[Terms | None, dict[str, bytes | Exception]] = None, {}  # of a message
 
     def introduction(
         self, kept: Kept, clients: Sequence[str], terms: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The clients' public halves, and the last tag that any of them has served."""
         identities = [self.home.identity(kept, client) for client in clients]
-        served = [Memory(self.home.folder(kept, c) / SERVED).read().tag for c in clients]
+        served = [self._memory(kept, client).of(client).tag for client in clients]
         registry = Registry([one.public for one in identities])
         return {"identities": registry.to_json(), "tag": max(served, default=0)}
 
@@ -79,7 +79,24 @@ class MaskedNode(NodeChannel):
                 weight_of(report, str(said["weights"]), most),
                 draws("rounding", server_round, client),
             )
-            return Envelope(self._client(kept, client, said).mask(terms, words))
+            own = self._own_seed(kept, terms, client, body)
+            return Envelope(self._client(kept, client, said).masked(terms, own, words))
+
+    def _own_seed(self, kept: Kept, terms: Terms, client: str, body: Mapping[str, Any]) -> bytes:
+        """A client's own seed for the one upload that it makes of this message. All clients of the
+        message are noted at once, as each writing takes a while.
+
+        Raises:
+            Refused: the client may not upload.
+        """
+        if self._seeds[0] != terms or client not in self._seeds[1]:
+            named = [str(name) for name in body.get("clients", [client])]
+            plans = self._planned(kept, named, body["channel"], lambda one, _: one.uploading(terms))
+            self._seeds = terms, plans
+        own = self._seeds[1].pop(client)
+        if isinstance(own, Exception):
+            raise own
+        return own
 
     def disclosed(self, report: Mapping[str, Any]) -> Mapping[str, Any]:
         """What comes of settings and the account alone, as all else is in the vector."""
@@ -100,33 +117,26 @@ class MaskedNode(NodeChannel):
         self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
     ) -> tuple[list[Row], dict[str, Any]]:
         """AdvertiseKeys: each client's contribution to the graph."""
-
-        def said(client: MaskedClient, terms: Terms, _: Row | None) -> bytes:
-            return client.advertise(terms)
-
-        return self._each(kept, rows, body, said)
+        return self._each(kept, rows, body, lambda client, terms, _: client.advertising(terms))
 
     def _sign(
         self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
     ) -> tuple[list[Row], dict[str, Any]]:
         """ConsistencyCheck: each client's signature under the survivors."""
-        survivors = [str(client) for client in body["survivors"]]
-
-        def signed(client: MaskedClient, terms: Terms, _: Row | None) -> bytes:
-            return client.sign(terms, survivors)
-
-        return self._each(kept, rows, body, signed)
+        survivors = _table(str(body["survivors"]), "survivors")
+        return self._each(kept, rows, body, lambda one, terms, _: one.signing(terms, survivors))
 
     def _reveal(
         self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
     ) -> tuple[list[Row], dict[str, Any]]:
         """Unmasking: each client's shares for that one set."""
+        survivors = _table(str(body["survivors"]), "survivors")
+        signatures = _table(str(body["signatures"]), "signatures")
 
-        def shares(client: MaskedClient, terms: Terms, row: Row | None) -> bytes:
+        def shares(client: MaskedClient, terms: Terms, row: Row | None) -> Plan:
             if not isinstance(row, Envelope):
-                raise Refused("request: got none, takes one a client")
-            asked = Request.from_bytes(row.data)
-            return client.reveal(terms, asked.survivors, asked.signatures, asked.boxes)
+                raise Refused("boxes: got none, takes a client's own")
+            return client.revealing(terms, survivors, signatures, untable(row.data, "boxes"))
 
         return self._each(kept, rows, body, shares)
 
@@ -135,20 +145,37 @@ class MaskedNode(NodeChannel):
         kept: Kept,
         rows: Sequence[Row],
         body: Mapping[str, Any],
-        step: Callable[[MaskedClient, Terms, Row | None], bytes],
+        plan: Callable[[MaskedClient, Terms, Row | None], Plan],
     ) -> tuple[list[Row], dict[str, Any]]:
         """One step of each client named, with its row if there are any."""
-        answers: list[Row] = []
-        failures: dict[str, Exception] = {}
-        own = list(rows) if len(rows) == len(body["clients"]) else [None] * len(body["clients"])
-        for name, row in zip(body["clients"], own, strict=True):
+        named, said = [str(client) for client in body["clients"]], body["channel"]
+        own = dict(zip(named, rows, strict=True)) if rows else {}
+
+        def planned(client: MaskedClient, terms: Terms) -> Plan:
+            return plan(client, terms, own.get(client.me))
+
+        with self._timed("encrypt"):
+            answers = self._planned(kept, named, said, planned)
+        failures = {c: answer for c, answer in answers.items() if isinstance(answer, Exception)}
+        given = [Envelope(answer) for answer in answers.values() if isinstance(answer, bytes)]
+        return list[Row](given), {"failures": failures, **self.take_seconds()}
+
+    def _planned(
+        self,
+        kept: Kept,
+        clients: Sequence[str],
+        said: Mapping[str, Any],
+        plan: Callable[[MaskedClient, Terms], Plan],
+    ) -> dict[str, bytes | Exception]:
+        """A step of each client, or why there is none: that costs itself, not the node's others."""
+        plans, failed = list[Plan](), dict[str, bytes | Exception]()
+        for name in clients:
             try:
-                with self._timed("encrypt"):
-                    client = self._client(kept, name, body["channel"])
-                    answers.append(Envelope(step(client, _terms(body["channel"]), row)))
-            except Exception as error:  # it costs itself, not the node's others
-                failures[name] = error
-        return answers, {"failures": failures, **self.take_seconds()}
+                plans.append(plan(self._client(kept, name, said), _terms(said)))
+            except Exception as error:
+                failed[name] = error
+        found = carry_out(plans) | failed
+        return {name: found[name] for name in clients}
 
     def _client(self, kept: Kept, client: str, said: Mapping[str, Any]) -> MaskedClient:
         """A client under the registry that it has pinned.
@@ -157,9 +184,12 @@ class MaskedNode(NodeChannel):
             Refused: the server shows another.
         """
         registry = self.home.registry(kept, client, str(said["registry"]))
-        memory = Memory(self.home.folder(kept, client) / SERVED)
-        own = self.home.identity(kept, client)
+        own, memory = self.home.identity(kept, client), self._memory(kept, client)
         return MaskedClient(own, registry, policy_of(self.config), memory)
+
+    def _memory(self, kept: Kept, client: str) -> Memory:
+        keys = self.home.keys
+        return Memory(keys / SERVED) if keys else _memory_of_all(kept.folder(client).parent)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -171,16 +201,30 @@ class MaskedNode(NodeChannel):
 
 
 def enrol(client: str, folder: Path) -> Identity:
-    """Make a client's keys, and the file of what it has served, which is nothing.
+    """Make a device's keys, and note that its client has served nothing.
 
     Raises:
         ConfigError: it has keys.
     """
-    if not (folder / SERVED).exists():  # else a crash came between the two
-        Memory.create(folder / SERVED)
+    return _enrolled(client, folder, Memory(folder / SERVED))
+
+
+def _enrol_here(client: str, folder: Path) -> Identity:
+    """The same in a simulation."""
+    return _enrolled(client, folder, _memory_of_all(folder.parent))
+
+
+def _enrolled(client: str, folder: Path, memory: Memory) -> Identity:
+    if not (memory.path.exists() and client in memory.read()):  # else a crash came between the two
+        memory.enrol([client])
     made = Identity.new(client)
     made.save(folder / IDENTITY)
     return made
+
+
+def _memory_of_all(stores: Path) -> Memory:
+    """Of all clients of a simulation, in which one writing is for all that a message asks."""
+    return Memory(stores / SERVED, durable=False)
 
 
 def described(keys: Path | None) -> str:
@@ -191,7 +235,7 @@ def described(keys: Path | None) -> str:
     """
     said = identified(keys)
     assert keys is not None
-    Memory(keys / SERVED).read()
+    Memory(keys / SERVED).of(Identity.load(keys / IDENTITY).client)
     return said
 
 
@@ -213,3 +257,17 @@ def _read(terms: str, layout: str) -> Terms:
     except ValueError:
         raise Refused("terms: cannot be read, takes hexadecimal digits") from None
     return Terms.from_bytes(data, from_json(json.loads(layout)))
+
+
+@lru_cache(4)
+def _table(text: str, what: str) -> Mapping[str, bytes]:
+    """Names and bytes that all clients are shown.
+
+    Raises:
+        Refused: they cannot be read.
+    """
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        raise Refused(f"{what}: cannot be read, takes hexadecimal digits") from None
+    return untable(data, what)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,18 +10,19 @@ from fedpers.channels.identity.encoding import Refused
 from fedpers.channels.identity.registry import Registry, verified
 from fedpers.channels.masked import masks, shamir
 from fedpers.channels.masked.graph import Policy
-from fedpers.channels.masked.messages import Dropped, Request, Shares, Upload
-from fedpers.channels.masked.session import Terms, agreed
+from fedpers.channels.masked.messages import Dropped, Shares, Upload
+from fedpers.channels.masked.session import Survivors, Terms, agreed
 
-NONCE_AND_TAG = 12 + 16  # bytes of a box beside its row
+TAG = 16  # bytes of a box beside its row
 COMMITMENT = 32
 
 
 class MaskedServer:
     """One tag, from the uploads to the sum; steps named as in Bonawitz et al. 2017, figure 4.
 
-    A message that is refused costs its client alone. ``suspects`` are helpers with a wrong share,
-    which they or its owner made, and owners none of whose shares are right.
+    A message that is refused costs its client alone. Who sent it the transport knows, and says.
+    ``suspects`` are helpers with a wrong share, which they or its owner made, and owners none of
+    whose shares are right.
 
     Args:
         terms: with all contributions, where the graph needs them.
@@ -34,35 +35,36 @@ class MaskedServer:
         self.session = agreed(terms, registry, policy)
         self.total = np.zeros(terms.layout.words, np.uint64)
         self.suspects: set[str] = set()
-        self.survivors: tuple[str, ...] = ()
+        self.survivors: Survivors = {}
         self._digest = b""
         self._boxes: dict[str, dict[str, bytes]] = {}  # owner -> helper -> box
         self._commitments: dict[str, dict[str, bytes]] = {}  # owner -> other -> commitment
         self._signatures: dict[str, bytes] = {}
-        self._shares: dict[str, dict[int, list[int]]] = {}  # owner -> point -> shares
+        self._shares: dict[str, dict[int, bytes]] = {}  # owner -> point -> shares
         self.session.digest  # noqa: B018 -- contributions are checked now
 
-    def receive(self, data: bytes) -> str:
-        """MaskedInputCollection: one upload.
-
-        Returns:
-            Whose it is.
+    def receive(self, client: str, data: bytes) -> None:
+        """MaskedInputCollection: the upload that ``client`` sent.
 
         Raises:
-            Refused: late, of nobody in the cohort, a second one, of other terms, cut or changed.
+            Refused: late, of nobody in the cohort, another's, a second one, of other terms, cut or
+                changed.
         """
         upload = Upload.from_bytes(data)
-        client, session, k = upload.client, self.session, self.session.graph.k
+        session, k = self.session, self.session.graph.k
         layout = session.terms.layout
         if self._digest:
             raise Refused(f"{client}: got an upload after the survivors were named, takes none")
-        self._known(client, upload.signature, upload.signed)
+        if client not in session.publics:
+            raise Refused(f"{client}: got a client outside the cohort, takes its members")
+        if upload.client != client:
+            raise Refused(f"{client}: got the upload of {upload.client}, takes its own")
         if upload.session != session.digest:
             takes = "these; compare registry, policy, layout and tag"
             raise Refused(f"{client}: got an upload for other terms, takes one for {takes}")
         if client in self._boxes:
             raise Refused(f"{client}: got a second upload, takes one a tag")
-        box, boxed = shamir.BYTES * (1 + k) + NONCE_AND_TAG, session.boxed(client)
+        box, boxed = shamir.BYTES * (1 + k) + TAG, session.boxed(client)
         sizes = len(upload.boxes), len(upload.commitments), len(upload.vector)
         if sizes != (due := (box * len(boxed), COMMITMENT * (1 + k), layout.nbytes)):
             raise Refused(f"{client}: got boxes, commitments, vector of {sizes} bytes, takes {due}")
@@ -70,15 +72,14 @@ class MaskedServer:
         bound = _pieces(upload.commitments, COMMITMENT)
         self._commitments[client] = dict(zip(session.places(client), bound, strict=True))
         self.total += layout.unpacked(upload.vector)
-        return client
 
-    def close(self) -> tuple[str, ...]:
+    def close(self) -> Survivors:
         """The survivors: whose upload is in, by id; no other is taken from now on.
 
         Raises:
             Dropped: too few for any client to agree.
         """
-        self.survivors = tuple(sorted(self._boxes))
+        self.survivors = {one: self._commitments[one][one] for one in sorted(self._boxes)}
         try:
             self._digest = self.session.survivors(self.survivors)
         except Refused as error:
@@ -93,51 +94,50 @@ class MaskedServer:
         """
         if client not in self.survivors:
             raise Refused(f"{client}: got a signature of no survivor, takes survivors'")
-        self._known(client, signature, self._digest)
+        if not verified(self.session.publics[client].verifying, signature, self._digest):
+            raise Refused(f"{client}: got a signature that is not its own, takes its key's")
         self._signatures[client] = signature
 
-    def requests(self) -> dict[str, Request]:
-        """What to ask each of those that signed.
+    @property
+    def signatures(self) -> Mapping[str, bytes]:
+        """Of a quorum, which every helper is shown.
 
         Raises:
-            Dropped: fewer signed than a quorum.
+            Dropped: fewer signed.
         """
         signed, quorum = self._signatures, self.session.quorum
         if len(signed) < quorum:
             raise Dropped(f"the round is dropped: {len(signed)} signed, takes {quorum}")
-        boxes: dict[str, dict[str, bytes]] = {helper: {} for helper in signed}
+        return dict(sorted(signed.items())[:quorum])
+
+    def boxes(self) -> dict[str, dict[str, bytes]]:
+        """For each of those that signed, who all help, the boxes that it opens, by owner."""
+        found: dict[str, dict[str, bytes]] = {helper: {} for helper in self._signatures}
         for owner, row in self._boxes.items():
-            for helper in boxes.keys() & row.keys():
-                boxes[helper][owner] = row[helper]
-        enough = dict(sorted(signed.items())[:quorum])
-        return {helper: Request(self.survivors, enough, boxes[helper]) for helper in signed}
+            for helper in found.keys() & row.keys():
+                found[helper][owner] = row[helper]
+        return found
 
-    def receive_shares(self, data: bytes) -> str:
-        """Unmasking: one helper's shares.
-
-        Returns:
-            Whose they are.
+    def receive_shares(self, helper: str, data: bytes) -> None:
+        """Unmasking: the shares that ``helper`` sent.
 
         Raises:
-            Refused: of nobody who signed, for another set, or of the wrong size.
+            Refused: of who did not sign, another's, for another set, or of the wrong size.
         """
         given = Shares.from_bytes(data)
-        helper = given.client
         if helper not in self._signatures:
             raise Refused(f"{helper}: got shares of who did not sign, takes signers'")
-        self._known(helper, given.signature, given.signed)
+        if given.client != helper:
+            raise Refused(f"{helper}: got the shares of {given.client}, takes its own")
         if given.survivors != self._digest:
             raise Refused(f"{helper}: got shares for another set, takes those of the survivors")
-        rows = {}
         for owner, row in given.owners.items():
             if owner == helper or helper not in self._commitments.get(owner, {}):
                 raise Refused(f"{helper}: got shares of {owner}, takes its surviving neighbours'")
             if len(row) != shamir.BYTES * (1 + len(self.session.lost(owner, self.survivors))):
                 raise Refused(f"{helper}: got {len(row)} bytes of {owner}, takes its row")
-            rows[owner] = shamir.elements(row)
-        for owner, values in rows.items():
-            self._shares.setdefault(owner, {})[self.session.places(owner)[helper]] = values
-        return helper
+        for owner, row in given.owners.items():
+            self._shares.setdefault(owner, {})[self.session.places(owner)[helper]] = row
 
     def unmask(self) -> masks.Words:
         """The sum of the survivors' words, exact; uint64 [layout.words].
@@ -145,16 +145,16 @@ class MaskedServer:
         Raises:
             Dropped: a survivor's seeds have too few right shares. The sum stays masked.
         """
-        total, there = self.total.copy(), frozenset(self.survivors)
+        total = self.total.copy()
         for owner in self.survivors:
-            lost = self.session.lost(owner, there)
+            lost = self.session.lost(owner, self.survivors)
             for other, seed in zip((owner, *lost), self._seeds(owner, lost), strict=True):
                 masks.add(total, seed, -masks.side(owner, other))
         # What each took modulo 2^bits of a word adds up modulo 2^bits.
         layout = self.session.terms.layout
         return layout.unpacked(layout.packed(total))
 
-    def _seeds(self, owner: str, lost: Sequence[str]) -> list[int]:
+    def _seeds(self, owner: str, lost: Sequence[str]) -> list[bytes]:
         """The owner's own seed and those with ``lost``, checked against what it committed to."""
         shares, threshold = self._shares.get(owner, {}), self.session.graph.threshold
         if len(shares) < threshold:
@@ -163,9 +163,9 @@ class MaskedServer:
         bound = [self._commitments[owner][other] for other in (owner, *lost)]
         helpers = self.session.graph.neighbours(owner)
         for tried, chosen in enumerate(_windows(sorted(shares), threshold)):
-            seeds = shamir.combine({point: shares[point] for point in chosen})
-            named = zip((owner, *lost), seeds, strict=True)
-            if [self.session.commitment(owner, other, seed) for other, seed in named] == bound:
+            row = shamir.combine({point: shares[point] for point in chosen})
+            seeds = _pieces(row, shamir.BYTES)
+            if [self.session.commitment(seed) for seed in seeds] == bound:
                 if tried:
                     right = {point: shares[point] for point in chosen}
                     wrong = [p for p in shares if not shamir.fits(right, p, shares[p])]
@@ -173,12 +173,6 @@ class MaskedServer:
                 return seeds
         self.suspects.add(owner)
         raise Dropped(f"the round is dropped: no shares of {owner}'s seeds give what it bound to")
-
-    def _known(self, client: str, signature: bytes, message: bytes) -> None:
-        if client not in self.session.publics:
-            raise Refused(f"{client}: got a client outside the cohort, takes its members")
-        if not verified(self.session.publics[client].verifying, signature, message):
-            raise Refused(f"{client}: got a signature that is not its own, takes its key's")
 
 
 def _pieces(data: bytes, size: int) -> list[bytes]:

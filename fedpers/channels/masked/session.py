@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
-from fedpers.channels.identity.encoding import Refused, decode, encode, text
+from fedpers.channels.identity.encoding import Refused, decode, encode, table, text
 from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked.graph import Graph, Policy, degree
 from fedpers.channels.masked.quantise import Layout
-from fedpers.channels.masked.shamir import BYTES
+
+Survivors = Mapping[str, bytes]
+"""Whose upload is in, by id, and which: its commitment to the own seed. A client that has forgotten
+that it sent one, and sends another under the same pads, is in one set with one of them: the own
+seed of the other comes out nowhere, as shares are for the upload that the set names."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Session:
             raise Refused(f"tag: got {terms.tag} in round {terms.round}, takes 1 or more")
         self.publics = {client: registry[client] for client in cohort}
         self.quorum = policy.quorum(clients)
-        self._accepted: tuple[tuple[str, ...], bytes] = (), b""
+        self._accepted: tuple[Survivors, bytes] = {}, b""
+        self._lost: dict[str, list[str]] = {}  # of the set accepted
 
     @property
     def sparse(self) -> bool:
@@ -138,36 +143,37 @@ class Session:
             for neighbours in [self.graph.neighbours(owner)]
         }
 
-    def survivors(self, clients: Sequence[str]) -> bytes:
+    def survivors(self, given: Survivors) -> bytes:
         """Digest of a set of survivors that protects its members and can be unmasked.
 
         Raises:
             Refused: it is below the minimum or the quorum, holds strangers, or cuts the graph.
         """
-        if self._accepted[0] == tuple(clients):  # in a simulation thousands ask for the same set
+        if self._accepted[0] is given:  # in a simulation thousands ask for the same set
             return self._accepted[1]
-        ordered(clients, "survivors")
-        if strangers := set(clients) - set(self.terms.cohort):
+        ordered(tuple(given), "survivors")
+        if strangers := given.keys() - set(self.terms.cohort):
             raise Refused(f"survivors: got {sorted(strangers)}, takes clients of the cohort")
         least = max(self.policy.minimum, self.quorum)
-        if len(clients) < least:
-            raise Refused(f"survivors: got {len(clients)}, takes {least} or more of the cohort")
-        if not self.graph.holds(frozenset(clients)):
+        if len(given) < least:
+            raise Refused(f"survivors: got {len(given)}, takes {least} or more of the cohort")
+        if not self.graph.holds(given.keys()):
             raise Refused("survivors: got a set with too few in some place of the graph")
-        digest = hashlib.sha256(encode("fedpers masked survivors", self.digest, *clients)).digest()
-        self._accepted = tuple(clients), digest
+        whole = encode("fedpers masked survivors", self.digest, table(given))
+        digest = hashlib.sha256(whole).digest()
+        self._accepted, self._lost = (given, digest), {}
         return digest
 
-    def lost(self, owner: str, survivors: Collection[str]) -> list[str]:
+    def lost(self, owner: str, survivors: Survivors) -> list[str]:
         """The owner's neighbours that dropped out, by id."""
-        return [other for other in self.graph.neighbours(owner) if other not in survivors]
+        known = self._lost if self._accepted[0] is survivors else {}
+        if owner not in known:
+            known[owner] = [o for o in self.graph.neighbours(owner) if o not in survivors]
+        return known[owner]
 
-    def commitment(self, owner: str, other: str, seed: int) -> bytes:
-        """32 bytes that bind the owner to a seed: with ``other``, or its own (``other`` itself)."""
-        data = seed.to_bytes(BYTES, "big")
-        return hashlib.sha256(
-            encode("fedpers masked seed", self.digest, owner, other, data)
-        ).digest()
+    def commitment(self, seed: bytes) -> bytes:
+        """32 bytes that bind to a seed of 16."""
+        return hashlib.sha256(b"fedpers masked seed" + self.digest + seed).digest()
 
 
 @lru_cache(4)  # in a simulation the clients of a process agree to the same terms

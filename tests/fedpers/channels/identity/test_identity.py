@@ -27,7 +27,7 @@ def test_keys_come_back_from_a_file_that_only_their_owner_reads(tmp_path: Path) 
     assert [entry.name for entry in path.parent.iterdir()] == ["identity.json"]
     found = Identity.load(path)
     assert found.public == made.public
-    assert found.seed(identity(0).public, "mask") == made.seed(identity(0).public, "mask")
+    assert found.seed(identity(0).public, b"mask") == made.seed(identity(0).public, b"mask")
     with pytest.raises(ConfigError, match="a second key is another client"):
         Identity.new("clinic-7").save(path)
 
@@ -94,33 +94,31 @@ def test_a_registry_takes_a_client_once_and_a_key_once() -> None:
 
 def test_a_pair_derives_the_same_seeds_and_nobody_else_does() -> None:
     one, two, three = identity(0), identity(1), identity(2)
-    seed = one.seed(two.public, "mask", 1)
-    assert seed == two.seed(one.public, "mask", 1)
-    assert seed not in (three.seed(one.public, "mask", 1), three.seed(two.public, "mask", 1))
+    seed = one.seed(two.public, b"mask")
+    assert seed == two.seed(one.public, b"mask")
+    assert seed not in (three.seed(one.public, b"mask"), three.seed(two.public, b"mask"))
 
 
 def test_seeds_of_rounds_are_hkdf_of_the_agreement_computed_here_by_hmac_alone() -> None:
     """Each seed is a value of its own of one keyed function: HMAC under a key that stays secret,
     so that seeds of some rounds tell of those of others no more than HMAC-SHA-256 does."""
 
-    def hkdf(key: bytes, info: bytes) -> bytes:  # RFC 5869 for one block, salt of zeros
-        extracted = hmac.digest(bytes(32), key, "sha256")
-        return hmac.digest(extracted, info + b"\x01", "sha256")
-
     one, two = identity(0), identity(1)
     private = X25519PrivateKey.from_private_bytes(one._secrets["agreement"])
     agreed = private.exchange(X25519PublicKey.from_public_bytes(two.public.agreement))
     both = sorted(encode(who.client, who.public.agreement) for who in (one, two))
-    pair = hkdf(agreed, encode("fedpers masked", "pair", *both))
-    found = {one.seed(two.public, "mask", tag) for tag in range(50)}
-    assert found == {hkdf(pair, encode("fedpers masked", "mask", tag)) for tag in range(50)}
+    extracted = hmac.digest(bytes(32), agreed, "sha256")  # RFC 5869, with a salt of zeros
+    info = encode("fedpers masked", "pair", *both)
+    pair = hmac.digest(extracted, info + b"\x01", "sha256")  # the first block of the expansion
+    found = {one.seed(two.public, bytes([tag])) for tag in range(50)}
+    assert found == {hmac.digest(pair, bytes([tag, 1]), "sha256") for tag in range(50)}
     assert len(found) == 50 and pair not in found and agreed not in found
 
 
 def test_a_key_without_a_secret_is_refused() -> None:
     """A point of low order makes the agreement zero, which anybody knows."""
     with pytest.raises(Refused, match="bad agreement key"):
-        identity(0).seed(replace(identity(1).public, agreement=bytes(32)), "mask")
+        identity(0).seed(replace(identity(1).public, agreement=bytes(32)), b"mask")
 
 
 @pytest.mark.parametrize("tag", [0, 1, STRIDE - 1, STRIDE, STRIDE + 1, TAGS - 1, TAGS])

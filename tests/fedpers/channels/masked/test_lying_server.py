@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maskers import Cohort, added, identity
+from maskers import Cohort, added, identity, of
 
 from fedpers.channels.identity.encoding import Refused
 from fedpers.channels.identity.identity import Identity
 from fedpers.channels.identity.registry import Registry
 from fedpers.channels.masked import masks, shamir
-from fedpers.channels.masked.client import MaskedClient
+from fedpers.channels.masked.client import MaskedClient, opened
 from fedpers.channels.masked.graph import Policy
 from fedpers.channels.masked.memory import Memory
 from fedpers.channels.masked.messages import Dropped, Shares, Upload
@@ -70,7 +70,6 @@ def test_terms_with_another_layout_or_no_tag_get_no_upload(cohort: Cohort) -> No
         (lambda all_of: all_of[:5], "survivors: got 5, takes 6 or more"),
         (lambda all_of: (*all_of[:6], "sybil"), r"\['sybil'\], takes clients of the cohort"),
         (lambda all_of: all_of[1:], "survivors: got a set without client-0000"),
-        (lambda all_of: (all_of[0], *all_of[:6]), "out of order or twice"),
         (lambda all_of: (*all_of[:5], all_of[6], all_of[5]), "out of order or twice"),
     ],
 )
@@ -79,9 +78,10 @@ def test_a_set_of_survivors_that_does_not_hold_is_not_signed(
 ) -> None:
     """Above all "only client-0000 answered", which would be its vector in full."""
     terms = cohort.terms()
-    cohort.uploaded(terms, cohort.words(terms), terms.cohort)
+    server = cohort.uploaded(terms, cohort.words(terms), terms.cohort)
+    shown = server.close()
     with pytest.raises(Refused, match=match):
-        cohort.clients["client-0000"].sign(terms, chosen(terms.cohort))  # type: ignore[operator]
+        cohort.clients["client-0000"].sign(terms, of(shown, chosen(terms.cohort)))  # type: ignore[operator]
 
 
 def test_a_set_that_cuts_the_graph_is_not_signed(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_set_that_cuts_the_graph_is_not_signed(tmp_path: Path) -> None:
     one = cohort.clients[left[0]]
     one.mask(terms, cohort.words(terms)[one.me])
     with pytest.raises(Refused, match="too few in some place of the graph"):
-        one.sign(terms, left)
+        one.sign(terms, of({}, left))
 
 
 def test_the_minimum_is_of_survivors_too(tmp_path: Path) -> None:
@@ -106,17 +106,25 @@ def test_the_minimum_is_of_survivors_too(tmp_path: Path) -> None:
     one = cohort.clients["client-0000"]
     one.mask(terms, cohort.words(terms)[one.me])
     with pytest.raises(Refused, match="survivors: got 7, takes 8 or more"):
-        one.sign(terms, terms.cohort[:7])
+        one.sign(terms, of({}, terms.cohort[:7]))
 
 
 def test_a_second_set_is_signed_by_nobody_and_the_first_again(cohort: Cohort) -> None:
     terms = cohort.terms()
-    cohort.uploaded(terms, cohort.words(terms), terms.cohort)
+    shown = cohort.uploaded(terms, cohort.words(terms), terms.cohort).close()
     for client in list(cohort.clients.values())[:7]:
-        first = client.sign(terms, terms.cohort)
+        first = client.sign(terms, shown)
         with pytest.raises(Refused, match="a second set of survivors"):
-            client.sign(terms, terms.cohort[:7])
-        assert client.sign(terms, terms.cohort) == first
+            client.sign(terms, of(shown, terms.cohort[:7]))
+        assert client.sign(terms, dict(shown)) == first
+
+
+def test_a_client_signs_no_set_with_an_upload_that_it_did_not_send(cohort: Cohort) -> None:
+    terms = cohort.terms()
+    server = cohort.uploaded(terms, cohort.words(terms), terms.cohort)
+    shown = {**server.close(), "client-0003": bytes(32)}
+    with pytest.raises(Refused, match="tag 1: got a set with another upload of this client"):
+        cohort.clients["client-0003"].sign(terms, shown)
 
 
 def test_split_views_reach_no_quorum_even_if_the_corrupt_sign_both(cohort: Cohort) -> None:
@@ -125,12 +133,11 @@ def test_split_views_reach_no_quorum_even_if_the_corrupt_sign_both(cohort: Cohor
     terms = cohort.terms()
     words = cohort.words(terms)
     server = cohort.uploaded(terms, words, terms.cohort)
-    whole, victim_gone = terms.cohort, terms.cohort[:7]
+    whole = server.close()
     session = Session(terms, cohort.registry, PAIRS)
     corrupt, honest = terms.cohort[:2], terms.cohort[2:]
-    views = {whole: honest[3:], victim_gone: honest[:3]}
     boxes = server._boxes
-    for seen, names in views.items():
+    for seen, names in [(whole, honest[3:]), (of(whole, terms.cohort[:7]), honest[:3])]:
         signatures = {name: cohort.clients[name].sign(terms, seen) for name in names}
         for name in corrupt:
             signatures[name] = identity(int(name[-1])).sign(session.survivors(seen))
@@ -149,50 +156,48 @@ def test_clients_that_were_told_different_terms_add_up_to_nothing(cohort: Cohort
     words = cohort.words(terms[False])
     told = {name: terms[place >= 4] for place, name in enumerate(cohort.clients)}
     servers = {half: MaskedServer(terms[half], cohort.registry, PAIRS) for half in terms}
+    shown = dict[str, bytes]()
     for place, (name, client) in enumerate(cohort.clients.items()):
         data = client.mask(told[name], words[name])
         with pytest.raises(Refused, match="for other terms"):
-            servers[place < 4].receive(data)
-        servers[place >= 4].receive(data)
+            servers[place < 4].receive(name, data)
+        servers[place >= 4].receive(name, data)
+        shown[name] = Upload.from_bytes(data).commitments[:32]
     for name, client in cohort.clients.items():
         with pytest.raises(Refused, match="not agreed to"):
-            client.sign(terms[told[name] is terms[False]], tuple(cohort.clients))
-        assert client.sign(told[name], tuple(cohort.clients))  # it cannot know yet
-    session = Session(terms[False], cohort.registry, PAIRS)
-    digest = session.survivors(tuple(cohort.clients))
-    signatures = {
-        name: client.sign(told[name], tuple(cohort.clients))
-        for name, client in cohort.clients.items()
-    }
+            client.sign(terms[told[name] is terms[False]], shown)
+        assert client.sign(told[name], shown)  # it cannot know yet
+    digest = Session(terms[False], cohort.registry, PAIRS).survivors(shown)
+    signatures = {name: one.sign(told[name], shown) for name, one in cohort.clients.items()}
     with pytest.raises(Refused, match="got 4 good ones, takes 6"):
-        cohort.clients["client-0000"].reveal(terms[False], terms[False].cohort, signatures, {})
-    assert digest != Session(terms[True], cohort.registry, PAIRS).survivors(terms[True].cohort)
+        cohort.clients["client-0000"].reveal(terms[False], shown, signatures, {})
+    assert digest != Session(terms[True], cohort.registry, PAIRS).survivors(shown)
 
 
 def test_signatures_of_strangers_other_tags_and_other_sets_do_not_count(cohort: Cohort) -> None:
     old = cohort.terms()
-    cohort.uploaded(old, cohort.words(old), old.cohort)
-    old_signatures = {name: c.sign(old, old.cohort) for name, c in cohort.clients.items()}
+    before = cohort.uploaded(old, cohort.words(old), old.cohort).close()
+    old_signatures = {name: c.sign(old, before) for name, c in cohort.clients.items()}
     terms = cohort.terms()
-    cohort.uploaded(terms, cohort.words(terms), terms.cohort)
+    shown = cohort.uploaded(terms, cohort.words(terms), terms.cohort).close()
     one = cohort.clients["client-0000"]
-    own = one.sign(terms, terms.cohort)
+    own = one.sign(terms, shown)
     forged = {name: identity(0).sign(b"anything") for name in terms.cohort}
     twice = {f"{name} ": own for name in terms.cohort}
     for signatures in (old_signatures, forged, twice, dict.fromkeys(terms.cohort, own)):
         with pytest.raises(Refused, match="good ones, takes 6"):
-            one.reveal(terms, terms.cohort, {**signatures, one.me: own}, {})
+            one.reveal(terms, shown, {**signatures, one.me: own}, {})
     with pytest.raises(Refused, match="not agreed to"):
-        one.reveal(old, old.cohort, old_signatures, {})
+        one.reveal(old, before, old_signatures, {})
 
 
 def test_shares_go_out_for_the_set_that_was_signed_alone(cohort: Cohort) -> None:
     """Even if a quorum of others signed another one behind this client's back."""
     terms = cohort.terms()
-    cohort.uploaded(terms, cohort.words(terms), terms.cohort)
+    shown = cohort.uploaded(terms, cohort.words(terms), terms.cohort).close()
     one = cohort.clients["client-0000"]
-    one.sign(terms, terms.cohort)
-    less = terms.cohort[:7]
+    one.sign(terms, shown)
+    less = of(shown, terms.cohort[:7])
     digest = Session(terms, cohort.registry, PAIRS).survivors(less)
     signatures = {name: identity(int(name[-1])).sign(digest) for name in less}
     with pytest.raises(Refused, match="a second set of survivors"):
@@ -206,8 +211,8 @@ def revealed(
     terms = cohort.terms()
     words = cohort.words(terms)
     data = {name: cohort.clients[name].mask(terms, words[name]) for name in terms.cohort}
-    there = tuple(name for name in terms.cohort if name not in lost)
     uploads = {name: Upload.from_bytes(sent) for name, sent in data.items()}
+    there = {n: upload.commitments[:32] for n, upload in uploads.items() if n not in lost}
     signatures = {name: cohort.clients[name].sign(terms, there) for name in there}
     session, answers = Session(terms, cohort.registry, cohort.policy), []
     for name in there:
@@ -247,11 +252,11 @@ def test_an_upload_that_comes_after_the_shares_stays_masked(cohort: Cohort) -> N
     for owner in session.graph.neighbours(late):
         points = session.graph.neighbours(owner)
         shares = {
-            1 + points.index(answer.client): [int.from_bytes(answer.owners[owner][16:], "big")]
+            1 + points.index(answer.client): answer.owners[owner][16:]
             for answer in answers
             if owner in answer.owners
         }
-        (seed,) = shamir.combine(shares)
+        seed = shamir.combine(shares)
         assert seed == cohort.clients[owner]._pair(session, late)
         masks.add(found, seed, -masks.side(late, owner))
     found = cohort.layout.unpacked(cohort.layout.packed(found))
@@ -269,7 +274,12 @@ def test_boxes_of_other_helpers_owners_and_tags_do_not_open(cohort: Cohort) -> N
     assert session.boxed("client-0001") == ("client-0005", "client-0006", "client-0007")
     size = len(uploads["client-0001"].boxes) // 3
     mine = uploads["client-0001"].boxes[:size]
-    assert one._opened(session, "client-0001", mine)
+    keys = {
+        owner: one._key(session, owner, upload.commitments[:32])
+        for owner, upload in uploads.items()
+        if owner != one.me
+    }
+    assert opened(keys["client-0001"], mine, 8)
     for box, owner in [
         (mine, "client-0002"),
         (uploads["client-0001"].boxes[size : 2 * size], "client-0001"),
@@ -278,7 +288,7 @@ def test_boxes_of_other_helpers_owners_and_tags_do_not_open(cohort: Cohort) -> N
         (mine[:9], "client-0001"),
         (b"", "client-0001"),
     ]:
-        assert one._opened(session, owner, box) is None
+        assert opened(keys[owner], box, 8) is None
 
 
 def test_an_altered_public_key_is_named_and_what_was_masked_with_it_not_taken(
@@ -288,14 +298,14 @@ def test_an_altered_public_key_is_named_and_what_was_masked_with_it_not_taken(
     with pytest.raises(Refused, match="client-0001: its identity key has changed"):
         cohort.registry.check(forged)
     others = [public for name, public in cohort.registry.publics.items() if name != "client-0001"]
-    fooled = MaskedClient(
-        identity(0), Registry([*others, forged]), PAIRS, Memory.create(tmp_path / "fooled.json")
-    )
+    memory = Memory(tmp_path / "fooled.json")
+    memory.enrol(["client-0000"])
+    fooled = MaskedClient(identity(0), Registry([*others, forged]), PAIRS, memory)
     terms = cohort.terms()
     words = cohort.words(terms)
     server = cohort.uploaded(terms, words, terms.cohort[1:])
     with pytest.raises(Refused, match="client-0000: got an upload for other terms"):
-        server.receive(fooled.mask(terms, words["client-0000"]))
+        server.receive("client-0000", fooled.mask(terms, words["client-0000"]))
     with pytest.raises(Refused, match="client-0000: its identity key has changed"):
         MaskedClient(
             Identity.new("client-0000"),
@@ -313,7 +323,7 @@ def test_a_server_under_another_policy_gets_nothing_that_fits(
     server = MaskedServer(terms, cohort.registry, replace(PAIRS, **other))  # type: ignore[arg-type]
     one = cohort.clients["client-0000"]
     with pytest.raises(Refused, match="compare registry, policy, layout and tag"):
-        server.receive(one.mask(terms, cohort.words(terms)[one.me]))
+        server.receive(one.me, one.mask(terms, cohort.words(terms)[one.me]))
 
 
 def test_a_graph_s_seed_cannot_be_ground(tmp_path: Path) -> None:
@@ -373,7 +383,7 @@ def test_a_server_that_answers_for_clients_gets_no_further_than_their_keys(cohor
     with pytest.raises(Refused, match="not its own"):
         server.receive_signature("client-0006", identity(0).sign(server._digest))
     with pytest.raises(Dropped, match="5 signed, takes 6"):
-        server.requests()
+        server.signatures  # noqa: B018
     cohort.signed(terms, server, terms.cohort[5:])
     cohort.revealed(terms, server, terms.cohort)
     assert (server.unmask() == added(words, terms.cohort)).all()

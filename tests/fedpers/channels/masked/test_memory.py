@@ -13,6 +13,7 @@ from maskers import Cohort
 
 from fedpers.channels.identity.encoding import Refused
 from fedpers.channels.identity.identity import Identity
+from fedpers.channels.masked.client import carry_out
 from fedpers.channels.masked.graph import Policy
 from fedpers.channels.masked.memory import Memory
 from fedpers.errors import ConfigError
@@ -27,7 +28,7 @@ def cohort(tmp_path: Path) -> Cohort:
 
 
 def state(cohort: Cohort, name: str) -> dict[str, object]:
-    found = json.loads(cohort.clients[name].memory.path.read_text())
+    found = json.loads(cohort.memory.path.read_text())[name]
     assert isinstance(found, dict)
     return found
 
@@ -79,7 +80,9 @@ def test_a_client_whose_memory_is_gone_is_silent(cohort: Cohort) -> None:
     assert not one.memory.path.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"tag": 1, "more": 2}', "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"client-0000": {"more": 2}}', '{"client-0000": 3}', "\0"]
+)
 def test_a_memory_that_cannot_be_read_is_silence(cohort: Cohort, text: str) -> None:
     terms = cohort.terms()
     one = cohort.clients[terms.cohort[0]]
@@ -117,16 +120,17 @@ def test_a_repeated_round_takes_a_new_tag_and_other_pads_and_only_so_often(cohor
 def test_steps_are_taken_in_order(cohort: Cohort) -> None:
     terms = cohort.terms()
     one = cohort.clients[terms.cohort[0]]
+    survivors = dict.fromkeys(terms.cohort, bytes(32))
     with pytest.raises(Refused, match="not agreed to"):
-        one.sign(terms, terms.cohort)
+        one.sign(terms, survivors)
     one.mask(terms, cohort.words(terms)[one.me])
     signatures = dict.fromkeys(terms.cohort, b"")
     with pytest.raises(Refused, match="signatures: got 0 good ones"):
-        one.reveal(terms, terms.cohort, signatures, {})
+        one.reveal(terms, survivors, signatures, {})
     later = cohort.terms()
     one.mask(later, cohort.words(later)[one.me])
     with pytest.raises(Refused, match="not agreed to"):  # the old tag is over
-        one.sign(terms, terms.cohort)
+        one.sign(terms, survivors)
 
 
 def test_a_restarted_client_goes_on_from_its_file(tmp_path: Path) -> None:
@@ -159,6 +163,19 @@ def test_of_two_processes_at_once_one_masks(cohort: Cohort) -> None:
 
 
 def test_a_memory_is_made_once(tmp_path: Path) -> None:
-    Memory.create(tmp_path / "m.json")
+    memory = Memory(tmp_path / "m.json")
+    memory.enrol(["one"])
+    memory.enrol(["two"])
     with pytest.raises(ConfigError, match="not forgotten"):
-        Memory.create(tmp_path / "m.json")
+        memory.enrol(["one"])
+    with pytest.raises(Refused, match="memory: it does not know three"):
+        memory.of("three")
+
+
+def test_of_several_clients_one_that_may_not_costs_itself(cohort: Cohort) -> None:
+    terms = cohort.terms()
+    words = cohort.words(terms)
+    cohort.clients["client-0002"].mask(terms, words["client-0002"])
+    found = carry_out([one.uploading(terms) for one in cohort.clients.values()])
+    assert [name for name, said in found.items() if isinstance(said, Exception)] == ["client-0002"]
+    assert {row.tag for row in cohort.memory.read().values()} == {terms.tag}

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpers.channels.masked.shamir import BYTES, PRIME, combine, elements, fits, split
+from fedpers.channels.masked import shamir
+from fedpers.channels.masked.shamir import BYTES, PRIME, elements, reduced
 
 numbers = st.integers(0, PRIME - 1)
+
+
+def row(values: Sequence[int]) -> bytes:
+    """Numbers as they travel."""
+    return b"".join(value.to_bytes(BYTES, "big") for value in values)
+
+
+def split(secrets: Sequence[int], drawn: Sequence[Sequence[int]], points: int) -> list[list[int]]:
+    """``shamir.split`` of numbers."""
+    found = shamir.split(row(secrets), [row(one) for one in drawn], points)
+    return [elements(data) for data in found]
+
+
+def combine(shares: Mapping[int, Sequence[int]]) -> list[int]:
+    """``shamir.combine`` of numbers."""
+    return elements(shamir.combine({point: row(values) for point, values in shares.items()}))
+
+
+def fits(shares: Mapping[int, Sequence[int]], point: int, share: Sequence[int]) -> bool:
+    """``shamir.fits`` of numbers."""
+    rows = {other: row(values) for other, values in shares.items()}
+    return shamir.fits(rows, point, row(share))
 
 
 def fresh(rows: int, secrets: int) -> list[list[int]]:
@@ -58,7 +82,7 @@ def test_any_threshold_of_shares_gives_the_secrets(secrets: list[int], data: st.
     chosen = data.draw(st.permutations(range(1, points + 1)))[:threshold]
     assert combine({point: shares[point - 1] for point in chosen}) == secrets
     assert combine({point: shares[point - 1] for point in range(1, points + 1)}) == secrets
-    assert all(0 <= share < PRIME for row in shares for share in row)
+    assert all(0 <= share < PRIME for one in shares for share in one)
 
 
 @given(numbers, numbers, st.integers(2, 9))
@@ -66,7 +90,8 @@ def test_a_share_less_leaves_every_secret_possible(secret: int, guess: int, thre
     """For each guess there is a polynomial that gives the shares seen: they tell nothing."""
     shares = shared([secret], threshold, threshold)
     seen = {point: shares[point - 1] for point in range(1, threshold)}
-    last = combine({0 - threshold: [guess], **{p - threshold: row for p, row in seen.items()}})
+    moved = {p - threshold: values for p, values in seen.items()}
+    last = combine({0 - threshold: [guess], **moved})
     assert combine({**seen, threshold: last}) == [guess]
 
 
@@ -87,12 +112,13 @@ def test_values_side_by_side_do_not_run_into_each_other(points: int, threshold: 
     drawn = [[PRIME - 1] * 3 for _ in range(threshold - 1)]
     found = split([PRIME - 1] * 3, drawn, points)
     assert found == [[PRIME - 1] * 3] * (points - threshold + 1)  # a constant
-    mixed = [[PRIME - 1, 0, row] for row in range(threshold - 1)]
+    mixed = [[PRIME - 1, 0, at] for at in range(threshold - 1)]
     found = split([0, PRIME - 1, 1], mixed, points)
     for place, secret in enumerate((0, PRIME - 1, 1)):
-        single = split([secret], [[row[place]] for row in mixed], points)
-        assert [row[place] for row in found] == [row[0] for row in single]
+        single = split([secret], [[one[place]] for one in mixed], points)
+        assert [one[place] for one in found] == [one[0] for one in single]
 
 
 def test_bytes_become_elements() -> None:
-    assert elements(bytes(15) + b"\x05" + PRIME.to_bytes(16, "big")) == [5, 0]
+    whole = bytes(15) + b"\x05" + PRIME.to_bytes(16, "big")
+    assert elements(whole) == [5, 0] and reduced(whole) == row([5, 0])
