@@ -207,12 +207,14 @@ class Simulation:
     """How a simulation runs: nodes (processes that host clients) and what each may use.
 
     ``nodes``: None for as many as there are cores for. ``gpus_per_node``: 0, or the share of a GPU,
-    at most 1, on which a node trains and predicts.
+    at most 1, on which a node trains and predicts. ``network``: the run's ``own`` where the system
+    gives one, in which nobody else reaches its ports and it reaches nobody; or ``shared``.
     """
 
     nodes: int | None = setting(None, least=1)
     cpus_per_node: int = setting(1, least=1)
     gpus_per_node: float = setting(0.0, least=0)
+    network: str = setting("own", choices=("own", "shared"))
 
 
 @dataclass
@@ -221,6 +223,7 @@ class Config:
 
     ``channel``: what updates pass through where they are not encrypted: ``plain``, or
     ``package.module:Class``. ``permit``: the file in which an operator signed these settings.
+    ``federation``: the file that says which device's key may speak for which clients.
     """
 
     seed: int = setting(0, least=0)
@@ -239,6 +242,7 @@ class Config:
     output: str = "runs"
     state: str | None = None
     permit: str | None = None
+    federation: str | None = None
 
     @property
     def confidential(self) -> bool:

@@ -13,6 +13,7 @@ def paths_of(config: Config) -> list[tuple[Any, str]]:
         (config, "output"),
         (config, "state"),
         (config, "permit"),
+        (config, "federation"),
         (config.data, "path"),
         (config.data.partition, "path"),
         (config.encryption, "keys"),

@@ -11,8 +11,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpers.channels.wire import Answers
+from fedpers.config import Config
 from fedpers.errors import FedpersError, RunError
 from fedpers.failures import meaning
+from strategies.claims import Claims, Registered, claims_of
 from strategies.exchange import collect, push, receive
 from strategies.replies import shown
 
@@ -34,10 +36,12 @@ class Roster:
     Args:
         strangers: nodes are devices: how many there are, and whether the run can go on, none of
             them says.
+        claims: whom each node may speak for.
     """
 
-    def __init__(self, *, strangers: bool = False) -> None:
-        self.strangers = strangers
+    def __init__(self, *, strangers: bool = False, claims: Claims | None = None) -> None:
+        self.strangers, self.claims = strangers, claims or Claims(devices=strangers)
+        self._nodes: dict[int, Registered] = {}  # those that are there
         self.base: RecordDict | None = None  # the enquiry, with what devices need of the model
         self.hosts: dict[int, list[str]] = {}
         self.held_out: set[str] = set()
@@ -54,6 +58,16 @@ class Roster:
         self._given_base: set[int] = set()
         self._named: set[int] = set()  # in the log, as silent
         self._told = ""  # of the waiting
+
+    @classmethod
+    def of(cls, config: Config) -> Roster:
+        """The roster of a run under these settings.
+
+        Raises:
+            ConfigError: see ``claims_of``.
+        """
+        strangers = config.data.partition.name == "devices"
+        return cls(strangers=strangers, claims=claims_of(config))
 
     @property
     def clients(self) -> list[str]:
@@ -140,9 +154,9 @@ class Roster:
         Returns:
             How many nodes the answering nodes say there are (1 where they do not know).
         """
-        present = set(grid.get_node_ids())
-        self._forget((set(self.hosts) | set(self._first)) - present)
-        self._ask(grid, self._due(present, timeout), content)
+        self._nodes = {node.node_id: node for node in grid.get_nodes()}
+        self._forget((set(self.hosts) | set(self._first)) - set(self._nodes))
+        self._ask(grid, self._due(set(self._nodes), timeout), content)
         expected, lacking = 1, list[int]()
         while True:
             answers = self._answers(grid)
@@ -235,6 +249,10 @@ class Roster:
             self._refused.add(node)
             return 1
         claimed = list(dict.fromkeys(body["clients"]))
+        if (why := self.claims.refused(self._nodes[node], claimed)) is not None:
+            log.error("node %s refused: %s", node, why)
+            self._refused.add(node)
+            return 1
         twice = sorted(set(claimed) & set(self._all()), key=natural_order)
         if twice:
             # Taking it would let one device overwrite another's place in the run.

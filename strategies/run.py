@@ -61,7 +61,7 @@ class Run(Strategy):
     def __init__(self, method: PersonalizedStrategy) -> None:
         self.method, self.config, self.channel = method, method.config, method.channel
         # Devices are strangers to each other: none of them speaks for others.
-        self.roster = Roster(strangers=self.config.data.partition.name == "devices")
+        self.roster = Roster.of(self.config)
         self.budgets, self.signal = Budgets(), SignalToNoise()
         self.post = Post(method, self.roster)
         self.pools = Pools(method, self.roster, self.budgets)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = ("rounds", "round_timeout", "simulation", "output", "permit")  # when a run is resumed
+# When a run is resumed.
+MAY_CHANGE = ("rounds", "round_timeout", "simulation", "output", "permit", "federation")
 
 
 def new_run_id(config: Config) -> str:

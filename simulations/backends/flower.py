@@ -16,8 +16,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedpers.errors import FedpersError, RunError
-from simulations.backends import guard
+from simulations.backends import guard, network
 
 LOG = "flower.log"
 
@@ -34,6 +32,15 @@ CONNECTION = "launch"
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's own name for it
 TOKEN_BYTES = 32
 START = 60.0  # seconds for a SuperLink to answer, on a machine that is busy
+_LOOK = """
+import socket, sys, time
+while True:
+    try:
+        socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=5).close()
+        break
+    except OSError:
+        time.sleep(float(sys.argv[2]))
+"""
 _COMMAND = 120.0  # seconds for one Flower command
 _END = 30.0  # seconds for Flower to note the end of a run whose ServerApp has ended
 POLL = 0.1
@@ -41,26 +48,47 @@ POLL = 0.1
 
 @dataclass(frozen=True)
 class Space:
-    """The private folder and environment of one launch."""
+    """The private folder, environment and, where there is one, network of one launch.
+
+    Attributes:
+        within: words before a command that have it run in the launch's own network; none where it
+            shares the machine's.
+        shares: why it does.
+    """
 
     folder: Path
     env: dict[str, str] = field(repr=False)  # Ray's token is in it
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    within: list[str] = field(default_factory=list)
+    shares: str = ""
 
     def path(self, name: str) -> Path:
         return self.folder / name
 
 
 @contextmanager
-def private_space() -> Iterator[Space]:
-    """A private folder and environment. When left, no process and no file of the launch stays."""
+def private_space(shares: str = "for the sake of others") -> Iterator[Space]:
+    """A private folder, environment and network. When left, no process and no file of the launch
+    stays.
+
+    Args:
+        shares: why the launch has to share the machine's network; a network of its own if empty,
+            where the system gives one.
+    """
     # Ray's socket paths start with this folder and may have 107 bytes.
     parent = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="fedpers-", dir=parent if len(parent) < 25 else "/tmp"))
     mark = uuid.uuid4().hex
-    space = Space(folder, environment(folder, mark))
+    env, processes, within = environment(folder, mark), list[subprocess.Popen[bytes]](), list[str]()
     for name in ("home", "cwd", "app"):
-        space.path(name).mkdir()
+        folder.joinpath(name).mkdir()
+    if not shares:
+        try:
+            holder, within = network.hold(env, str(folder))
+            processes.append(holder)
+        except network.NoNetwork as reason:
+            shares = f"this system gives no other ({reason})"
+    space = Space(folder, env, processes, within, shares)
     watcher = subprocess.Popen(
         [sys.executable, "-P", guard.__file__, mark, str(folder)],
         stdin=subprocess.PIPE,
@@ -121,16 +149,23 @@ def joins_cluster() -> bool:
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")  # as Ray reads it
 
 
-def answers(superlink: subprocess.Popen[bytes], port: int) -> bool:
+def listens(space: Space, superlink: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until a SuperLink is reached at its port, in the space's network."""
+    looking = subprocess.Popen(
+        [*space.within, sys.executable, "-I", "-S", "-c", _LOOK, str(port), str(POLL)],
+        env=space.env,
+        cwd=space.path("cwd"),
+        start_new_session=True,
+    )
+    space.processes.append(looking)
     deadline = time.monotonic() + START
     while superlink.poll() is None and time.monotonic() < deadline:
-        with suppress(urllib.error.URLError, OSError):
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(f"http://127.0.0.1:{port}/health", timeout=5):
-                # Whoever else may answer there: a SuperLink that has lost the port ends.
-                time.sleep(POLL)
-                return superlink.poll() is None
-        time.sleep(POLL)
+        with suppress(subprocess.TimeoutExpired):
+            looking.wait(POLL)
+            # Whoever else may answer there: a SuperLink that has lost the port ends.
+            time.sleep(POLL)
+            return superlink.poll() is None
+    looking.kill()
     return False
 
 
@@ -241,20 +276,30 @@ def popen(
     command: Sequence[str],
     output: IO[bytes] | int,
     env: Mapping[str, str] | None = None,
+    keeps: Sequence[int] = (),
+    *,
+    outside: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start one of Flower's programs in a space; ``env`` is added to the space's environment."""
+    """Start a program in a space.
+
+    Args:
+        env: is added to the space's environment.
+        keeps: open files that it has too.
+        outside: of the space's network, in the machine's.
+    """
     name, *arguments = command
     program = shutil.which(name, path=space.env["PATH"])
     if program is None:
         raise RunError(f"{name}: not found; install fedpers into the environment it runs in")
     process = subprocess.Popen(
-        [program, *arguments],
+        [*(() if outside else space.within), program, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
         env={**space.env, **(env or {})},
         # Empty: what lies in the working folder would hide installed packages in Ray's workers.
         cwd=space.path("cwd"),
+        pass_fds=keeps,
         # A Ctrl-C is for the launcher, which then ends them all.
         start_new_session=True,
     )

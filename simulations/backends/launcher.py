@@ -21,17 +21,19 @@ from simulations.backends.flower import (
     CONNECTION,
     LOG,
     Space,
-    answers,
     flwr,
     follow,
     free_port,
+    joins_cluster,
     last_line,
+    listens,
     popen,
     private_space,
 )
 
 SERVERAPP = "strategies.server_app:app"
 CLIENTAPP = "clients.node.client_app:app"
+OPEN = "any user of this machine may have Flower's SuperLink run code; Ray asks for a token"
 
 
 def launch(
@@ -59,7 +61,9 @@ def launch(
         FedpersError: a mistake that the user can mend, as the ServerApp named it.
         RunError: the run did not complete.
     """
-    with private_space() as space:
+    with private_space(_shares(config)) as space:
+        if space.shares:
+            show(f"network: the machine's, {space.shares}: {OPEN}")
         settings, events = space.path("settings.yaml"), space.path("events.jsonl")
         settings.write_text(config.to_yaml(), encoding="utf-8")
         write_bundle(
@@ -87,6 +91,20 @@ def run_config(settings: Path, run_folder: Path, resume: bool) -> dict[str, str]
     return {"config": str(settings), **where, **not_set}
 
 
+def _shares(config: Config) -> str:
+    """Why a run has to share the machine's network; nothing if it need not."""
+    kind, _, name = config.model.name.partition(":")
+    if joins_cluster():
+        return "for the cluster at RAY_ADDRESS"
+    if config.simulation.network == "shared":
+        return "by simulation.network"
+    if config.data.name.startswith("hub:"):
+        return f"as data.name={config.data.name} may be a download"
+    if kind in ("hf", "sentence") and name != "minilm" and not Path(name).is_dir():
+        return f"as model.name={config.model.name} may be a download"
+    return ""
+
+
 def _start_superlink(space: Space) -> subprocess.Popen[bytes]:
     """Start a SuperLink on a free port and note its address for Flower's commands."""
     for _ in range(3):  # another process may take the port before the SuperLink does
@@ -94,7 +112,7 @@ def _start_superlink(space: Space) -> subprocess.Popen[bytes]:
         options = ["--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
         with space.path("superlink.log").open("ab") as log:
             superlink = popen(space, ["flower-superlink", *options], log)
-        if answers(superlink, port):
+        if listens(space, superlink, port):
             text = f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
             space.path("home").joinpath("config.toml").write_text(text, encoding="utf-8")
             return superlink

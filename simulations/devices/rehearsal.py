@@ -9,34 +9,41 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from cryptography import x509
 
 from clients.policy.policy import write_policy
 from clients.policy.wishes import just
 from fedpers.config import Config
 from fedpers.errors import RunError
+from fedpers.federation import Federation, read_federation
 from fedpers.permit import Permit, new_operator, public_of, read_operator, read_permit
 from simulations.backends.bundle import write_bundle
 from simulations.backends.flower import (
     CONNECTION,
-    POLL,
-    START,
     Space,
     flwr,
     follow,
     free_port,
     last_line,
+    listens,
     popen,
     private_space,
 )
 from simulations.backends.launcher import CLIENTAPP, SERVERAPP, run_config
-from simulations.devices.certificates import Certificates, make_certificates, make_node_key
+from simulations.devices.certificates import (
+    Authority,
+    Certificates,
+    make_certificates,
+    make_node_key,
+)
+from simulations.devices.gateway import Gateway
 from strategies.base import find_strategy
 
 DAY = 86_400.0  # seconds
@@ -53,6 +60,8 @@ class Rehearsal:
         certificates: of the SuperLink.
         nodes: by client, its SuperNode's process.
         permits: by run's folder, the file with its permit.
+        authority: of the devices' certificates.
+        gateway: before the SuperLink, if there is one.
     """
 
     space: Space
@@ -61,11 +70,51 @@ class Rehearsal:
     superlink: subprocess.Popen[bytes]
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     permits: dict[Path, Path] = field(default_factory=dict)
+    authority: Authority = field(default_factory=lambda: Authority("fedpers rehearsal's devices"))
+    gateway: Gateway | None = None
 
     def register(self, client: str) -> None:
         """Make a key for a client's node and have the SuperLink know it."""
         _, public = make_node_key(self.space.folder, f"node-{client}")
-        flwr(self.space, "supernode", "register", str(public), CONNECTION)
+        flwr(self.space, "supernode", "register", str(public), CONNECTION, "--name", client)
+
+    def certify(self, client: str) -> x509.Certificate:
+        """Issue a certificate for a client's device."""
+        certificate, key = self.certificate_of(client)
+        return self.authority.device(client, certificate, key)
+
+    def certificate_of(self, client: str) -> tuple[Path, Path]:
+        """The files of a client's certificate, and of its key."""
+        return self.space.path(f"{client}.pem"), self.space.path(f"{client}.key")
+
+    def open_gateway(self, clients: Iterable[str]) -> Federation:
+        """Certify the registered devices of ``clients``, write the federation's file, and start the
+        gateway for them.
+
+        Raises:
+            ConfigError: nginx is not installed.
+        """
+        folder = self.space.folder
+        settings = {
+            "superlink": f"127.0.0.1:{self.port}",
+            "certificate": str(self.certificates.server),
+            "certificate_key": str(self.certificates.server_key),
+            "superlink_authority": str(self.certificates.ca),
+            "authority": str(self.authority.write(folder / "devices-ca.crt")),
+            "revoked": str(self.authority.revoke([], folder / "revoked.pem")),
+            "devices": {client: {"key": f"node-{client}.pub"} for client in clients},
+        }
+        self.federation.write_text(json.dumps(settings), encoding="utf-8")  # which is YAML, too
+        found = read_federation(self.federation)
+        self.gateway = Gateway(self.space, found)
+        for client in found.devices:
+            self.certify(client)
+        return found
+
+    @property
+    def federation(self) -> Path:
+        """The federation's file."""
+        return self.space.path("federation.yaml")
 
     def start_node(
         self,
@@ -170,9 +219,14 @@ class Rehearsal:
 
 
 @contextmanager
-def rehearsal() -> Iterator[Rehearsal]:
-    """A SuperLink on loopback, with TLS and node authentication. All of it ends with the block."""
-    with private_space() as space:
+def rehearsal(*, closed: bool = False) -> Iterator[Rehearsal]:
+    """A SuperLink on loopback, with TLS and node authentication. All of it ends with the block.
+
+    Args:
+        closed: the SuperLink is in a network of its own, where the system gives one, and nodes
+            reach it through the gateway alone.
+    """
+    with private_space("" if closed else "for nodes that come without a gateway") as space:
         certificates = make_certificates(space.folder)
         for _ in range(3):  # another process may take the port before the SuperLink does
             port = free_port()
@@ -185,7 +239,7 @@ def rehearsal() -> Iterator[Rehearsal]:
             ]
             with space.path("superlink.log").open("ab") as log:
                 superlink = popen(space, ["flower-superlink", *options], log)
-            if _listens(superlink, port):
+            if listens(space, superlink, port):
                 break
         else:
             said = space.path("superlink.log").read_text(encoding="utf-8", errors="replace")
@@ -266,15 +320,6 @@ def make_files(config: Config, folder: Path) -> Files:
     settings = with_keys(settings, needs, count, folder / "server-keys", keys)
     made = {name: path for name, path in keys.items() if path.is_dir()}
     return Files(settings, data, made)
-
-
-def _listens(superlink: subprocess.Popen[bytes], port: int) -> bool:
-    deadline = time.monotonic() + START
-    while superlink.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return superlink.poll() is None
-        time.sleep(POLL)
-    return False
 
 
 def _keep_logs(rehearsed: Rehearsal, run_folder: Path) -> str:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import ray.core.generated
 
-from fedpers.config import Config
+from fedpers.config import Config, Simulation
 from simulations.backends import guard
 from simulations.backends.launcher import launch
 
@@ -98,7 +98,8 @@ def test_without_the_token_a_runs_ray_does_nothing(
             (tmp_path / "go on").touch()
 
     apps = {"serverapp": "toy_server:app", "clientapp": "toy_client:app"}
-    launch(Config(), tmp_path / "run", **apps, show=show)  # type: ignore[arg-type]
+    shared = Config(simulation=Simulation(network="shared"))  # else there are no doors: below
+    launch(shared, tmp_path / "run", **apps, show=show)  # type: ignore[arg-type]
     assert lines[-1] == "answers [40, 41]" and (tmp_path / "go on").exists()
 
 
