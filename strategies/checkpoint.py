@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ DAMAGED = (
 )
 KEPT = 2  # checkpoints; the one before the last stands in for a damaged one
 VALUES = "values"
+STATE, DIGESTS = "state.json", "digests.json"
 
 
 def members(groups: Mapping[str, Row], kind: str) -> dict[str, Row]:
@@ -57,14 +59,18 @@ def _save(folder: Path, server_round: int, state: State) -> None:
     }
     path = folder / f"round-{server_round:06d}"
     temporary = folder / f".{path.name}.tmp"
-    temporary.mkdir(exist_ok=True)
+    if temporary.exists():  # of a process that was killed
+        _remove(temporary)
+    temporary.mkdir()
     Parts(flat).save(temporary / "parts.safetensors")
     for k, row in enumerate(opaque.values()):
         (temporary / f"{k}.opaque").write_bytes(row.to_bytes())
     kinds = {name: row.stype for name, row in opaque.items()}
     names = {"groups": list(in_the_clear), "opaque": kinds}
     text = json.dumps({**names, VALUES: values})
-    (temporary / "state.json").write_text(text, encoding="utf-8")
+    (temporary / STATE).write_text(text, encoding="utf-8")
+    digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
+    (temporary / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
     for file in temporary.iterdir():
         flush(file)
     flush(temporary)
@@ -97,7 +103,11 @@ def load_checkpoint(folder: Path, load: Callable[[State], None]) -> int:
 
 
 def _read(path: Path) -> State:
-    kept = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if (path / DIGESTS).exists():  # earlier versions wrote none
+        for name, digest in json.loads((path / DIGESTS).read_text(encoding="utf-8")).items():
+            if _digest(path / name) != digest:
+                raise ValueError(f"{name} was changed since it was written")
+    kept = json.loads((path / STATE).read_text(encoding="utf-8"))
     flat = Parts.load(path / "parts.safetensors")
     groups: dict[str, dict[str, Part]] = {name: {} for name in kept["groups"]}
     for label, part in flat.items():
@@ -107,6 +117,11 @@ def _read(path: Path) -> State:
     for k, (name, kind) in enumerate(kept["opaque"].items()):
         state[name] = KINDS[kind].from_bytes((path / f"{k}.opaque").read_bytes())
     return state, kept[VALUES]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _remove(folder: Path) -> None:

@@ -104,7 +104,7 @@ class RunFolder:
         """
         step = line["round"]
         with written(self.path / "rounds.jsonl"):
-            _write_line(self._rounds, line)
+            _write_lines(self._rounds, [line])
         writer = self._writer()
         if writer is not None:
             for tag, value in _scalars(line):
@@ -121,8 +121,7 @@ class RunFolder:
         lines = [{"round": round, **result.to_json()} for result in results]
         lines += [{"round": round, "client": c, "error": why} for c, why in failures.items()]
         with written(self.path / "clients.jsonl"):
-            for line in lines:
-                _write_line(self._clients, line)
+            _write_lines(self._clients, lines)
 
     def read(
         self, last: int, tally: type[Tally]
@@ -230,8 +229,10 @@ def _open_lines(path: Path) -> TextIO:
     return path.open("a", encoding="utf-8", buffering=1)  # flushed at each line
 
 
-def _write_line(file: TextIO, line: Mapping[str, Any]) -> None:
-    file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+def _write_lines(file: TextIO, lines: Sequence[Mapping[str, Any]]) -> None:
+    file.writelines(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def replace_file(path: Path, text: str) -> None:

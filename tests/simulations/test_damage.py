@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from fedpers.config import load_config
 from fedpers.errors import RunError
+from fedpers.evaluation.run_files import read_lines
 from fedpers.evaluation.run_folder import RunFolder
 from fedpers.parts import Part, Parts
 from simulations.commands.cli import app
@@ -157,6 +159,22 @@ def flip_a_bit(run: Path) -> None:
     path.write_bytes(data)
 
 
+def another_digit(run: Path) -> None:
+    """What can still be read, and says something else."""
+    path = run / "checkpoint" / "round-000003" / "state.json"
+    data = bytearray(path.read_bytes())
+    (place, *_) = [k for k, byte in enumerate(data) if chr(byte).isdigit()]
+    data[place] ^= 1
+    json.loads(data)
+    path.write_bytes(data)
+
+
+def another_round(run: Path) -> None:
+    """The state of the round before, whole."""
+    before = run / "checkpoint" / "round-000002" / "state.json"
+    shutil.copy(before, run / "checkpoint" / "round-000003" / "state.json")
+
+
 def no_parts(run: Path) -> None:
     (run / "checkpoint" / "round-000003" / "parts.safetensors").unlink()
 
@@ -164,8 +182,16 @@ def no_parts(run: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        without("spent"),
-        *slow(without("groups"), without("values"), cut_state, flip_a_bit, no_parts),
+        another_digit,
+        *slow(
+            another_round,
+            without("spent"),
+            without("groups"),
+            without("values"),
+            cut_state,
+            flip_a_bit,
+            no_parts,
+        ),
     ],
 )
 def test_the_checkpoint_before_a_damaged_one_is_taken(
@@ -221,6 +247,43 @@ def test_each_file_of_a_run_is_named(tmp_path: Path) -> None:
     folder.log_round({"round": 1})
     folder.close()
     assert (folder.path / "rounds.jsonl").read_text() == '{"round": 1}\n'
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_is_one_line_and_the_lines_before_stay(small_disk: Path) -> None:
+    folder = RunFolder(small_disk / "run", load_config(None))
+    said = re.escape(f"{folder.path / 'rounds.jsonl'}: cannot be written (No space left on device)")
+    with pytest.raises(RunError, match=said):
+        for number in range(1000):
+            folder.log_round({"round": number, "why": "x" * 1000})
+    large = Parts({"body": Part.of({"w": torch.zeros(10**5)})})
+    for attempt in (
+        lambda: folder.write_report({"why": "x" * 60_000}),
+        lambda: save_checkpoint(folder.path / "checkpoint", 1, ({"p": large}, {})),
+    ):
+        with pytest.raises(RunError, match=r"cannot be written .*; make room and resume the run$"):
+            attempt()
+    folder.close()
+    # A torn last line is left out by those who read, and cut off by who goes on.
+    (small_disk / "run" / "report.json").unlink(missing_ok=True)
+    shutil.rmtree(small_disk / "run" / "tensorboard", ignore_errors=True)
+    lines = read_lines(small_disk / "run" / "rounds.jsonl")
+    assert lines and [line["round"] for line in lines] == list(range(len(lines)))
+    shutil.rmtree(small_disk / "run" / "checkpoint", ignore_errors=True)
+    folder = RunFolder(small_disk / "run", load_config(None), resume=True)
+    folder.close()
+    assert (small_disk / "run" / "rounds.jsonl").read_bytes().endswith(b"}\n")
 
 
 @pytest.mark.slow
