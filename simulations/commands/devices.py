@@ -24,12 +24,12 @@ def demo(
     ),
     overrides: Overrides = None,
 ) -> None:
-    """Rehearse a deployment on this machine: TLS, node keys, three SuperNodes, each with its own
-    data, state and encryption key."""
+    """Rehearse a deployment on this machine: a SuperLink behind its gateway, three devices with
+    data, state, policy, keys and certificates of their own, and an outsider who tries to get in."""
     with errors(), signals():
         from fedpers.config import load_config
         from fedpers.evaluation.run_folder import new_run_id
-        from simulations.devices.rehearsal import demo as run_demo
+        from simulations.devices.demo import demo as run_demo
 
         settings = load_config(config, overrides or [])
         folder = Path(settings.output).resolve() / new_run_id(settings)
@@ -40,12 +40,16 @@ def demo(
 @app.command()
 def units(
     out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("units"),
+    federation: Annotated[
+        Path | None, typer.Option(help="The federation's file, if there is one already.")
+    ] = None,
 ) -> None:
-    """Write systemd units for a SuperLink and a SuperNode, and a container file."""
+    """Write systemd units for a SuperLink, its gateway and a device; the gateway's settings, a
+    federation's file, and a container file."""
     with errors():
         from simulations.devices.units import write_units
 
-        for path in write_units(out):
+        for path in write_units(out, federation):
             typer.echo(str(path))
 
 

@@ -15,7 +15,7 @@ from simulations.devices.gateway import CALLS
 
 WAIT = 10.0  # seconds for an answer
 MOST = 65_536  # bytes of an answer that are read
-FORBIDDEN = "403"  # the one word of a closed door
+FORBIDDEN = b"403"
 NGINX = b"<hr><center>nginx"  # a page of its own, and none of whom it stands for
 FLEET = "/v1/fleet/"
 PORTS = (9091, 9092, 9093, 9094, 9095)  # Flower's, of this version and of those before it
@@ -90,9 +90,9 @@ def check_server(
     for whose, own in eyes:
         context = _context(authority, own)
         for path in (*CONTROL, *OTHER, *ODD, *(f"{FLEET}{call}" for call in CALLS)):
-            yield from _open("POST", path, whose, _ask(host, port, context, "POST", path))
+            yield from _open("POST", path, whose, ask(host, port, context, "POST", path))
         for method, path in (("GET", "/health"), ("GET", "/docs"), ("OPTIONS", "/"), *_methods()):
-            yield from _open(method, path, whose, _ask(host, port, context, method, path))
+            yield from _open(method, path, whose, ask(host, port, context, method, path))
     for other in ports:
         if other != port and _listens(host, other):
             yield f"port {other}: something answers, and nothing but port {port} needs to"
@@ -103,13 +103,18 @@ def _methods() -> Iterator[tuple[str, str]]:
         yield method, f"{FLEET}pull-messages"
 
 
+def closed_door(answer: bytes) -> bool:
+    """Whether that is the answer of a closed door: none, 403, or nginx's own to what it makes no
+    sense of, which it says before it looks where a request goes."""
+    status = answer.split(b" ", 2)[1:2]
+    senseless = status in ([b"400"], [b"405"]) and NGINX in answer
+    return not answer or status == [FORBIDDEN] or senseless
+
+
 def _open(method: str, path: str, whose: str, answer: bytes) -> Iterator[str]:
-    """A finding, if that is not the answer of a closed door."""
-    words = answer.split(b" ", 2)
-    status = words[1].decode("latin-1") if len(words) > 1 else ""
-    # nginx makes no sense of some requests, and says so before it looks where they go.
-    senseless = status in ("400", "405") and NGINX in answer
-    if answer and status != FORBIDDEN and not senseless:
+    """A finding, if that was answered otherwise."""
+    if not closed_door(answer):
+        status = b"".join(answer.split(b" ", 2)[1:2]).decode("latin-1")
         yield f"{method} {path} {whose}: answered {status or 'something'}"
 
 
@@ -158,8 +163,13 @@ def _plain(host: str, port: int) -> Iterator[str]:
         yield from _open("POST", f"{FLEET}pull-messages", "without TLS", _answer(raw))
 
 
-def _ask(host: str, port: int, context: ssl.SSLContext, method: str, path: str) -> bytes:
+def ask(
+    host: str, port: int, context: ssl.SSLContext, method: str, path: str, header: str = ""
+) -> bytes:
     """The answer to a request that is sent as it is written; nothing without one.
+
+    Args:
+        header: one more, ``NAME: VALUE``.
 
     Raises:
         ConfigError: the server's certificate is not the authority's, or of another name.
@@ -169,7 +179,7 @@ def _ask(host: str, port: int, context: ssl.SSLContext, method: str, path: str) 
             socket.create_connection((host, port), timeout=WAIT) as raw,
             context.wrap_socket(raw, server_hostname=host) as inside,
         ):
-            inside.sendall(_request(host, method, path))
+            inside.sendall(_request(host, method, path, header))
             return _answer(inside)
     except ssl.SSLCertVerificationError as error:
         takes = f"an authority that issued the certificate of {host} ({error.verify_message})"
@@ -178,8 +188,9 @@ def _ask(host: str, port: int, context: ssl.SSLContext, method: str, path: str) 
         return b""
 
 
-def _request(host: str, method: str, path: str) -> bytes:
+def _request(host: str, method: str, path: str, header: str = "") -> bytes:
     head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
+    head += f"{header}\r\n" if header else ""
     body = "Content-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n"
     return (head + body).encode("latin-1")
 

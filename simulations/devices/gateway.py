@@ -117,8 +117,7 @@ def configuration(federation: Federation, folder: str = "/var/lib/fedpers-gatewa
     """
     lines = ""
     for name, member in sorted(federation.devices.items()):
-        key = base64.b64encode(member.key).decode()
-        lines += f'    "~^{re.escape(f"CN={name}:{key}")}$" 1;\n'
+        lines += f'    "~^{re.escape(f"CN={name}:{shown(member.key)}")}$" 1;\n'
     return CONF.format(
         pid=f"{folder}/gateway.pid",
         error_log=f"{folder}/error.log",
@@ -143,16 +142,29 @@ def configuration(federation: Federation, folder: str = "/var/lib/fedpers-gatewa
     )
 
 
+def shown(key: bytes) -> str:
+    """A node's public key as Flower's header has it."""
+    return base64.b64encode(key).decode("ascii")
+
+
+def has_nginx() -> bool:
+    """Whether it is installed."""
+    return _found() is not None
+
+
 def nginx() -> str:
     """Where nginx is.
 
     Raises:
         ConfigError: it is not installed.
     """
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    if found is None:
+    if (found := _found()) is None:
         raise ConfigError("nginx", None, "nginx 1.18 or later for the gateway", BRINGS)
     return found
+
+
+def _found() -> str | None:
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 
 
 class Gateway:

@@ -8,11 +8,10 @@ simulations.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,6 +47,7 @@ from strategies.base import find_strategy
 
 DAY = 86_400.0  # seconds
 RUNS = 100  # that an owner of a rehearsal allows
+NOBODY = "0" * 64  # an operator who is nobody, until an owner allows a run
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Rehearsal:
         nodes: by client, its SuperNode's process.
         permits: by run's folder, the file with its permit.
         authority: of the devices' certificates.
+        certified: by client, its device's certificate.
         gateway: before the SuperLink, if there is one.
     """
 
@@ -71,6 +72,7 @@ class Rehearsal:
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     permits: dict[Path, Path] = field(default_factory=dict)
     authority: Authority = field(default_factory=lambda: Authority("fedpers rehearsal's devices"))
+    certified: dict[str, x509.Certificate] = field(default_factory=dict)
     gateway: Gateway | None = None
 
     def register(self, client: str) -> None:
@@ -78,10 +80,10 @@ class Rehearsal:
         _, public = make_node_key(self.space.folder, f"node-{client}")
         flwr(self.space, "supernode", "register", str(public), CONNECTION, "--name", client)
 
-    def certify(self, client: str) -> x509.Certificate:
+    def certify(self, client: str) -> None:
         """Issue a certificate for a client's device."""
         certificate, key = self.certificate_of(client)
-        return self.authority.device(client, certificate, key)
+        self.certified[client] = self.authority.device(client, certificate, key)
 
     def certificate_of(self, client: str) -> tuple[Path, Path]:
         """The files of a client's certificate, and of its key."""
@@ -151,6 +153,36 @@ class Rehearsal:
         with self.log_of(client).open("ab") as log:
             command = ["flower-supernode", *options]
             node = popen(self.space, command, log, env={"FLWR_HOME": str(home)})
+        self.nodes[client] = node
+        return node
+
+    def start_device(
+        self, client: str, data: Path, keys: Path | None, *, claims: str | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a client's own node, which runs what is installed here and no app that is sent.
+
+        Args:
+            client: the device's name.
+            data: its file.
+            keys: the folder with its ``client.key``.
+            claims: the client that it says it is, if another than its own.
+        """
+        folder, policy = self.space.folder, self.policy_of(client)
+        if not policy.exists():
+            write_policy(policy, operators=(NOBODY,))
+        port = self.gateway.port if self.gateway else self.port
+        options = [
+            *("--server", f"127.0.0.1:{port}", "--root-certificates", str(self.certificates.ca)),
+            *("--key", str(folder / f"node-{client}"), "--client", claims or client),
+            *("--data", str(data), "--state", str(folder / f"state-{client}")),
+            *("--policy", str(policy)),
+            *(("--keys", str(keys)) if keys else ()),
+        ]
+        if self.gateway:
+            certificate, key = self.certificate_of(client)
+            options += ["--certificate", str(certificate), "--certificate-key", str(key)]
+        with self.log_of(client).open("ab") as log:
+            node = popen(self.space, ["fedpers", "device", "run", *options], log, outside=True)
         self.nodes[client] = node
         return node
 
@@ -254,31 +286,6 @@ def rehearsal(*, closed: bool = False) -> Iterator[Rehearsal]:
         yield Rehearsal(space, port, certificates, superlink)
 
 
-def demo(config: Config, folder: Path, show: Callable[[str], None] = print) -> None:
-    """Make data and keys for as many devices as ``strategy.min_clients``, and run ``config`` on
-    them.
-
-    Args:
-        config: the settings of a run on devices.
-        folder: the run's own folder.
-        show: called with each line to show.
-
-    Raises:
-        FedpersError: a mistake that the user can mend.
-        RunError: the run did not complete.
-    """
-    with rehearsal() as rehearsed:
-        files = make_files(config, rehearsed.space.folder)
-        for client, data in files.data.items():
-            rehearsed.register(client)
-            rehearsed.start_node(client, data, files.keys.get(client))
-        show(f"SuperLink on port {rehearsed.port} with TLS, {len(files.data)} SuperNodes")
-        try:
-            rehearsed.run(files.config, folder, show)
-        except RunError as error:
-            raise RunError(f"{error}; {_keep_logs(rehearsed, folder)}") from None
-
-
 @dataclass
 class Files:
     """What a rehearsal needs on disk.
@@ -320,12 +327,3 @@ def make_files(config: Config, folder: Path) -> Files:
     settings = with_keys(settings, needs, count, folder / "server-keys", keys)
     made = {name: path for name, path in keys.items() if path.is_dir()}
     return Files(settings, data, made)
-
-
-def _keep_logs(rehearsed: Rehearsal, run_folder: Path) -> str:
-    run_folder.mkdir(parents=True, exist_ok=True)
-    logs = [rehearsed.space.path("superlink.log"), *map(rehearsed.log_of, rehearsed.nodes)]
-    for log in logs:
-        with suppress(OSError):
-            shutil.copy(log, run_folder)
-    return f"Flower's logs are in {run_folder}"

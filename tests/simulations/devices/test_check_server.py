@@ -17,12 +17,9 @@ from simulations.devices.certificates import Authority, Certificates, make_certi
 from simulations.devices.check_server import check_server
 from simulations.devices.gateway import BRINGS, CONF, Gateway
 
-try:
-    gateway.nginx()
-    REASON = ""
-except gateway.ConfigError:
-    REASON = f"nginx is not here: {BRINGS}"
-needs_nginx = pytest.mark.skipif(bool(REASON), reason=REASON)
+needs_nginx = pytest.mark.skipif(
+    not gateway.has_nginx(), reason=f"nginx is not installed: {BRINGS}"
+)
 
 
 @pytest.fixture(scope="module")

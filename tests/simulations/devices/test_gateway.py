@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import os
-import shutil
+import re
 import socket
 import ssl
 import subprocess
@@ -21,6 +21,7 @@ import pytest
 from cryptography import x509
 from upstream import Upstream
 
+from clients.node import fleet
 from fedpers.errors import ConfigError
 from fedpers.federation import Federation, read_federation
 from simulations.backends.flower import Space, private_space
@@ -32,10 +33,17 @@ from simulations.devices.certificates import (
     make_node_key,
 )
 from simulations.devices.check_server import check_server
-from simulations.devices.gateway import BRINGS, BURST, CALLS, Gateway, configuration, nginx
+from simulations.devices.gateway import (
+    BRINGS,
+    BURST,
+    CALLS,
+    Gateway,
+    configuration,
+    has_nginx,
+    nginx,
+)
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-needs_nginx = pytest.mark.skipif(NGINX is None, reason=f"nginx is not here: {BRINGS}")
+needs_nginx = pytest.mark.skipif(not has_nginx(), reason=f"nginx is not installed: {BRINGS}")
 DEVICES = ("device-0", "device-1", "Device-2.x")
 
 
@@ -315,5 +323,8 @@ def test_the_settings_name_flowers_own_words() -> None:
     assert module.KEY_HEADER == FLEET_HTTP_PUBLIC_KEY_HEADER
     known = Path(fleet_http_client.__file__).read_text()
     assert all(f'"/v1/fleet/{call}"' in known for call in CALLS)
+    # What a node of ours calls, and nothing else.
+    asked = re.findall(r'self\._call\(\s*"([a-z-]+)"', Path(fleet.__file__).read_text())
+    assert set(asked) == set(CALLS)
     # An empty federation lets nobody in.
     assert "default 0;\n  }" in configuration(Federation())

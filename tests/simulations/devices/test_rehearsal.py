@@ -22,7 +22,9 @@ from fedpers.config import Config, load_config
 from fedpers.privacy import Ledger
 from simulations.backends import guard
 from simulations.devices.certificates import make_certificates, make_node_key
-from simulations.devices.rehearsal import Files, Rehearsal, demo, make_files, rehearsal
+from simulations.devices.demo import demo
+from simulations.devices.gateway import BRINGS, has_nginx
+from simulations.devices.rehearsal import Files, Rehearsal, make_files, rehearsal
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +68,15 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo(load_config(CONFIG, ["evaluation.diagnostics=true"]), tmp_path / "run", show)
     processes.check_gone()
     own.rmdir()  # nothing is left in it
-    assert "with TLS, 3 SuperNodes" in lines[0]
+    if has_nginx():
+        assert lines[0].startswith("gateway on port") and lines[0].endswith("3 devices")
+        tried = lines[lines.index(next(line for line in lines if line.startswith("who "))) + 1 : -1]
+        assert len(tried) == 18 and sum("403" in line for line in tried) == 13
+        assert sum("refused by name" in line for line in tried) == 1
+        assert sum("passed on (" in line for line in tried) == 1
+    else:
+        assert BRINGS in lines[0] and "SuperLink on port" in lines[1]
+    assert lines[-1].startswith("the rehearsal took ")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["clients"] == 3 and report["scored"]["clients"] == 3
     assert report["encryption"]["enabled"] and report["encryption"]["security_bits"] >= 128
