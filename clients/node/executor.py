@@ -27,7 +27,7 @@ QUICKEST, SLOWEST = 0.1, 3.0  # seconds between two questions for messages
 CALM = 20  # it waits for a twentieth of the time in which there was nothing
 KNOWN_AGAIN = 3 * BEAT  # seconds until a SuperLink has noticed that a killed node is away
 KEPT = 600.0  # seconds for which a reply is kept for a SuperLink that is gone
-RETRY = 5.0  # seconds between two attempts, at most
+SOON, RETRY = 0.2, 5.0  # seconds between two attempts, at first and at most
 T = TypeVar("T")
 
 NO = (400, 401, 403)  # what HTTP calls those whom a server does not want
@@ -68,12 +68,17 @@ class Resident:
         fleet: its side of the Fleet API.
         executor: what answers.
         show: called with each line to show.
+        beat: seconds between two signs of life.
     """
 
     def __init__(
-        self, fleet: Fleet, executor: Executor, show: Callable[[str], None] = print
+        self,
+        fleet: Fleet,
+        executor: Executor,
+        show: Callable[[str], None] = print,
+        beat: float = BEAT / 2,
     ) -> None:
-        self.fleet, self.executor, self.show = fleet, executor, show
+        self.fleet, self.executor, self.show, self.beat = fleet, executor, show, beat
         self.stopped, self.forgotten = threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -136,21 +141,25 @@ class Resident:
         return self.executor.answer(message)
 
     def _insist(self, call: Callable[[], T]) -> T:
-        """Call again when a SuperLink that was gone is there again, for some time."""
+        """Call again when a SuperLink that was gone is there again, for some time.
+
+        Raises:
+            Lost: it took too long.
+        """
         until = time.monotonic() + KEPT
-        while True:
+        for _ in self._attempts():
             try:
                 return call()
             except Lost as error:
                 if time.monotonic() > until:
                     raise
                 self._lost(error)
+        raise Lost("it is stopped")
 
     def _lost(self, error: Lost) -> None:
         """Wait until the SuperLink is there again, and be known to it."""
         self.show(f"the SuperLink is gone ({error})")
-        for pause in _pauses():
-            self.stopped.wait(pause)
+        for _ in self._attempts():
             try:
                 if not self.fleet.beat():
                     self._join()
@@ -169,7 +178,7 @@ class Resident:
             ConfigError: it does not want this node.
         """
         until, said = time.monotonic() + KNOWN_AGAIN, ""
-        for pause in _pauses():
+        for _ in self._attempts():
             try:
                 node = self.fleet.join()
                 self.forgotten.clear()
@@ -187,11 +196,18 @@ class Resident:
                 if str(error) != said:
                     said = str(error)
                     self.show(f"not joined yet: {said}")
+
+    def _attempts(self) -> Iterator[None]:
+        """As many as it takes until it is stopped, farther and farther apart."""
+        pause = SOON
+        while not self.stopped.is_set():
+            yield
             self.stopped.wait(pause)
+            pause = min(2 * pause, RETRY)
 
     def _beat(self) -> None:
         """Give signs of life, also while a message is at work."""
-        while not self.stopped.wait(BEAT / 2):
+        while not self.stopped.wait(self.beat):
             with suppress(Lost, Declined, Beyond):  # the other thread meets that too
                 if not self.fleet.beat():
                     self.forgotten.set()
@@ -199,10 +215,3 @@ class Resident:
 
 def _failed(message: Message, word: str) -> Message:
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, word), reply_to=message)
-
-
-def _pauses() -> Iterator[float]:
-    pause = 0.2
-    while True:
-        yield pause
-        pause = min(2 * pause, RETRY)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
-from links import Link, link
+from flwr.proto import heartbeat_pb2
+from links import Link, Said, link
 from owner import allowing
 
 from clients.node.device import Device
@@ -45,10 +48,10 @@ def asking(kind: str = "train", size: int = 10) -> Message:
 
 
 @contextmanager
-def running(server: Link, device: Device) -> Iterator[list[str]]:
+def running(server: Link, executor: Executor) -> Iterator[list[str]]:
     """A node at work; the lines that it shows."""
     lines: list[str] = []
-    node = Resident(Fleet(server.access), Executor(device), lines.append)
+    node = Resident(Fleet(server.access), executor, lines.append, beat=0.05)
     thread = threading.Thread(target=node.run)
     thread.start()
     try:
@@ -73,13 +76,87 @@ def test_too_much_is_refused_with_a_line_in_the_log(server: Link, device: Device
     server.asks(asking(size=20_000))
     pushed = server.answers["push-messages"]
     server.answers["push-messages"] = lambda body: (done.set(), pushed(body))[1]
-    with running(server, device) as lines:
+    with running(server, Executor(device)) as lines:
         assert done.wait(20), lines
     assert server.replies[0].messages_list[0].error.reason == POLICY
     assert server.calls.count("confirm-message-received") == 1
     (line,) = (device.state / "policy.log").read_text().splitlines()
     assert "train refused: bytes: got more than" in line
     assert server.calls[-1] == "deactivate-node"
+
+
+@dataclass(frozen=True)
+class Busy(Executor):
+    """Trains, as far as the interpreter can tell, until three signs of life have come."""
+
+    alive: threading.Semaphore
+
+    def answer(self, message: Message) -> Message:
+        layer, x = torch.nn.Linear(300, 300), torch.ones(300, 300)
+        for _ in range(3):
+            while not self.alive.acquire(blocking=False):
+                layer(x).sum().backward()
+        return super().answer(message)
+
+
+def test_it_gives_signs_of_life_while_it_trains(server: Link, device: Device) -> None:
+    alive, done, beat = threading.Semaphore(0), threading.Event(), server.answers
+    server.asks(asking())
+    answers = dict(server.answers)
+
+    def beats(body: bytes) -> Said:
+        if "confirm-message-received" in server.calls:
+            alive.release()
+        return answers["send-node-heartbeat"](body)
+
+    beat["send-node-heartbeat"] = beats
+    beat["push-messages"] = lambda body: (done.set(), answers["push-messages"](body))[1]
+    with running(server, Busy(device, alive)) as lines:
+        assert done.wait(60), lines
+    during = server.calls[server.calls.index("confirm-message-received") :]
+    assert during[: during.index("push-messages")].count("send-node-heartbeat") >= 3
+
+
+def test_a_superlink_that_forgot_it_is_joined_again(server: Link, device: Device) -> None:
+    joined, forgets = threading.Semaphore(0), heartbeat_pb2.SendNodeHeartbeatResponse()
+    answers = dict(server.answers)
+    server.answers["activate-node"] = lambda b: (joined.release(), answers["activate-node"](b))[1]
+    with running(server, Executor(device)):
+        assert joined.acquire(timeout=20)
+        server.answers["send-node-heartbeat"] = lambda _: forgets.SerializeToString()
+        assert joined.acquire(timeout=20)
+        server.answers["send-node-heartbeat"] = answers["send-node-heartbeat"]
+
+
+def test_a_superlink_that_is_gone_for_a_while(server: Link, device: Device) -> None:
+    """In the middle of a message, and before the reply is sent."""
+    done, failing = threading.Event(), dict.fromkeys(("pull-object", "push-messages"), 2)
+    server.asks(asking(size=100))
+    answers = dict(server.answers)
+
+    def failing_at_first(name: str) -> Callable[[bytes], Said]:
+        def call(body: bytes) -> Said:
+            failing[name] -= 1
+            if failing[name] >= 0:
+                return 503, b""
+            if name == "push-messages":
+                done.set()
+            return answers[name](body)
+
+        return call
+
+    server.answers |= {name: failing_at_first(name) for name in failing}
+    with running(server, Executor(device)) as lines:
+        assert done.wait(20), lines
+    assert len(server.replies) == 1 and lines.count("the SuperLink is there again") == 4
+    assert (device.state / "policy.log").read_text().count("\n") == 1  # it was answered once
+
+
+def test_a_superlink_that_does_not_want_it(server: Link, device: Device) -> None:
+    for status in (400, 401, 403):
+        server.answers["activate-node"] = lambda _, status=status: (status, b"who?")
+        with pytest.raises(ConfigError, match=r"--server: got 'activate-node: who\?', takes"):
+            Resident(Fleet(server.access), Executor(device), print).run()
 
 
 def test_no_policy_no_node(server: Link, device: Device) -> None:
