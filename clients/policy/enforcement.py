@@ -23,7 +23,7 @@ from clients.node.device import Device
 from clients.policy.policy import Policy, read_policy
 from clients.policy.wishes import refused_shares, refused_wishes
 from fedpers.config import Config, config_from_json
-from fedpers.errors import FedpersError
+from fedpers.errors import ClientError, FedpersError
 from fedpers.failures import POLICY_LOG
 from fedpers.files import alone_with, read_own, write_own
 from fedpers.permit import Permit
@@ -234,6 +234,19 @@ class Enforcement:
                 file.write(f"{_time(self.clock())} {line}\n")
         except OSError as error:
             raise Refused(f"{POLICY_LOG}: it cannot be written ({error.strerror})") from None
+
+
+def runs_taken(state: Path) -> set[str]:
+    """The runs that a device has taken up, ever, as their permits name them.
+
+    Raises:
+        ClientError: what it remembers cannot be read.
+    """
+    try:
+        return set(json.loads(read_own(state / KEPT) or '{"runs": {}}')["runs"])
+    except (OSError, *UNREADABLE) as error:
+        cure = "restore it from a backup"
+        raise ClientError(f"state: {state / KEPT} cannot be read ({error}); {cure}") from None
 
 
 @lru_cache(maxsize=4)

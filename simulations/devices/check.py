@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from urllib.parse import quote
 
 from clients.admission import check_private
 from clients.base import find_algorithm
 from clients.node.device import Device
-from clients.policy.policy import read_policy
+from clients.policy.enforcement import runs_taken
+from clients.policy.policy import Policy, read_policy
 from clients.policy.wishes import refused_wishes
 from clients.training.account import check_client
 from fedpers.channels.build import describe
@@ -19,12 +22,15 @@ from fedpers.config import Config
 from fedpers.data import device_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
+from fedpers.permit import Permit, read_permit
 from fedpers.privacy import Ledger
 from fedpers.privacy.accounting import default_delta
 from fedpers.privacy.ledger import LEFT
 from strategies.base import find_strategy
 
 log = logging.getLogger("fedpers")
+
+AS = {"example": "", "client": ", but for what only the server has counted"}
 
 
 def check_device(
@@ -43,13 +49,14 @@ def check_device(
         data: its file.
         state: its folder, if it has one already.
         keys: the folder with ``client.key``.
-        policy: the file of its policy; None to look at all the rest.
+        policy: the file of its policy; None to look at all the rest. What it refuses is told first,
+            a line each, and what the run would cost.
 
     Raises:
         FedpersError: the device cannot take part; the line says why.
     """
     if policy is not None:
-        yield from _policy(config, policy)
+        yield from _policy(config, client, policy, state)
     if config.data.columns.classes is None:
         takes = "how many classes there are, for a device need not have them all"
         raise ConfigError("data.columns.classes", None, takes)
@@ -83,20 +90,69 @@ def check_device(
         yield f"state: {state} can be written"
 
 
-def _policy(config: Config, path: Path) -> Iterator[str]:
-    policy, algorithm = read_policy(path), find_strategy(config).client_side()
-    refused = list(refused_wishes(policy, config, algorithm))
+def _policy(config: Config, client: str, path: Path, state: Path | None) -> Iterator[str]:
+    policy, strategy = read_policy(path), find_strategy(config)
+    permit = read_permit(Path(config.permit)) if config.permit else None
+    asked = (config, strategy.client_side(), strategy.param_names())
+    refused = list(refused_wishes(policy, config, strategy.client_side()))
+    refused += [] if permit is None else _permit(permit, policy, *asked)
+    runs = runs_taken(state) if state is not None else set()
+    goes_on = permit is not None and _run_of(permit) in runs
+    number = len(runs) + (not goes_on)
+    if number > policy.runs:
+        refused.append(f"runs: got {number}, takes at most {policy.runs}")
     yield from (f"policy refuses: {line}" for line in refused)
+    if policy.private:
+        yield f"cost: {_cost(config, policy, client, state)}"
+    days = ceil(config.rounds / policy.rounds_a_day)
+    first, last = policy.hours
+    hours = "at any hour" if (first, last) == (0, 24) else f"from {first} to {last} o'clock UTC"
+    span = f"{config.rounds} rounds in {days} day{'s' * (days > 1)} or more"
+    yield f"time: run {number} of {policy.runs}; {span}, {hours}"
     if refused:
         takes = f"settings that it allows ({len(refused)} refused, as above)"
         raise ConfigError("policy", str(path), takes)
     yield f"policy: {path} allows this run, signed by {' or '.join(policy.operators)}"
-    if policy.private:
-        share = config.privacy.epsilon / (policy.epsilon or 1)
-        yield (
-            f"cost: up to epsilon {config.privacy.epsilon:g} of {policy.epsilon:g} for ever, "
-            f"{share:.0%} of the owner's budget; one of {policy.runs} runs"
-        )
+
+
+def _permit(
+    permit: Permit, policy: Policy, config: Config, algorithm: str, server_params: Sequence[str]
+) -> Iterator[str]:
+    """What is wrong with the permit that the settings name."""
+    try:
+        said, allows = permit.said(), permit.allows(config, algorithm, server_params)
+    except ValueError as error:
+        yield str(error)
+        return
+    if permit.operator not in policy.operators:
+        yield f"operators: got {permit.operator!r}, takes one of the policy"
+    if not allows:
+        yield "permit: got other settings than it was signed for"
+    if said["expires"] <= time.time():
+        yield "permit: it expired"
+
+
+def _run_of(permit: Permit) -> str | None:
+    try:
+        return str(permit.said()["run"])
+    except ValueError:
+        return None
+
+
+def _cost(config: Config, policy: Policy, client: str, state: Path | None) -> str:
+    """What a run takes of what may ever be spent."""
+    privacy = config.privacy
+    assert policy.epsilon is not None and policy.delta is not None
+    if not privacy.enabled:
+        return f"nobody counts it, as privacy is off; {policy.epsilon:g} may be spent for ever"
+    delta, spent = privacy.delta or policy.delta, 0.0
+    if state is not None:
+        spent = Ledger.named(state / "ledgers", quote(client, safe="")).epsilon(delta)
+    more, left = max(0.0, privacy.epsilon - spent), max(0.0, policy.epsilon - privacy.epsilon)
+    return (
+        f"epsilon {spent:.2f} of {policy.epsilon:g} is spent at delta {delta:g}{AS[privacy.unit]}; "
+        f"this run takes up to {more:.2f} more, and {left:.2f} is left after it"
+    )
 
 
 def _privacy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,15 +154,64 @@ def test_what_a_run_would_cost_and_what_its_owner_refuses(check: Check, tmp_path
     assert result.exit_code == 0, result.output
     lines = dict(line.split(": ", 1) for line in result.stdout.splitlines())
     assert lines["policy"] == f"{policy} allows this run, signed by {operator}"
-    assert lines["cost"].startswith("up to epsilon 8 of 8 for ever, 100% of the owner's budget")
+    assert lines["cost"] == (
+        "epsilon 0.00 of 8 is spent at delta 0.001; this run takes up to 8.00 more, and 0.00 is "
+        "left after it"
+    )
+    assert lines["time"] == "run 1 of 1; 3 rounds in 1 day or more, at any hour"
     result = check("--policy", str(strict))
     assert refusal(result).endswith("takes settings that it allows (3 refused, as above)")
     assert result.stdout.splitlines() == [
         "policy refuses: strategy.name: got 'perada', takes fedavg",
         "policy refuses: privacy.epsilon: got 8, takes at most 1",
         "policy refuses: privacy.delta: got 0.001, takes at most 1e-05",
+        "cost: epsilon 0.00 of 1 is spent at delta 0.001; this run takes up to 8.00 more, and "
+        "0.00 is left after it",
+        "time: run 1 of 1; 3 rounds in 1 day or more, at any hour",
     ]
     assert "takes a file that can be read" in refusal(check("--policy", str(tmp_path / "none")))
+
+
+def test_what_is_left_of_a_budget_and_of_runs(check: Check, tmp_path: Path) -> None:
+    """A second run, of half the budget that its owner allows, after a first one."""
+    key, state = tmp_path / "operator.key", tmp_path / "state"
+    ledger = Ledger.named(state / "ledgers", "clinic-7")
+    operator = CliRunner().invoke(app, ["operator", "new", "--out", str(key)]).stdout.strip()
+    policy, out = tmp_path / "policy.yaml", ["--out", str(tmp_path / "policy.yaml")]
+    made = ["device", "policy", "new", "--operator", operator, "--config", str(CONFIG)]
+    assert CliRunner().invoke(app, [*made, *out]).exit_code == 0
+    policy.write_text(policy.read_text().replace("\nrounds_a_day: 100", "\nrounds_a_day: 2"))
+    release = Release(Gaussian(2.0, 1.0), 3)
+    ledger.charge([release])
+    spent = ledger.epsilon(1e-3)
+    assert 1 < spent < 4
+    result = check("privacy.epsilon=4", "--policy", str(policy))
+    assert result.exit_code == 0, result.output
+    assert f"cost: epsilon {spent:.2f} of 8 is spent at delta 0.001; this run takes up to " in (
+        result.stdout
+    )
+    assert f"{4 - spent:.2f} more, and 4.00 is left after it" in result.stdout
+    assert "time: run 1 of 1; 3 rounds in 2 days or more, at any hour" in result.stdout
+    run = {"folder": "a", "round": 1, "trained": 1}
+    (state / "policy.json").write_text(json.dumps({"runs": {"5": run}}))
+    assert "(1 refused, as above)" in refusal(check("--policy", str(policy)))
+    (state / "policy.json").write_text("{")
+    assert "policy.json cannot be read" in refusal(check("--policy", str(policy)))
+    (state / "policy.json").unlink()
+    # The permit that the settings name is looked at, too.
+    signed = ["operator", "sign", str(CONFIG), "--key", str(key), "--hours", "0.01"]
+    permit = tmp_path / "permit.json"
+    assert CliRunner().invoke(app, [*signed, "--out", str(permit)]).exit_code == 0
+    assert check(f"permit={permit}", "--policy", str(policy)).exit_code == 0
+    (state / "policy.json").write_text(
+        json.dumps({"runs": {read_permit(permit).said()["run"]: run}})
+    )
+    assert check(f"permit={permit}", "--policy", str(policy)).exit_code == 0  # it goes on
+    result = check(f"permit={permit}", "rounds=2", "--policy", str(policy))
+    assert result.stdout.splitlines()[0] == (
+        "policy refuses: permit: got other settings than it was signed for"
+    )
+    assert result.exit_code == 2
 
 
 def test_the_operator_signs_a_run(tmp_path: Path) -> None:
