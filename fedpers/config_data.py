@@ -66,7 +66,8 @@ class Data:
     ``missing``: what a feature that is missing is: an ``error``, or the column's ``mean`` or
     ``median``; ``indicator`` is the mean, and a column that says so; ``missing_words`` stand for
     nothing in numbers and dates, beside the usual ones (NA, -). Of a csv file: ``separator``,
-    ``tab`` for that, ``decimal``, the sign before decimals, and ``encoding``.
+    ``tab`` for that, ``decimal``, the sign before decimals, and ``encoding``. ``image_size``:
+    pixels of both sides that images are brought to.
     """
 
     name: str = "digits"
@@ -75,6 +76,7 @@ class Data:
     separator: str = ","
     decimal: str = setting(".", choices=(".", ","))
     encoding: str = "utf-8"
+    image_size: int | None = setting(None, least=4, most=4096)
     scale: str = setting("auto", choices=("none", "auto", "public", "declared", "sums"))
     centre: bool = False
     missing: str = setting("error", choices=("error", "mean", "median", "indicator"))

@@ -28,19 +28,21 @@ def device_data(
     Args:
         config: the run's settings; its ``data.name`` and ``data.path`` are the server's.
         client: whose they are.
-        path: an npz, csv or parquet file, with the columns that ``data.columns`` names.
+        path: an npz, csv or parquet file, with the columns that ``data.columns`` names; or a folder
+            of images, ``class/name.png``.
         schema: of the server's data; the device's own need not hold every class.
 
     Raises:
         ConfigError: no such file, or of another format.
         DataError: it cannot be read, or does not fit the server's model or task.
     """
-    if path.suffix not in FORMATS:
-        takes = f"a file that ends in {', '.join(FORMATS)}"
+    if path.suffix not in FORMATS and not path.is_dir():
+        takes = f"a file that ends in {', '.join(FORMATS)}, or a folder of images"
         raise ConfigError("data (node config)", str(path), takes)
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError("data (node config)", str(path), "a file that is there")
-    data = replace(config.data, name=FORMATS[path.suffix], path=str(path))
+    name = "images" if path.is_dir() else FORMATS[path.suffix]
+    data = replace(config.data, name=name, path=str(path))
     own = replace(config, data=data, task=schema.task if schema else config.task)
     table = load_table(own)
     scaling = schema.scaling if schema else Scaling()

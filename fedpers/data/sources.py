@@ -16,6 +16,7 @@ import torch
 from fedpers.config import Columns, Config
 from fedpers.data.arrays import check_finite, read_npz, to_targets
 from fedpers.data.examples import Examples, Table
+from fedpers.data.images import check_images, folder_table
 from fedpers.data.tables import check_columns, csv_table, dataset_table, parquet_table
 from fedpers.data.windows import statistics
 from fedpers.errors import ConfigError, DataError
@@ -48,6 +49,7 @@ def load_table(config: Config) -> Table:
         table = _hub(config, config.data.name.removeprefix("hub:"), config.data.columns)
     else:
         table = SOURCES.get(config.data.name)(config)
+    check_images(config, table.kind)
     if not config.privacy.enabled:
         where = config.data.path or config.data.name
         x, filled = table.examples.x, config.data.missing != "error" and table.kind == "tabular"
@@ -106,6 +108,15 @@ def csv(config: Config) -> Table:
 def parquet(config: Config) -> Table:
     """A parquet file."""
     return parquet_table(_path(config), config)
+
+
+@SOURCES.register("images")
+def images(config: Config) -> Table:
+    """A folder of images, ``class/name.png`` or ``client/class/name.png``."""
+    path = _path(config)
+    if not path.is_dir():
+        raise ConfigError("data.path", str(path), "a folder of images")
+    return folder_table(path, config)
 
 
 @SOURCES.register("folder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedpers.config import Columns, Config
 from fedpers.data.arrays import to_inputs, to_names, to_targets
 from fedpers.data.cells import one_hot, to_days, to_numbers
 from fedpers.data.examples import Examples, Table
+from fedpers.data.images import images_of
 from fedpers.data.tokens import tokenize
 from fedpers.errors import ConfigError, DataError
 
@@ -209,7 +209,8 @@ def _inputs(
     if columns.text:
         return "text", _tokens([cells[name] for name in columns.text], config.model.name), (), ()
     if columns.image:
-        return *_images(cells[columns.image], where), (), ()
+        size = config.data.image_size
+        return *images_of(cells[columns.image], where, Path(where).parent, size), (), ()
     named: dict[str, np.ndarray[Any, Any]] = {}
     encoded: list[int] = []
     # Under privacy an error would tell of a cell: what is no number is missing.
@@ -240,41 +241,6 @@ def _tokens(texts: Sequence[Cells], model: str) -> torch.Tensor:
     rows = zip(*texts, strict=True)
     joined = [" | ".join("" if t is None else str(t) for t in row) for row in rows]
     return tokenize(model, joined)
-
-
-def _images(cells: Cells, where: Path | str) -> tuple[str, torch.Tensor]:
-    """Images of one size as [n, C, H, W]: grey if all are, else RGB."""
-    images = []
-    for row, cell in enumerate(cells):
-        try:
-            images.append(_image(cell, Path(where).parent))
-        except (OSError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{where}: image in row {row} (from 0): {reason}; mend it") from None
-    if len({image.size for image in images}) != 1:
-        raise DataError(f"{where}: got images of several sizes (or none), takes one; resize them")
-    if all(image.mode in ("L", "1") for image in images):
-        pixels = np.stack([np.asarray(image.convert("L")) for image in images])[:, None]
-    else:
-        pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
-        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    return to_inputs(pixels, f"{where}: images")
-
-
-def _image(cell: Any, folder: Path) -> Any:
-    """A cell as a PIL image: decoded already, encoded (in a dict or not), or a path."""
-    from PIL import Image
-
-    if isinstance(cell, Image.Image):
-        return cell
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
-    if not isinstance(cell, bytes | str):
-        raise TypeError(f"got {type(cell).__name__}, takes an encoded image or a path")
-    source = io.BytesIO(cell) if isinstance(cell, bytes) else folder / cell
-    with Image.open(source) as image:
-        image.load()
-        return image
 
 
 def _reading(where: Path | str, read: Callable[[], Any]) -> Any:

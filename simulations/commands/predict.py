@@ -14,7 +14,9 @@ from simulations.commands.console import Client, RunFolder, errors, find_plug_in
 def predict(
     folder: RunFolder,
     client: Client,
-    file: Annotated[Path, typer.Option("--input", help="x.npz with array x, or a csv file.")],
+    file: Annotated[
+        Path, typer.Option("--input", help="x.npz with array x, a csv file, or images.")
+    ],
 ) -> None:
     """Show what a client's personal, global and gated model say of new examples.
 

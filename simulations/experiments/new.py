@@ -74,12 +74,12 @@ def config_text(path: Path, label: str, client: str | None, found: Found, fit: F
         f"rounds: {ROUNDS}",
         "data:",
         "  name: csv",
-        f"  path: {_yaml(str(path))}",
-        f"  separator: {_yaml(found.separator)}",
+        f"  path: {yaml_text(str(path))}",
+        f"  separator: {yaml_text(found.separator)}",
         f"  encoding: {found.encoding}",
     ]
     if found.decimal != ".":
-        lines.append(f"  decimal: {_yaml(found.decimal)}")
+        lines.append(f"  decimal: {yaml_text(found.decimal)}")
     if client:
         lines.append("  partition: {name: natural}  # whoever owns a row by nature")
     else:
@@ -98,19 +98,23 @@ def config_text(path: Path, label: str, client: str | None, found: Found, fit: F
     if found.missing:
         lines.append("  missing: indicator  # a column's mean, and a column that says so")
     if found.words:
-        lines.append(f"  missing_words: {_yaml(found.words)}  # in numbers: nothing")
-    lines += ["  columns:", f"    label: {_yaml(label)}"]
+        lines.append(f"  missing_words: {yaml_text(found.words)}  # in numbers: nothing")
+    lines += ["  columns:", f"    label: {yaml_text(label)}"]
     if client:
-        lines.append(f"    client: {_yaml(client)}")
+        lines.append(f"    client: {yaml_text(client)}")
     lines.append("    features:")
-    lines += [f"      - {_yaml(name)}" for name in found.features]
+    lines += [f"      - {yaml_text(name)}" for name in found.features]
     lines += [f"    # left out, {name}: {why}" for name, why in found.left_out.items()]
     if found.categories:
         lines.append("    categories:  # the values that there may be")
-        lines += [f"      {_yaml(name)}: {_yaml(v)}" for name, v in found.categories.items()]
+        lines += [
+            f"      {yaml_text(name)}: {yaml_text(v)}" for name, v in found.categories.items()
+        ]
     if found.dates:
         lines.append("    dates:  # how they are written; they become days")
-        lines += [f"      {_yaml(name)}: {_yaml(form)}" for name, form in found.dates.items()]
+        lines += [
+            f"      {yaml_text(name)}: {yaml_text(form)}" for name, form in found.dates.items()
+        ]
     if found.scale is not None:
         mean, sd = found.scale
         lines += [
@@ -118,7 +122,11 @@ def config_text(path: Path, label: str, client: str | None, found: Found, fit: F
             f"task: {{name: regression, params: {{mean: {mean:g}, sd: {sd:g}}}}}",
         ]
     elif not found.numbered:
-        lines += ["task:", "  name: classification", f"  params: {{names: {_yaml(found.classes)}}}"]
+        lines += [
+            "task:",
+            "  name: classification",
+            f"  params: {{names: {yaml_text(found.classes)}}}",
+        ]
     lines += [
         *_model(found.rows),
         "# A personal model held near the common one; mu by the loss on validation rows.",
@@ -149,5 +157,6 @@ def _model(rows: int) -> list[str]:
     ]
 
 
-def _yaml(value: Any) -> str:
+def yaml_text(value: Any) -> str:
+    """A value on one line."""
     return json.dumps(value, ensure_ascii=False)  # which is YAML, whatever is in a name

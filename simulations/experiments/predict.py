@@ -18,6 +18,7 @@ from fedpers.config import Config, load_config
 from fedpers.context import Context
 from fedpers.data import Signature, load_data
 from fedpers.data.arrays import check_finite, read_arrays, to_inputs
+from fedpers.data.images import SUFFIXES, images_of
 from fedpers.data.sources import CONVABUSE
 from fedpers.data.tables import csv_inputs
 from fedpers.errors import ConfigError, DataError
@@ -165,7 +166,8 @@ def client_folders(run: Path) -> dict[str, Path]:
 
 
 def read_inputs(path: Path, config: Config, signature: Signature) -> Tensor:
-    """Inputs [n, ...] like a run's data: array ``x`` of a ``.npz`` file, or columns of a csv file.
+    """Inputs [n, ...] like a run's data: array ``x`` of a ``.npz`` file, columns of a csv file, or
+    an image or a folder of some, in the order of their names.
 
     The columns are those that the run's settings name for features, text or image. uint8 pixels
     are scaled as those of the data are.
@@ -184,9 +186,18 @@ def read_inputs(path: Path, config: Config, signature: Signature) -> Tensor:
         wanted = [*columns.features, *columns.text, *([columns.image] if columns.image else [])]
         takes.append(f"a .csv file with {', '.join(wanted)}")
     fits = {".npz": signature.kind != "text", ".csv": named}
-    if not path.is_file() or not fits.get(path.suffix):
+    pictures = []
+    if signature.kind == "image":
+        takes.append("an image, or a folder of images")
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        pictures = [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
+    if not pictures and (not path.is_file() or not fits.get(path.suffix)):
         raise ConfigError("--input", str(path), " or ".join(takes))
-    if path.suffix == ".csv":
+    if pictures:
+        names = [str(file) for file in pictures]
+        kind, x = images_of(names, path, Path(), config.data.image_size)
+        x = x.expand(-1, signature.shape[0], -1, -1) if x.shape[1] == 1 else x
+    elif path.suffix == ".csv":
         kind, x = csv_inputs(path, config, columns)
     else:
         arrays = read_arrays(path)

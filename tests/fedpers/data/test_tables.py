@@ -137,7 +137,7 @@ def test_colour_wins_over_grey_and_sizes_must_agree(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="several sizes"):
         table("red.png", "small.png")
     for bad in ("broken.png", "nowhere.png"):
-        with pytest.raises(DataError, match="image in row 1"):
+        with pytest.raises(DataError, match=f"{bad}: "):
             table("red.png", bad)
 
 
