@@ -39,7 +39,7 @@ def write_images(folder: Path, path: Path) -> tuple[Path, str]:
         "data:",
         "  name: images  # class/name.png, or client/class/name.png",
         f"  path: {yaml_text(str(path.resolve()))}",
-        f"  image_size: {_size([path / file for file in found])}  # pixels of both sides that all are brought to",
+        f"  image_size: {_size([path / file for file in found])}  # pixels a side, for all",
         f"  partition: {partition if owned else '{name: iid}  # nobody owns an image'}",
         *([] if owned else [f"  clients: {clients}"]),
         "  public_fraction: 0",
