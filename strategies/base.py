@@ -18,6 +18,7 @@ from fedpers.data import FederatedData
 from fedpers.errors import ConfigError
 from fedpers.mixing import Mixing
 from fedpers.models import PersonalModel
+from fedpers.moments import Frame
 from fedpers.parts import Layout, Part, Parts
 from fedpers.pooling import check_pools
 from fedpers.records import Row, same
@@ -57,6 +58,9 @@ class Pooling(Protocol):
     def __call__(self, what: str, size: int) -> Tensor:
         """The mean [size] over all examples of what the clients' ``pool`` makes of each."""
 
+    def frame(self, what: str, features: int) -> Frame:
+        """The common scale of features, see ``fedpers.moments``."""
+
     def choose(self, what: str, size: int) -> int:
         """The one of ``size`` settings whose pooled validation loss is the least."""
 
@@ -67,6 +71,10 @@ class NoPools:
     def __call__(self, what: str, size: int) -> Tensor:
         """Zeros."""
         return torch.zeros(size)
+
+    def frame(self, what: str, features: int) -> Frame:
+        """One that needs no sum."""
+        return Frame.fixed(features)
 
     def choose(self, what: str, size: int) -> int:
         """The first."""

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from clients.base import LocalAlgorithm, algorithms
+from clients.training.trainer import Trainer
+from fedpers import choosing
 from fedpers.config import setting
 from fedpers.context import Context
 from fedpers.parts import Parts
 from fedpers.phases import Phase
+
+EPOCHS = "epochs"
 
 
 @algorithms.register("fedavg")
@@ -19,10 +25,15 @@ class FedAvg(LocalAlgorithm):
 
 @dataclass
 class FineTuning:
-    """How the received model is tuned: epochs, and the learning rate if not ``training.lr``."""
+    """How the received model is tuned: epochs, and the learning rate if not ``training.lr``.
+
+    ``choose``: after how many epochs, up to ``tune_epochs``, tuning stops, for all clients; by
+    pooled validation losses.
+    """
 
     tune_epochs: int = setting(10, least=1)
     tune_lr: float | None = setting(None, above=0)
+    choose: bool = False
 
 
 @algorithms.register("fedavg-ft")
@@ -46,18 +57,42 @@ class FedAvgFT(LocalAlgorithm):
         return [self.shared_phase()]
 
     def tuning(self) -> Sequence[Phase]:
-        """Fine-tuning of the whole personal copy."""
+        """Fine-tuning of the whole personal copy; in stretches, where one is chosen to stop at."""
+        most = self.params.tune_epochs
         return [
             Phase(
-                name="fine-tuning",
+                name=f"fine-tuning {k}" if self.params.choose else "fine-tuning",
                 model=self.branch(self.slots),
                 trains=self.slots,
                 released=False,
-                epochs=self.params.tune_epochs,
+                epochs=epochs,
                 lr=self.params.tune_lr,
                 decays=False,
             )
+            for k, epochs in enumerate(choosing.stretches(most) if self.params.choose else [most])
         ]
+
+    def pooled(self) -> tuple[str, ...]:
+        """The losses after each stretch, if one is to be chosen."""
+        return (*super().pooled(), *((EPOCHS,) if self.params.choose else ()))
+
+    def pool(self, what: str, working: Parts, trainer: Trainer) -> tuple[Tensor, float]:
+        """What the model loses after no stretch, one, two ... on the validation examples."""
+        found = []
+        for phase in (None, *self.tuning()):
+            working = working if phase is None else trainer.run(phase, working)
+            outputs = trainer.outputs(self.branch(self.slots), working, trainer.validation.x)
+            found.append(self.task.loss(outputs, trainer.validation.y))
+        return choosing.losses(found)
+
+    def tune(self, working: Parts, trainer: Trainer, batches: int | None = None) -> Parts:
+        """As the base, up to the stretch that was chosen."""
+        chosen = choosing.chosen(working)
+        if chosen is None or batches is not None:
+            return super().tune(working, trainer, batches)
+        for phase in self.tuning()[: chosen[0]]:
+            working = trainer.run(phase, working)
+        return working
 
     def keep(self, working: Parts) -> Parts:
         """Nothing stays from round to round."""
