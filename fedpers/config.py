@@ -149,9 +149,10 @@ class Privacy:
     outside the client is made of what was sent; ``delta`` has to be set.
 
     ``unit: client`` protects all that one client holds, from whoever sees what the server sends
-    on; the server is trusted. Clients train as without privacy; each round's update is clipped to
-    ``max_grad_norm`` as a whole and noised once, in the sum. ``strategy.fraction`` is then the
-    probability with which each client takes part, independently of the others.
+    on; the server is trusted, unless ``encryption`` hides updates: then clients add the noise.
+    Clients train as without privacy; each round's update is clipped to ``max_grad_norm`` as a whole
+    and noised once, in the sum. ``strategy.fraction`` is then the probability with which each
+    client takes part, independently of the others.
     """
 
     enabled: bool = False

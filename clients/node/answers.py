@@ -83,7 +83,7 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
         update, report = answer
         also = host.channel.derives(terms, list(broadcasts[client]))
         made = host.with_derived(update, also)
-        leaving = Leaving(client, server_round, made, report, body)
+        leaving = Leaving(client, server_round, made, report, body, broadcasts[client])
         row = host.channel.leave(host, leaving)
         if row is not None:
             updates.append(row)

@@ -145,6 +145,8 @@ class Channel(ABC):
         in_the_clear: whether single updates can be read, and nothing is added to their mean.
         splits: whether a node may answer for its clients in several messages.
         hides_reports: whether clients' reports come as their mean alone, see ``Mixed.report``.
+        adds_noise: whether its sums are of integers, to which clients add shares of the noise where
+            privacy is by client, see ``take_noise``.
     """
 
     name: ClassVar[str]
@@ -153,6 +155,7 @@ class Channel(ABC):
     in_the_clear: ClassVar[bool] = False
     splits: bool = False
     hides_reports: bool = False
+    adds_noise: ClassVar[bool] = False
 
     def __init__(self, method: Method) -> None:
         self.method, self.config = method, method.config
@@ -239,6 +242,21 @@ class Channel(ABC):
     def foresee(self, clients: Sequence[str]) -> dict[str, float]:
         """Each client's weight in the round that begins, 1 at most, where its half has to know."""
         return {}
+
+    def take_noise(self, sigma: float) -> None:
+        """Have clients add noise to sums, in shares; only where it ``adds_noise``.
+
+        Args:
+            sigma: noise multiplier of the whole.
+
+        Raises:
+            ConfigError: sums have no room for it.
+        """
+
+    def corrupted(self, cohort: int) -> int:
+        """How many of a cohort may work with the server, so that the noise has to be whole without
+        them."""
+        return 0
 
     # -- one round -------------------------------------------------------------------------------
 

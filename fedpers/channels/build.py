@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedpers.channels.base import Channel, Method, Needs
-from fedpers.channels.client_noise import ClientNoise, ClientNoiseNode
+from fedpers.channels.client_noise import ClientNoise
+from fedpers.channels.client_noise_node import ClientNoiseNode
 from fedpers.channels.masked.channel import Masked
 from fedpers.channels.masked.node import MaskedNode
 from fedpers.channels.named import channel_named
@@ -16,6 +17,7 @@ from fedpers.channels.sealed.node import SealedNode
 from fedpers.config import Config, Encryption
 from fedpers.errors import ConfigError
 from fedpers.privacy import calibrated, mechanism_named
+from fedpers.privacy.accounting import default_delta
 from fedpers.privacy.noise import Sources
 
 HIDING = (Sealed.name, Masked.name)
@@ -28,18 +30,18 @@ def channel_name(config: Config) -> str:
 
 
 def least_noise(config: Config) -> float:
-    """The least noise multiplier to which private settings with a delta can lead, whatever the
-    method: of one phase a round, and nothing spent before; more of either is more noise. 0 where
-    none is enough."""
+    """The least noise multiplier to which private settings can lead, whatever the method: of one
+    phase a round, and nothing spent before; more of either is more noise, and so is a delta below
+    the largest one, where they name none. 0 where none is enough."""
     privacy, strategy = config.privacy, config.strategy
     rate, steps = privacy.sampling_rate, max(1, int(strategy.fraction * config.rounds))
     steps *= privacy.steps
     if privacy.by_client:  # one noised sum a round
         rate, steps = strategy.fraction, config.rounds
-    kind = mechanism_named(privacy.mechanism)
-    assert privacy.delta is not None
+        rate = 1.0 if shares_noise(config) else rate  # who takes part is known then
+    kind, delta = mechanism_named(privacy.mechanism), privacy.delta or default_delta(0)
     try:
-        return float(calibrated(kind, privacy.epsilon, privacy.delta, rate, steps).sigma)
+        return float(calibrated(kind, privacy.epsilon, delta, rate, steps).sigma)
     except ValueError:
         return 0.0
 
@@ -141,4 +143,7 @@ def node_channel(
         inner = SealedNode(config, run_folder, population, sources, keys, weights_of)
     else:
         inner = kind.node()
-    return ClientNoiseNode(config, inner, sources) if config.privacy.by_client else inner
+    if not config.privacy.by_client:
+        return inner
+    least = least_noise(config) if shares_noise(config) else 0.0
+    return ClientNoiseNode(config, inner, sources, least)

@@ -1,26 +1,25 @@
 """Privacy whose unit is the client (McMahan et al. 2018, DP-FedAvg, arXiv 1710.06963): a channel
-around another."""
+around another, at the server."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedpers.channels.base import Channel, Mixed, Needs, Opening, Reveals, State, Turn
-from fedpers.channels.node import Kept, Leaving, NodeChannel, Sends
 from fedpers.channels.wire import Answers
 from fedpers.config import Config, Privacy
 from fedpers.errors import ConfigError
 from fedpers.mixing import Mixing
-from fedpers.parts import Layout, Part, Parts
+from fedpers.parts import Part, Parts
 from fedpers.privacy import (
     Budget,
     BudgetSpent,
+    Gaussian,
     Ledger,
     Mechanism,
     Release,
@@ -28,12 +27,14 @@ from fedpers.privacy import (
     mechanism_named,
 )
 from fedpers.privacy.accounting import LARGEST_NOISE, default_delta
-from fedpers.privacy.noise import Sources, sources
+from fedpers.privacy.noise import sources
+from fedpers.privacy.shares import honest_of
 from fedpers.records import Row, in_the_clear
-from fedpers.robust import change, clipped, too_long
+from fedpers.robust import change, too_long
 
 log = logging.getLogger("fedpers")
 
+FEW = "too few shares of the noise came"
 EXAMPLE_ONLY = ("weights", "steps", "sampling_rate", "lr")
 
 
@@ -48,7 +49,9 @@ class ClientNoise(Channel):
     Around a channel that hides single updates the server, which is not trusted then, sees sums of
     updates to which the clients have added their shares of the noise, enough of them in any
     ``encryption.honest`` of the cohort. It knows who takes part, so that nothing is gained by
-    sampling: q is 1 in the account.
+    sampling: q is 1 in the account. Where the sums are of integers, so is the noise, and the
+    account is of what is really added, rounding included (``fedpers.privacy.shares``). One client
+    less is then one whose change is 0.
 
     Args:
         inner: the channel around which this one is.
@@ -71,10 +74,14 @@ class ClientNoise(Channel):
         if self.shares and not self.kind.divisible:
             takes = "under encryption one whose noise clients can add in shares, as gaussian"
             raise ConfigError("privacy.mechanism", self.config.privacy.mechanism, takes)
+        if inner.adds_noise and self.kind is not Gaussian:
+            takes = f"gaussian in {inner.name} sums, whose account of integers is known"
+            raise ConfigError("privacy.mechanism", self.config.privacy.mechanism, takes)
         self.rate = 1.0 if self.shares else self.config.strategy.fraction
         self.mechanism: Mechanism
         self.budget: Budget | None = None
         self.clients = 0
+        self.surplus = 1.0  # most that the noise of a sum was, of what it had to be
         self.sources = sources(self.config.privacy.deterministic_for_tests, self.config.seed)
 
     @classmethod
@@ -122,17 +129,23 @@ class ClientNoise(Channel):
         self.budget = Budget(ledger, privacy.epsilon, self.delta)
         if opening.resumed:
             return
+        self.mechanism = self._calibrated()
+        self.inner.take_noise(self.mechanism.sigma)
+
+    def _calibrated(self) -> Mechanism:
+        assert self.budget is not None
+        epsilon = self.config.privacy.epsilon
         try:
-            self.mechanism = self.budget.calibrated(self.kind, self.rate, self.config.rounds)
+            return self.budget.calibrated(self.kind, self.rate, self.config.rounds)
         except BudgetSpent:
             if not self.budget.spent:
                 most = Release(self.kind(LARGEST_NOISE, self.rate), self.config.rounds)
                 least, at = epsilon_of([most], self.delta), f"at delta {self.delta:.1g}"
                 takes = f"a number > {least:.2g}, the least that is kept to {at}"
-                raise ConfigError("privacy.epsilon", privacy.epsilon, takes) from None
+                raise ConfigError("privacy.epsilon", epsilon, takes) from None
             takes = f"more than the {self.budget.spent:.3g} that earlier runs have spent"
             cure = "or another state folder, if its clients are others"
-            raise ConfigError("privacy.epsilon", privacy.epsilon, takes, cure) from None
+            raise ConfigError("privacy.epsilon", epsilon, takes, cure) from None
 
     def admits(self, said: Mapping[str, Any]) -> str | None:
         """As the channel within."""
@@ -149,7 +162,7 @@ class ClientNoise(Channel):
     def begin(self, server_round: int, cohort: Sequence[str]) -> None:
         """Charge the round, before anything is released."""
         self.inner.begin(server_round, cohort)
-        if self.shares:
+        if self.shares and not self.inner.adds_noise:
             self._check_range(len(cohort))
         assert self.budget is not None
         self.budget.charge([Release(self.mechanism, 1)])
@@ -168,7 +181,7 @@ class ClientNoise(Channel):
 
     def honest(self, cohort: int) -> int:
         """How many of a cohort have to add their share of the noise."""
-        return max(1, ceil(self.config.encryption.honest * cohort))
+        return honest_of(self.config.encryption.honest, cohort)
 
     def header(self, asked: Sequence[str]) -> dict[str, Any]:
         """What the channel within says, and of shares how large they are."""
@@ -206,10 +219,21 @@ class ClientNoise(Channel):
         if not self.shares:
             given = {client: in_the_clear(update) for client, update in updates.items()}
             return Mixed([self._noised(turn.server_round, in_the_clear(turn.sent), given)])
+        asked = len(turn.asked)
+        if len(updates) < self.least_answers(asked):
+            return Mixed(unused=FEW)  # nor is the sum opened
         mixed = self.inner.mix(turn, mixing, updates)
-        if len(set(updates) - set(mixed.failures)) < self.honest(len(turn.asked)):
-            return Mixed(failures=mixed.failures, unused="too few shares of the noise came")
+        answered = len(set(updates) - set(mixed.failures))
+        if mixed.unused is not None:
+            return mixed
+        if answered < self.least_answers(asked):
+            return Mixed(failures=mixed.failures, unused=FEW)
+        self.surplus = max(self.surplus, (answered / self.honest(asked)) ** 0.5)
         return mixed
+
+    def least_answers(self, cohort: int) -> int:
+        """How many of a cohort have to answer until the honest ones' noise is whole."""
+        return self.honest(cohort) + self.inner.corrupted(cohort)
 
     def _noised(self, server_round: int, sent: Parts, updates: Mapping[str, Parts]) -> Parts:
         """The next global parts, from what was sent and the cohort's updates, of which there may be
@@ -260,12 +284,15 @@ class ClientNoise(Channel):
     def state(self) -> State:
         """The noise multiplier, and what the channel within keeps."""
         groups, values = self.inner.state()
-        return groups, {**values, "sigma": self.mechanism.sigma}
+        own = {"sigma": self.mechanism.sigma, "surplus": self.surplus}
+        return groups, {**values, **own}
 
     def load_state(self, groups: Mapping[str, Row], values: Mapping[str, Any]) -> None:
         """As the channel within; the noise multiplier."""
         self.inner.load_state(groups, values)
         self.mechanism = self.kind(values["sigma"], self.rate)
+        self.surplus = float(values.get("surplus", 1.0))
+        self.inner.take_noise(self.mechanism.sigma)
 
     def spending(self) -> dict[str, Mapping[str, Any]]:
         """Of the one budget for all: epsilon so far at its delta, mu of Gaussian DP, and the noise
@@ -282,81 +309,14 @@ class ClientNoise(Channel):
 
     def notes(self) -> list[str]:
         """Who adds the noise."""
-        said = "the server is trusted: it sees single updates, and adds the noise"
+        said = ["the server is trusted: it sees single updates, and adds the noise"]
         if self.shares:
             honest = f"{100 * self.config.encryption.honest:g} %"
-            said = f"clients add the noise: it is whole if {honest} of those asked are honest"
-        return [said, *self.inner.notes()]
+            said = [f"clients add the noise: it is whole if {honest} of those asked are honest"]
+            more = f"the noise was up to {self.surplus:.2f} times as large, as more answered"
+            said += [more] if self.surplus > 1 else []
+        return [*said, *self.inner.notes()]
 
     def close(self) -> None:
         """As the channel within."""
         self.inner.close()
-
-
-class ClientNoiseNode(NodeChannel):
-    """What a client sends where privacy is that of the client as a whole: a change of C at most,
-    with its share of the noise where the server is not trusted, and a report that says nothing.
-
-    Args:
-        inner: the channel around which this one is.
-        sources: of the shares.
-        note: writes down what failed and why, at home.
-    """
-
-    counts: ClassVar[bool] = False
-
-    def __init__(self, config: Config, inner: NodeChannel, sources: Sources) -> None:
-        super().__init__()
-        self.norm, self.inner, self.sources = config.privacy.max_grad_norm, inner, sources
-        self.kind = mechanism_named(config.privacy.mechanism)
-        self.kinds, self.opens = inner.kinds, inner.opens
-
-    def introduction(
-        self, kept: Kept, clients: Sequence[str], terms: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """As the channel within."""
-        return self.inner.introduction(kept, clients, terms)
-
-    def prepare(self, update: Parts, sent: Parts) -> Parts:
-        """What was received plus the change, clipped."""
-        return clipped(self.inner.prepare(update, sent), sent, self.norm)
-
-    def stands_in(self, sent: Parts) -> Sends | None:
-        """What it received, a change of zero, and a report that says no more than others' do.
-
-        A failure may come of a client's data, and so would tell of them; and the share of the noise
-        would be missing that the client was to add.
-        """
-        return sent, {"examples": 1, "loss": None}
-
-    def arrive(self, row: Row) -> Parts:
-        """As the channel within."""
-        return self.inner.arrive(row)
-
-    def leave(self, kept: Kept, leaving: Leaving) -> Row | None:
-        """With this client's share of the noise, if it has to add one: those of as many clients as
-        are taken to be honest add up to all of it."""
-        noise = leaving.body.get("channel", {}).get("noise")
-        if noise is not None:
-            mechanism, shares = self.kind(float(noise["sigma"]), 1.0), int(noise["honest"])
-            known = self.norm, self.sources("share", leaving.server_round, leaving.client)
-            noised = {
-                n: p.like(mechanism.noised_share(p.vector.float(), *known, shares))
-                for n, p in leaving.update.items()
-            }
-            leaving = leaving._replace(update=Parts(noised))
-        return self.inner.leave(kept, leaving)
-
-    def as_declared(
-        self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]
-    ) -> Row:
-        """As the channel within."""
-        return self.inner.as_declared(row, declared, terms)
-
-    def derives(self, terms: Mapping[str, Any], sent: Sequence[str]) -> list[str]:
-        """As the channel within."""
-        return self.inner.derives(terms, sent)
-
-    def take_seconds(self) -> dict[str, float]:
-        """As the channel within."""
-        return self.inner.take_seconds()

@@ -39,6 +39,7 @@ class Leaving(NamedTuple):
         report: of the client, whole.
         body: of the message that is answered: ``channel``, as ``Channel.header`` says, and
             ``weights`` of its clients, where they are known.
+        sent: what the client received.
     """
 
     client: str
@@ -46,6 +47,7 @@ class Leaving(NamedTuple):
     update: Parts
     report: Mapping[str, Any]
     body: Mapping[str, Any]
+    sent: Parts = Parts({})
 
 
 class NodeChannel(ABC):
@@ -54,6 +56,8 @@ class NodeChannel(ABC):
     Class attributes:
         counts: whether clients say how many examples they have; else each says 1.
         opens: the ``kinds`` whose answer has in the clear what the server sent.
+        adds_noise: whether ``leave`` adds a client's share of the noise by itself, in integers,
+            where privacy is by client.
 
     Attributes:
         kinds: the channel's own kinds of message: name -> what answers it, see ``Handler``.
@@ -62,6 +66,7 @@ class NodeChannel(ABC):
 
     counts: ClassVar[bool] = True
     opens: tuple[str, ...] = ()
+    adds_noise: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.kinds: dict[str, Handler] = {}

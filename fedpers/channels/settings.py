@@ -11,9 +11,10 @@ from fedpers.params import setting
 class Masks:
     """Masked sums; clients refuse what breaks them.
 
-    ``bits``: of a client's value within ``encryption.range``. ``minimum``: clients in a sum, at the
-    least. ``corrupt``: share of a cohort that may work with the server. ``dropouts``: share of it
-    that may be lost in a round. ``attempts``: sums that a client takes part in for one round.
+    ``bits``: of a client's value within ``encryption.range``; with ``privacy.unit: client`` of its
+    change within the clipping norm, and the noise comes on top. ``minimum``: clients in a sum, at
+    the least. ``corrupt``: share of a cohort that may work with the server. ``dropouts``: share of
+    it that may be lost in a round. ``attempts``: sums that a client takes part in for one round.
     ``most_examples``: a client with more weighs as one with so many.
     """
 
@@ -34,10 +35,10 @@ class Encryption:
     there is no such key, see ``masks``. ``keys``: the folder with ``client.key`` on the nodes and
     ``server.context`` on the server, as made by ``fedpers keys new``; null: the nodes of a
     simulation make a key for the run. ``range``: values beyond -range..range are clipped to it.
-    ``honest``: of a cohort, the share of clients that is trusted to add its part of the noise,
-    where the server cannot (``privacy.unit: client``). ``rotate_at``: from this round on updates
-    are sealed under the key in ``next.key`` and ``next.context`` beside the other files; what was
-    sealed before can still be opened.
+    ``honest``: of a cohort, the share of clients that is trusted to answer and to add its part of
+    the noise, where the server cannot (``privacy.unit: client``). ``rotate_at``: from this round on
+    updates are sealed under the key in ``next.key`` and ``next.context`` beside the other files;
+    what was sealed before can still be opened.
     """
 
     enabled: bool = False

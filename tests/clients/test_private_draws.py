@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clients.methods.fedavg import FedAvg
 from clients.node.host import ClientHost
-from fedpers.channels.client_noise import ClientNoiseNode
+from fedpers.channels.client_noise_node import ClientNoiseNode
 from fedpers.channels.node import Leaving
 from fedpers.channels.sealed import bfv_for, ckks_for, client_from, generate
 from fedpers.channels.sealed.node import SealedNode

@@ -18,6 +18,8 @@ LOOP = of(
 SHARES = of(
     "strategies/sealed/test_shares.py", "test_shares_of_honest_clients_add_up_to_all_of_the_noise"
 )
+ACCOUNT = "fedpers/privacy/test_shares.py"
+MASKED_NOISE = "fedpers/channels/masked/test_noise.py"
 ALIKE = of(
     "clients/training/test_folded_privately.py",
     "test_private_groups_draw_clip_and_account_as_each_client_alone",
@@ -167,7 +169,7 @@ ADDED_NOISE = [
     ),
     Mutant(
         "a share of the noise too little",
-        "fedpers/channels/client_noise.py",
+        "fedpers/channels/client_noise_node.py",
         'int(noise["honest"])',
         'int(noise["honest"]) + 1',
         SHARES,
@@ -175,8 +177,81 @@ ADDED_NOISE = [
     Mutant(
         "one share missing",
         "fedpers/channels/client_noise.py",
-        "< self.honest(len(turn.asked))",
-        "+ 1 < self.honest(len(turn.asked))",
+        "return self.honest(cohort) + self.inner.corrupted(cohort)",
+        "return self.honest(cohort) + self.inner.corrupted(cohort) - 1",
         of("strategies/sealed/test_shares.py", "test_a_round_with_too_few_shares_mixes_nothing"),
+    ),
+    Mutant(
+        "integers longer than the account has them",
+        "fedpers/privacy/shares.py",
+        "            if self.allows(found):\n                return found\n",
+        "            return found\n",
+        of(ACCOUNT, "test_what_always_rounds_beyond_the_bound_is_cut_towards_zero_in_the_end"),
+    ),
+    Mutant(
+        "rounding not in the sensitivity",
+        "fedpers/privacy/shares.py",
+        "return steps**2 + size // 4 + steps + math.isqrt(size) // 2",
+        "return steps**2",
+        of(ACCOUNT, "test_by_hand"),
+    ),
+    Mutant(
+        "a coarse step let through",
+        "fedpers/privacy/shares.py",
+        "return bound <= (GROWTH * steps) ** 2 and",
+        "return",
+        of(ACCOUNT, "test_a_step_so_coarse_that_rounding_would_count_is_refused_with_the_cure"),
+    ),
+    Mutant(
+        "noise of integers halved",
+        "fedpers/privacy/shares.py",
+        "return math.ceil(whole / self.honest)",
+        "return math.ceil(whole / self.honest / 4)",
+        of(ACCOUNT, "test_one_value_costs_what_a_gaussian_does"),
+    ),
+    Mutant(
+        "a change that is too long not scaled",
+        "fedpers/privacy/shares.py",
+        "scale = self.steps / max(self.norm, float(np.linalg.norm(change)))",
+        "scale = self.steps / self.norm",
+        of(ACCOUNT, "test_no_change_is_longer_than_the_bound"),
+    ),
+    Mutant(
+        "large integers less likely than they should be",
+        "fedpers/privacy/discrete.py",
+        "np.exp(-(x.astype(np.float64) ** 2) / (2.0 * variance))",
+        "np.exp(-(x.astype(np.float64) ** 2) / (1.9 * variance))",
+        of(
+            "fedpers/privacy/test_discrete.py",
+            "test_each_integer_is_as_likely_as_it_should_be",
+        ),
+    ),
+    Mutant(
+        "less noise than the settings come to, on the server's word",
+        "fedpers/channels/client_noise_node.py",
+        "if not sigma >= self.least * (1 - ROUNDING):",
+        "if not sigma > 0:",
+        of(MASKED_NOISE, "test_a_server_that_says_less_noise_than_is_due_gets_nothing"),
+    ),
+    Mutant(
+        "no noise, on the server's word",
+        "fedpers/channels/client_noise_node.py",
+        "if self.untrusted and leaving.update:",
+        "if False:",
+        of(MASKED_NOISE, "test_a_server_that_says_less_noise_than_is_due_gets_nothing"),
+    ),
+    Mutant(
+        "smaller shares, on the server's word",
+        "fedpers/channels/masked/noise.py",
+        "if not isinstance(one, NoisedField) or one.shares != shares:",
+        "if not isinstance(one, NoisedField):",
+        of(MASKED_NOISE, "test_a_server_that_says_less_noise_than_is_due_gets_nothing"),
+    ),
+    Mutant(
+        "a sum with too little noise signed",
+        "fedpers/channels/masked/noise.py",
+        "    if len(survivors) < least:\n",
+        "    if False:\n",
+        of(MASKED_NOISE, "test_a_set_in_which_the_noise_is_not_whole_is_not_signed"),
     ),
 ]

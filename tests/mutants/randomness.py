@@ -64,10 +64,27 @@ RANDOMNESS = [
     ),
     Mutant(
         "shares of the noise from the run's seed",
-        "fedpers/channels/client_noise.py",
+        "fedpers/channels/client_noise_node.py",
         'self.sources("share", leaving.server_round, leaving.client)',
-        'sources(True, 0)("share", leaving.server_round, leaving.client)',
+        '__import__("fedpers.privacy.noise").privacy.noise.known(0)("share", 1, leaving.client)',
         of("clients/test_private_draws.py", "test_shares_and_rounding_are_nobodys_to_know"),
+    ),
+    Mutant(
+        "noise of masked sums from the run's seed",
+        "fedpers/channels/masked/node.py",
+        "draws = self.sources if self.config.privacy.enabled else known(self.config.seed)",
+        "draws = known(self.config.seed)",
+        of(
+            "fedpers/channels/masked/test_noise.py",
+            "test_noise_is_nobodys_to_know_unless_tests_ask",
+        ),
+    ),
+    Mutant(
+        "discrete Gaussians by numpy's generator",
+        "fedpers/privacy/discrete.py",
+        'np.frombuffer(source.bits(24 * candidates), "<u8")',
+        "np.random.default_rng(0).integers(0, 2**64, 3 * candidates, np.uint64)",
+        DRAWN,
     ),
     Mutant(
         "cohorts from the run's seed",

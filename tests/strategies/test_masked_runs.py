@@ -93,7 +93,6 @@ def test_the_sum_is_that_of_the_vectors_whoever_hosts_whom(
             ["strategy.combine=median"],
             r"strategy\.combine: .* mean with masked sums",
         ),
-        ("fedavg", ["privacy.enabled=true", "privacy.unit=client"], r"privacy\.unit: .* noise yet"),
         ("fedavg", ["encryption.rotate_at=2"], r"encryption\.rotate_at: .* no common key"),
         ("fedavg", ["encryption.masks.minimum=7"], r"encryption\.masks\.minimum: got 7, .* of 7 "),
         (

@@ -21,11 +21,13 @@ from fedpers.channels.masked.check import check_cohorts, check_method, policy_of
 from fedpers.channels.masked.envelope import Envelope
 from fedpers.channels.masked.messages import Dropped
 from fedpers.channels.masked.node import described, enrol
+from fedpers.channels.masked.noise import shares_of
 from fedpers.channels.masked.quantise import WEIGHT, Layout
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Session, Terms
-from fedpers.channels.masked.vector import layout_of, mean_report, to_json
+from fedpers.channels.masked.vector import layout_of, mean_report, noised_layout_of, to_json
 from fedpers.channels.wire import Question, Wire
+from fedpers.cohorts import cohort_of
 from fedpers.config import Config
 from fedpers.errors import ConfigError, FedpersError, RunError
 from fedpers.mixing import Mixing
@@ -51,6 +53,7 @@ class Masked(Channel):
         nodes="the mixtures that they receive",
     )
     hides_reports = True
+    adds_noise = True
 
     def __init__(self, method: Method) -> None:
         super().__init__(method)
@@ -60,6 +63,8 @@ class Masked(Channel):
         self.run = ""
         self.tag = 0  # the last one that was used, or that a client says it has served
         self.bytes_per_parameter = 0.0
+        self.clients = 0
+        self.sigma: float | None = None  # of the noise that clients add, see ``take_noise``
         self._terms: Terms | None = None  # of the sum that is under way
         self._server: MaskedServer | None = None
         self._derived: dict[str, Part] = {}  # means of the last round
@@ -93,7 +98,15 @@ class Masked(Channel):
         return {**self.method.layouts, **self.method.derived_layouts()}
 
     def layout(self, clients: int) -> Layout:
-        """Of the vectors of so many clients."""
+        """Of the vectors of so many clients.
+
+        Raises:
+            ConfigError: the bits of a value are too few for the noise.
+        """
+        if self.sigma is not None:
+            size = sum(x.size for x in self.layouts.values())
+            shares = shares_of(self.config, self.sigma, clients, size)
+            return noised_layout_of(self.layouts, shares, clients)
         return layout_of(self.layouts, self.method.reports, self.config.encryption, clients)
 
     def open(self, opening: Opening) -> None:
@@ -105,6 +118,7 @@ class Masked(Channel):
             FedpersError: a client whose key is not the one in the registry.
         """
         self.wire, self.run = opening.wire, secret("run").bits(16).hex()
+        self.clients = opening.clients
         offered = [Registry.from_json(str(one["identities"])) for one in opening.said.values()]
         if self.config.encryption.keys is not None:
             self.registry = registry_in(Path(self.config.encryption.keys))
@@ -125,6 +139,21 @@ class Masked(Channel):
         except (KeyError, TypeError, ValueError, FedpersError) as error:
             return str(error)
         return None
+
+    def take_noise(self, sigma: float) -> None:
+        """Have clients add noise, and look whether it fits.
+
+        Raises:
+            ConfigError: the bits of a value are too few for it.
+        """
+        self.sigma = sigma
+        cohort = cohort_of(self.config, self.clients)
+        for field in self.layout(max(1, cohort)).fields:
+            field.width(cohort)
+
+    def corrupted(self, cohort: int) -> int:
+        """As the policy has it."""
+        return self.policy.corrupted(cohort)
 
     def begin(self, server_round: int, cohort: Sequence[str]) -> None:
         """Propose the round's terms, under a new tag; where not all pairs mask ask for what the
@@ -216,16 +245,20 @@ class Masked(Channel):
         weight = float(sums[WEIGHT][0])
         if weight <= 0:
             return Mixed(unused="no client has examples")
-        means = {
-            name: Part(x, torch.from_numpy(sums[f"part {name}"] / weight).to(x.dtype))
+        means = {name: sums[f"part {name}"] / weight for name in self.layouts}
+        if self.sigma is not None:  # of changes
+            for name, part in in_the_clear(turn.sent).items():
+                means[name] += part.vector.double().numpy()
+        parts = {
+            name: Part(x, torch.from_numpy(means[name]).to(x.dtype))
             for name, x in self.layouts.items()
         }
-        self._derived = {name: means.pop(name) for name in self.method.needed.derived}
+        self._derived = {name: parts.pop(name) for name in self.method.needed.derived}
         parameters = sum(x.size for x in self.layouts.values())
         self.bytes_per_parameter = next(iter(updates.values())).nbytes / parameters
         most = self.config.encryption.masks.most_examples
         report = mean_report(layout, sums, len(survivors), self._weights, most)
-        return Mixed([Parts(means)], report=report)
+        return Mixed([Parts(parts)], report=report)
 
     def _signed(self, server: MaskedServer) -> None:
         """ConsistencyCheck, of all survivors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedpers.channels.base import Needs
 from fedpers.channels.masked.graph import Policy
+from fedpers.channels.masked.noise import least_answers
 from fedpers.cohorts import cohort_of
 from fedpers.config import Config
 from fedpers.errors import ConfigError
@@ -44,10 +45,6 @@ def check_method(config: Config, needs: Needs, weighted: str) -> None:
     if needs.rows or weighted == "own":
         has = "mixtures for single clients" if needs.rows else "weights of its own"
         raise ConfigError("strategy.name", name, f"{takes}; this one has {has}", SEALED)
-    if config.privacy.by_client:
-        takes = "example with masked sums, whose clients do not add shares of the noise yet"
-        cure = "set privacy.unit=example, or encryption.scheme=bfv"
-        raise ConfigError("privacy.unit", config.privacy.unit, takes, cure)
     if config.encryption.rotate_at is not None:
         takes = "null with masked sums, which have no common key"
         raise ConfigError(
@@ -75,3 +72,9 @@ def check_cohorts(config: Config, clients: int) -> None:
         takes = f"a share of which a cohort of {cohort} has a quorum, and it takes {quorum}"
         cure = "lower it, or ask more clients"
         raise ConfigError("encryption.masks.corrupt", config.encryption.masks.corrupt, takes, cure)
+    if config.privacy.by_client:
+        answers = least_answers(config, policy_of(config), cohort)
+        if answers > cohort:
+            takes = f"a share that leaves room for encryption.masks.corrupt, and {answers} of a"
+            takes = f"{takes} cohort of {cohort} would have to answer"
+            raise ConfigError("encryption.honest", config.encryption.honest, takes, "lower either")

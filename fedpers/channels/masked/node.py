@@ -18,6 +18,7 @@ from fedpers.channels.masked.check import policy_of
 from fedpers.channels.masked.client import MaskedClient, Plan, carry_out
 from fedpers.channels.masked.envelope import Envelope
 from fedpers.channels.masked.memory import Memory
+from fedpers.channels.masked.noise import check_survivors, check_terms, noised_values
 from fedpers.channels.masked.session import Terms
 from fedpers.channels.masked.vector import from_json, values_of, weight_of
 from fedpers.channels.node import Kept, Leaving, NodeChannel
@@ -37,9 +38,11 @@ class MaskedNode(NodeChannel):
 
     Args:
         config: the run's settings.
-        sources: of what is drawn to round a value.
+        sources: of what is drawn to round a value, and of noise.
         keys: the folder of a device's owner; None in a simulation.
     """
+
+    adds_noise = True
 
     def __init__(self, config: Config, sources: Sources, keys: Path | None = None) -> None:
         super().__init__()
@@ -66,19 +69,22 @@ class MaskedNode(NodeChannel):
 
     def leave(self, kept: Kept, leaving: Leaving) -> Row | None:
         """Masked, with the report inside."""
-        client, server_round, update, report, body = leaving
+        client, server_round, update, report, body, sent = leaving
         said = body.get("channel", {})
         if not update and "terms" not in said:
             return update  # a method that shares nothing
         terms, most = _terms(said), self.config.encryption.masks.most_examples
         # Rounding is drawn anew each time, unless somebody has to see the same bits twice.
         draws = self.sources if self.config.privacy.enabled else known(self.config.seed)
+        source = draws("rounding", server_round, client)
         with self._timed("encrypt"):
-            words = terms.layout.quantised(
-                values_of(terms.layout, update, report),
-                weight_of(report, str(said["weights"]), most),
-                draws("rounding", server_round, client),
-            )
+            if self.config.privacy.by_client:
+                shares = check_terms(terms, self.config, said["noise"])
+                values, weight = noised_values(terms.layout, shares, update, sent, source), 1.0
+            else:
+                values = values_of(terms.layout, update, report)
+                weight = weight_of(report, str(said["weights"]), most)
+            words = terms.layout.quantised(values, weight, source)
             own = self._own_seed(kept, terms, client, body)
             return Envelope(self._client(kept, client, said).masked(terms, own, words))
 
@@ -124,7 +130,13 @@ class MaskedNode(NodeChannel):
     ) -> tuple[list[Row], dict[str, Any]]:
         """ConsistencyCheck: each client's signature under the survivors."""
         survivors = _table(str(body["survivors"]), "survivors")
-        return self._each(kept, rows, body, lambda one, terms, _: one.signing(terms, survivors))
+
+        def signing(client: MaskedClient, terms: Terms, _: Row | None) -> Plan:
+            if self.config.privacy.by_client:
+                check_survivors(terms, self.config, client.policy, survivors)
+            return client.signing(terms, survivors)
+
+        return self._each(kept, rows, body, signing)
 
     def _reveal(
         self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]

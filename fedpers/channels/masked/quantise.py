@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from fedpers.channels.masked.messages import Dropped
 from fedpers.errors import ClientError, ConfigError
 from fedpers.privacy.noise import Source
 
-Values = npt.NDArray[np.floating]
+Values = npt.NDArray[Any]  # of any float type; integers in fields that say so
 
 WEIGHT = "weight"
 WEIGHT_BITS = 24  # a client's weight is a multiple of 1 / (2^24 - 1)
@@ -55,6 +56,62 @@ class Field:
         """The largest integer of one client."""
         return (1 << self.bits) - 1
 
+    @property
+    def signed(self) -> bytes:
+        """Bytes that are the same for the same field alone."""
+        bound = map(float, self.bound)
+        return encode(self.name, self.length, *bound, self.bits, int(self.weighted))
+
+    def width(self, clients: int) -> int:
+        """b: bits of a sum of so many clients' integers."""
+        return (clients * self.steps).bit_length()
+
+    def lift(self, clients: int) -> int:
+        """What is added to such a sum so that it is not below 0."""
+        return 0
+
+    def integers(self, values: Values, weight: float, source: Source) -> Words:
+        """Weight times steps above the range's low end, rounded at random, uint64 [length].
+
+        Raises:
+            ClientError: another length, or NaN.
+        """
+        if values.shape != (self.length,):
+            raise ClientError(f"{self.name}: got shape {values.shape}, takes ({self.length},)")
+        if np.isnan(values).any():
+            raise ClientError(f"{self.name}: got NaN, takes numbers; the training has diverged")
+        bottom, top = self.bound
+        found = np.clip(values.astype(np.float64), bottom, top)
+        found -= bottom
+        found *= self.steps / (top - bottom) * (weight if self.weighted else 1.0)
+        found += source.uniform(self.length).numpy() if self.name != WEIGHT else 0.5
+        np.floor(found, out=found)
+        return np.minimum(found, self.steps).astype(np.uint64)
+
+    def sum_of(
+        self, total: npt.NDArray[np.int64], weights: float, clients: int
+    ) -> npt.NDArray[np.float64]:
+        """What a sum of integers says of values, float64 [length].
+
+        Args:
+            total: int64 [length].
+            weights: of the clients, together.
+
+        Raises:
+            Dropped: it is none of so many clients.
+        """
+        weight = weights if self.weighted else float(clients)
+        most = min(clients, weight) * self.steps + clients  # each may be rounded up by one
+        if total.max() > min(most, clients * self.steps):
+            raise self.beyond(clients)
+        bottom, top = self.bound
+        return total.astype(np.float64) * ((top - bottom) / self.steps) + bottom * weight
+
+    def beyond(self, clients: int) -> Dropped:
+        """The error of a sum that is none of so many clients."""
+        got = f"got a sum of {self.name} beyond that of {clients} clients"
+        return Dropped(f"{got}, takes one in range; a client sent what is no update")
+
 
 class Layout:
     """How fields of ``clients`` clients lie in one vector of words.
@@ -78,7 +135,7 @@ class Layout:
 
     def width(self, field: Field) -> int:
         """b: bits of a sum."""
-        return (self.clients * field.steps).bit_length()
+        return field.width(self.clients)
 
     @cached_property
     def _places(self) -> dict[str, tuple[slice, int]]:
@@ -104,11 +161,7 @@ class Layout:
     @property
     def signed(self) -> bytes:
         """Bytes that are the same for the same layout alone."""
-        fields = [
-            encode(f.name, f.length, *map(float, f.bound), f.bits, int(f.weighted))
-            for f in self.fields
-        ]
-        return encode(self.clients, *fields)
+        return encode(self.clients, *(field.signed for field in self.fields))
 
     def quantised(self, values: Mapping[str, Values], weight: float, source: Source) -> Words:
         """One client's words.
@@ -131,12 +184,11 @@ class Layout:
         found = np.zeros(self.words, np.uint64)
         for field in self.fields:
             place, shared = self._places[field.name]
-            steps = _steps(field, np.asarray(named[field.name]), whole, source)
             padded = np.zeros((place.stop - place.start) * shared, np.uint64)
-            padded[: field.length] = steps
-            for slot in range(shared):
+            padded[: field.length] = field.integers(np.asarray(named[field.name]), whole, source)
+            for slot in range(shared):  # what is below 0 borrows from the next, and sums give back
                 shift = np.uint64(slot * self.width(field))
-                found[place] |= padded[slot::shared] << shift
+                found[place] += padded[slot::shared] << shift
         return found
 
     def sums(self, words: Words, clients: int) -> dict[str, npt.NDArray[np.float64]]:
@@ -147,29 +199,22 @@ class Layout:
             Dropped: no such sum can be of that many clients: one sent garbage.
         """
         whole = {field.name: self.integers(words, field) for field in self.fields}
-        weights = int(whole[WEIGHT][0])
         top = (1 << WEIGHT_BITS) - 1
-        found = {}
-        for field in self.fields:
-            total = whole[field.name]
-            weight = weights / top if field.weighted else float(clients)
-            most = min(clients, weight) * field.steps + clients  # each may be rounded up by one
-            if weights > clients * top or total.max() > min(most, clients * field.steps):
-                got = f"got a sum of {field.name} beyond that of {clients} clients"
-                raise Dropped(f"{got}, takes one in range; a client sent what is no update")
-            bottom, high = field.bound
-            values = total.astype(np.float64) * ((high - bottom) / field.steps)
-            found[field.name] = values + bottom * weight
-        return found
+        weights = int(whole[WEIGHT][0])
+        if weights > clients * top:
+            raise self.fields[-1].beyond(clients)
+        known = weights / top, clients
+        return {field.name: field.sum_of(whole[field.name], *known) for field in self.fields}
 
-    def integers(self, words: Words, field: Field) -> Words:
-        """A field's sums as they are, uint64 [length]."""
+    def integers(self, words: Words, field: Field) -> npt.NDArray[np.int64]:
+        """A field's sums as they are, int64 [length]."""
         place, shared = self._places[field.name]
-        width = self.width(field)
+        width, lift = self.width(field), field.lift(self.clients)
+        lifted = words[place] + np.uint64(sum(lift << slot * width for slot in range(shared)))
         found = np.empty((place.stop - place.start) * shared, np.uint64)
         for slot in range(shared):
-            found[slot::shared] = words[place] >> np.uint64(slot * width) & low(width)
-        return found[: field.length]
+            found[slot::shared] = lifted >> np.uint64(slot * width) & low(width)
+        return found[: field.length].view(np.int64) - lift
 
     def packed(self, words: Words) -> bytes:
         """The vector's bytes on its way."""
@@ -192,18 +237,3 @@ class Layout:
     def _size(self, field: Field) -> int:
         place, shared = self._places[field.name]
         return size(place.stop - place.start, shared * self.width(field))
-
-
-def _steps(field: Field, values: Values, weight: float, source: Source) -> Words:
-    """Weight times steps above the range's low end, rounded at random, uint64 [length]."""
-    if values.shape != (field.length,):
-        raise ClientError(f"{field.name}: got shape {values.shape}, takes ({field.length},)")
-    if np.isnan(values).any():
-        raise ClientError(f"{field.name}: got NaN, takes numbers; the training has diverged")
-    bottom, top = field.bound
-    found = np.clip(values.astype(np.float64), bottom, top)
-    found -= bottom
-    found *= field.steps / (top - bottom) * (weight if field.weighted else 1.0)
-    found += source.uniform(field.length).numpy() if field.name != WEIGHT else 0.5
-    np.floor(found, out=found)
-    return np.minimum(found, field.steps).astype(np.uint64)

@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpers.channels.identity.encoding import Refused
+from fedpers.channels.masked.noise import NoisedField
 from fedpers.channels.masked.quantise import WEIGHT, Field, Layout, Values
 from fedpers.channels.settings import Encryption
 from fedpers.errors import ClientError
 from fedpers.parts import Layout as PartLayout
 from fedpers.parts import Parts
+from fedpers.privacy.shares import Shares
 from fedpers.stats import Stat
 
 LOSS = (-1e4, 1e4)  # beyond it a loss is clipped
@@ -25,6 +27,13 @@ NUMBER_BITS = 32
 TOLD = "told"  # in the name of a field: of how many clients a number is
 
 Sums = Mapping[str, npt.NDArray[np.float64]]
+
+
+def noised_layout_of(parts: Mapping[str, PartLayout], shares: Shares, clients: int) -> Layout:
+    """The fields of vectors in which clients are protected: noised changes, and nothing that no
+    noise covers."""
+    fields = [NoisedField.of(f"part {n}", x.size, shares) for n, x in parts.items()]
+    return Layout(fields, clients)
 
 
 def layout_of(
@@ -91,7 +100,7 @@ def mean_report(
             low = field.bound[0]
             total = float(sums[field.name][0]) - low * (clients - count)
             found[field.name] = min(max(total / count, low), field.bound[1]) if count else None
-    report: dict[str, Any] = {"examples": 1, "loss": found.pop("loss")}
+    report: dict[str, Any] = {"examples": 1, "loss": found.pop("loss", None)}
     if weights == "examples":
         report["examples"] = round(float(sums[WEIGHT][0]) * most / clients)
     method = {n.removeprefix("stat "): value for n, value in found.items() if value is not None}
@@ -100,9 +109,14 @@ def mean_report(
 
 def to_json(layout: Layout) -> list[Any]:
     """How many clients a sum has room for, and the fields; ``from_json`` reads it back."""
-    fields = [f for f in layout.fields if f.name != WEIGHT]
-    rows = [[f.name, f.length, *f.bound, f.bits, f.weighted] for f in fields]
-    return [layout.clients, rows]
+    return [layout.clients, [_row(f) for f in layout.fields if f.name != WEIGHT]]
+
+
+def _row(field: Field) -> list[Any]:
+    row = [field.name, field.length, *field.bound, field.bits, field.weighted]
+    if isinstance(field, NoisedField):
+        row += [field.shares.size, field.shares.sigma, field.shares.honest]
+    return row
 
 
 def from_json(found: Any) -> Layout:
@@ -113,10 +127,16 @@ def from_json(found: Any) -> Layout:
     """
     try:
         clients, rows = found
-        fields = [
-            Field(str(name), int(length), (float(low), float(high)), int(bits), bool(weighted))
-            for name, length, low, high, bits, weighted in rows
-        ]
-        return Layout(fields, int(clients))
+        return Layout([_field(*row) for row in rows], int(clients))
     except (TypeError, ValueError):
         raise Refused("layout: cannot be read, takes clients and fields") from None
+
+
+def _field(
+    name: Any, length: Any, low: Any, high: Any, bits: Any, weighted: Any, *noise: Any
+) -> Field:
+    if noise:
+        size, sigma, honest = noise
+        shares = Shares(int(size), float(high), int(bits), float(sigma), int(honest))
+        return NoisedField.of(str(name), int(length), shares)
+    return Field(str(name), int(length), (float(low), float(high)), int(bits), bool(weighted))

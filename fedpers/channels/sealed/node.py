@@ -149,7 +149,7 @@ class SealedNode(NodeChannel):
 
     def leave(self, kept: Kept, leaving: Leaving) -> Row | None:
         """Sealed, multiplied by its weight; or kept, where that is not known yet."""
-        client, server_round, update, _, body = leaving
+        client, server_round, update, _, body, _ = leaving
         terms = body["channel"]
         if not terms["seal_at_once"]:
             kept.hold(client, server_round, update)

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from sealing_nodes import pair
 from spoils import foreign, malformed
 
-from fedpers.channels.client_noise import ClientNoiseNode
+from fedpers.channels.client_noise_node import ClientNoiseNode
 from fedpers.channels.node import Leaving
 from fedpers.channels.sealed import client_from, server_from
 from fedpers.channels.sealed.node import SealedNode
