@@ -263,7 +263,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """The defaults, then the YAML file at ``path``, then ``key=value`` overrides.
 
     Where one of these names another strategy than those before it, their ``strategy.params`` are
-    dropped: they belong to the method they were written for.
+    dropped: they belong to the method they were written for. The overrides are one, in any order.
 
     Paths in the file stay as written: they are relative to the folder the command runs in.
 
@@ -279,14 +279,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise ConfigError("config", str(path), f"a readable YAML file ({reason})") from None
         except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
             raise ConfigError("config", str(path), f"valid YAML ({line_of(error)})") from None
+    given: list[Any] = []
     for item in overrides:
         if "=" not in item or item.startswith("="):
             raise ConfigError("override", item, "key=value, as in rounds=3")
         try:
-            layers.append(OmegaConf.from_dotlist([item]))
+            given.append(OmegaConf.from_dotlist([item]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError("override", item, f"key=value ({line_of(error)})") from None
-    return _merge(layers)
+    return _merge([*layers, OmegaConf.merge(*given)] if given else layers)
 
 
 def config_from_json(text: str) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from clients.base import LocalAlgorithm, algorithms
 from fedpers.config import setting
@@ -27,7 +28,7 @@ class FedRep(LocalAlgorithm):
     Scored with the body just combined under the client's own head, as FedPer.
     """
 
-    Params = FedRepParams
+    Params: ClassVar[type] = FedRepParams
     keeps = ("head",)
     sends = ("body",)
 

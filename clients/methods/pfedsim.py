@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +27,7 @@ class PFedSim(LocalAlgorithm):
 
     keeps = ("body", "head")
     accounted = True
-    derives = ("unit",)
+    derives: ClassVar[tuple[str, ...]] = ("unit",)
     scored = "after local training"
 
     def phases(self) -> Sequence[Phase]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms
+from clients.labels import counted, label_shares, smoothed
 from clients.training.trainer import Trainer
 from fedpers.config import setting
 from fedpers.context import Context
@@ -20,8 +21,6 @@ from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import LabelPrior
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
-
-COUNTS = "personal.counts"
 
 
 @dataclass
@@ -66,11 +65,8 @@ class Prior(LocalAlgorithm):
 
         Under privacy the counts are noised once, and the same ones are sent in every round.
         """
-        working = super().train(working, trainer)
-        if COUNTS not in working:
-            counts = trainer.release_counts(self.labels(trainer))
-            working = working | {COUNTS: Part.of({"counts": counts})}
-        own = smoothed(working[COUNTS]["counts"])
+        working = counted(super().train(working, trainer), trainer)
+        own = label_shares(working)
         sent = Part.of({"prior.own": own, "prior.population": own})
         return working | {"prior": sent}
 
@@ -80,7 +76,7 @@ class Prior(LocalAlgorithm):
         if batches is not None:
             return working
         population = working["received.prior"]["prior.population"]
-        own = smoothed(self.labels(trainer).sum(0))
+        own = smoothed(F.one_hot(trainer.examples.y.cpu(), self.task.outputs).float().sum(0))
         pair = {"prior.own": own, "prior.population": population}
         return working | {"personal.prior": Part.of(pair)}
 
@@ -88,12 +84,3 @@ class Prior(LocalAlgorithm):
         """As the base, with the counts once they were released; the prior is counted anew."""
         own = personal.only(name for name in personal if name != "personal.prior")
         return super().receive(broadcast, own, context) | own
-
-    def labels(self, trainer: Trainer) -> Tensor:
-        """The class of each training example, [n, C] of ones and zeros."""
-        return F.one_hot(trainer.examples.y.cpu(), trainer.task.outputs).float()
-
-
-def smoothed(counts: Tensor) -> Tensor:
-    """(n_k + 1) / (n + C), [C]."""
-    return (counts + 1) / (counts.sum() + len(counts))

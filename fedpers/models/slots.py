@@ -28,6 +28,32 @@ class LabelPrior(nn.Module):
         return self.own.log() - self.population.log()
 
 
+class LabelShares(nn.Module):
+    """A client's label shares; all alike at first.
+
+    Args:
+        classes: number of classes C.
+    """
+
+    shares: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("shares", torch.full((classes,), 1 / classes))
+
+    def forward(self) -> Tensor:
+        """The shares [C], which add up to 1."""
+        return self.shares
+
+
+def zero_head(features: int, scores: int) -> nn.Linear:
+    """A further head that adds nothing at first."""
+    head = nn.Linear(features, scores)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head
+
+
 class Intercepts(nn.Module):
     """One number a class to add to the logits; zero at first.
 
@@ -97,3 +123,44 @@ class FrozenHead(nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.zeros_like(head.weight))
         self.register_buffer("vector", torch.zeros(head.in_features))
+
+
+class Valve(nn.Module):
+    """GPFL's conditional valve, and its class embeddings.
+
+    gamma and beta: Linear(d, d) -> ReLU -> LayerNorm each, of a condition [d].
+
+    Args:
+        features: d.
+        classes: C.
+        seed: every process builds the same start.
+    """
+
+    def __init__(self, features: int, classes: int, seed: int) -> None:
+        super().__init__()
+
+        def layers() -> nn.Sequential:
+            return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.LayerNorm(features))
+
+        with seeded(seed, "valve"):
+            self.gamma, self.beta = layers(), layers()
+            self.embeddings = nn.Parameter(torch.randn(classes, features) / features**0.5)
+
+    def forward(self, z: Tensor, condition: Tensor) -> Tensor:
+        """ReLU((gamma(c) + 1) z + beta(c)), [batch, d]."""
+        return torch.relu((self.gamma(condition) + 1) * z + self.beta(condition))
+
+
+class Conditions(nn.Module):
+    """What GPFL holds constant in a round: class embeddings [C, d] as received, and the general and
+    the personal condition [d] made of them."""
+
+    embeddings: Tensor
+    general: Tensor
+    personal: Tensor
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", torch.zeros(classes, features))
+        self.register_buffer("general", torch.zeros(features))
+        self.register_buffer("personal", torch.zeros(features))

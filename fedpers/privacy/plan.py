@@ -140,12 +140,25 @@ def _per_sample(phase: Phase, working: Parts, task: Task) -> bool:
     weights = [part["head.weight"] for part in working.values() if "head.weight" in part]
     if not weights:
         return True  # no head, so its outputs cannot be made up
-    loss, width = phase.objective(task), weights[0].shape[1]
+    further: list[str] = []  # outputs of the method's own that its loss reads, as it asks for them
+    while True:
+        try:
+            return _each_alone(phase, weights[0].shape[1], task, further)
+        except KeyError as error:
+            name = error.args[0]
+            if not isinstance(name, str) or name in further:
+                raise
+            further.append(name)
+
+
+def _each_alone(phase: Phase, width: int, task: Task, further: Sequence[str]) -> bool:
+    loss = phase.objective(task)
     generator = torch.Generator().manual_seed(0)
 
     def made_up() -> Outputs:
         features = torch.randn(PROBE, width, generator=generator)
-        return Outputs(features, task.made_up_scores(PROBE, generator))
+        extra = {name: task.made_up_scores(PROBE, generator) for name in further}
+        return Outputs(features, task.made_up_scores(PROBE, generator), extra)
 
     targets = task.made_up(PROBE, generator)
     outputs, seen = made_up(), made_up() if phase.reference is not None else None

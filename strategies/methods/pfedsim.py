@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,7 +52,9 @@ class PFedSim(FedAvg):
     kept up, for clients that are new.
     """
 
-    Params = PFedSimParams
+    Params: ClassVar[type] = PFedSimParams
+    mixes: ClassVar[tuple[str, ...]] = ("body",)
+    """The slots of which each client gets a mixture; it gets back its own of the others."""
 
     def __init__(self, config: Config, model: PersonalModel, data: FederatedData) -> None:
         super().__init__(config, model, data)
@@ -101,9 +104,10 @@ class PFedSim(FedAvg):
             log.warning("no node compared heads: everybody keeps its row")
             return
         weights, models = torch.stack(list(found.values())), list(self.models.values())
-        bodies = self.channel.mix_slots(weights, models, ["body"])
-        for client, body in zip(found, bodies, strict=True):
-            self.rows[client] = self.channel.join(body, self.models[client], ["head"])
+        mixed = self.channel.mix_slots(weights, models, list(self.mixes))
+        own = [slot for slot in self.shares if slot not in self.mixes]
+        for client, row in zip(found, mixed, strict=True):
+            self.rows[client] = self.channel.join(row, self.models[client], own) if own else row
 
     def _note(self) -> None:
         """What is known of the round's clients. Private ones say how much noise is in the head they

@@ -18,9 +18,23 @@ from strategies.base import strategies
 
 METHODS = strategies.names()
 CLIENTS = [str(k) for k in range(6)]
-NO_GLOBAL = ("local", "fedper", "fedrep")
+NO_GLOBAL = ("local", "fedper", "fedrep", "dfedalt", "gpfl", "ifca")
 # They keep a whole personal adapter, so that sharing A alone has no meaning for them.
-WHOLE = ("apfl", "ditto", "eb", "fedala", "fedavg-ft", "fedbabu", "feddpa", "perada", "pfedsim")
+WHOLE = (
+    *(
+        "apfl",
+        "ditto",
+        "eb",
+        "fedala",
+        "fedavg-ft",
+        "fedbabu",
+        "feddpa",
+        "fedsoup",
+        "map",
+        "perada",
+    ),
+    *("pfedgraph", "pfedsim"),
+)
 FEW_STEPS = {
     "fedavg-ft": ["strategy.params.tune_epochs=3"],
     "fedbabu": ["strategy.params.tune_epochs=3"],
