@@ -274,7 +274,7 @@ def test_which_methods_read_single_updates() -> None:
         found = strategies.get(name)
         reading[name] = found.needs(found.Params()).reads
     told = {name: reads for name, reads in reading.items() if reads is not None}
-    assert set(told) == {"pfedsim", "perada"}
+    assert set(told) == {"pfedsim", "pfedgraph", "perada"}
     assert told["pfedsim"] == "every client's head"
 
 
