@@ -51,7 +51,7 @@ class PerFedAvg(LocalAlgorithm):
 
     def __init__(self, config: Config, model: PersonalModel, params: PerFedAvgParams) -> None:
         super().__init__(config, model, params)
-        if params.order != "first" and config.privacy.enabled and not config.privacy.by_client:
+        if params.order != "first" and config.privacy.by_example:
             takes = "first with privacy: of two noised gradients the difference is noise"
             raise ConfigError("strategy.params.order", params.order, takes)
 
