@@ -16,6 +16,7 @@ from fedpers.evaluation.page import (
     esc,
     facts,
     figure,
+    meanings,
     page,
     percent,
     plural,
@@ -36,14 +37,17 @@ MEANINGS = {
     "gated": "of personal and global the one that validation counts speak for",
     "mean, weighted": "over clients, each the same; over all their test examples",
     "worst decile": "the mean of the tenth of clients that do worst",
-    "breakage, fix": "of what the global model has right, the share that is lost; of what it has "
-    "wrong, the share that is gained; of numbers, the shares of examples that get worse and better",
-    "harmed": "clients that lose significantly: one-sided sign test, false discovery rate 5 %",
     "most frequent answer": "the share of predictions that are of one class, the most frequent at "
     "the client; and of its labels",
     "oracle gap": "what the better of both models at each client would give beyond the gate",
-    "Gini": "how unequal the clients’ figures are: 0 is the same for all",
 }
+GINI = {"Gini": "how unequal the clients’ figures are; 0 is the same for all"}
+LOSSES = {
+    "breakage, fix": "of what the global model has right, the share that is lost; of what it has "
+    "wrong, the share that is gained (of numbers: of examples that get worse, and better)",
+    "harmed": "clients that lose significantly (one-sided sign test, 5 % of them by chance)",
+}
+"""What stands under its table, as few people know the words."""
 
 
 FIRST = {"mean": "mean", "weighted": "weighted", "worst decile": "worst_decile"}
@@ -70,7 +74,9 @@ def write_html(run_folder: Path) -> Path:
 def build_html(run: RunRecord) -> str:
     """The whole document."""
     strategy, data = run.report.get("strategy") or "a run", run.config.get("data")
-    name = data.get("name") if isinstance(data, Mapping) else None
+    name = run.report.get("data")
+    if name is None and isinstance(data, Mapping):
+        name = Path(str(data["path"])).name if data.get("path") else data.get("name")
     title = f"{strategy} on {name}" if name else str(strategy)
     body = [
         _head(run, title),
@@ -168,8 +174,9 @@ def _figures(run: RunRecord) -> str:
         _title(metric),
         table(head, rows),
         f'<p class="soft">{esc(note)}</p>',
+        meanings(known | GINI),
         _further(run, modes),
-        f"<details><summary>What the figures mean</summary>{facts(known | MEANINGS)}</details>",
+        f"<details><summary>What the other words mean</summary>{facts(MEANINGS)}</details>",
     )
 
 
@@ -237,7 +244,7 @@ def _further(run: RunRecord, modes: list[str]) -> str:
         ]
         if told:
             notes.append(f"Newcomers that never trained: {', '.join(told)}.")
-    again = table(["in %" if shares else "", *modes], shown) if shown else ""
+    again = table(["in %" if shares else "", *modes], shown) + meanings(LOSSES) if shown else ""
     return again + "".join(f'<p class="soft">{esc(note)}</p>' for note in notes)
 
 

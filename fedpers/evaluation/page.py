@@ -10,10 +10,10 @@ from typing import Any
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de;
   --panel: #f4f6f8; --personal: #0060a8; --global: #6b4f00; --gated: #8a3f8a; --local: #00694e;
-  --harm: #b3400a; --heat: 0, 96, 168; }
+  --harm: #b3400a; --heat: 0, 96, 168; --shade: #1b1f2466; }
 @media (prefers-color-scheme: dark) { :root { --page: #14181d; --ink: #e8ebee; --soft: #a3adb8;
   --line: #3a434d; --panel: #1e242b; --personal: #62b5f0; --global: #e0b040; --gated: #d99ad9;
-  --local: #4cc9a0; --harm: #ff8f57; --heat: 98, 181, 240; } }
+  --local: #4cc9a0; --harm: #ff8f57; --heat: 98, 181, 240; --shade: #e8ebee66; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -27,6 +27,8 @@ p { margin: .5rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 .lead { font-size: 1.15rem; font-weight: 500; }
 .told { margin: .5rem 0; padding-left: 1.2rem; max-width: 46rem; overflow-wrap: anywhere; }
 .told li { margin: .25rem 0; }
+.words { color: var(--soft); font-size: .875rem; margin: .5rem 0; padding-left: 1.2rem;
+  max-width: 46rem; }
 .warn { border-left: 4px solid var(--harm); padding: .25rem .75rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem;
   margin: 1rem 0; padding: 0; }
@@ -37,7 +39,9 @@ p { margin: .5rem 0; max-width: 46rem; overflow-wrap: anywhere; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); align-items: start; }
 .pair > * { min-width: 0; margin: 0; }
 .pair h3 { margin-top: .25rem; }
-.scroll { overflow-x: auto; max-width: 100%; }
+.scroll { overflow-x: auto; max-width: 100%; background:
+  linear-gradient(to left, var(--page) 30%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--shade), transparent) right / 1rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .9375rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
@@ -158,6 +162,14 @@ def facts(values: Mapping[str, Any]) -> str:
         shown = ABSENT if value is None else text
         lines.append(f"<dt>{esc(str(name).replace('_', ' '))}</dt><dd>{esc(shown)}</dd>")
     return f'<dl class="facts">{"".join(lines)}</dl>' if lines else ""
+
+
+def meanings(words: Mapping[str, str]) -> str:
+    """What words above mean, a short line each."""
+    lines = "".join(
+        f"<li><strong>{esc(word)}</strong>: {esc(told)}.</li>" for word, told in words.items()
+    )
+    return f'<ul class="words">{lines}</ul>' if lines else ""
 
 
 def listed(texts: Sequence[Any]) -> str:

@@ -94,6 +94,7 @@ def build_report(
     }
     return {
         "run_id": run_id,
+        "data": config.data.called,
         "strategy": config.strategy.name,
         "seed": config.seed,
         "rounds": config.rounds,

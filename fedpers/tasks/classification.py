@@ -50,7 +50,8 @@ class Classification(Task):
         "macro_f1": Metric(
             label="macro-F1",
             of=class_metrics.macro_f1,
-            meaning="the mean over a client’s classes of 2 TP / (labelled + predicted)",
+            meaning="of each class, rare ones too, how much is found and how much of what is said "
+            "to be of it is (F1); the mean over a client’s classes",
         ),
         "ece": Metric(
             label="ECE",
@@ -58,8 +59,8 @@ class Classification(Task):
             better="lower",
             compared=False,
             pools=True,
-            meaning="how far confidence is from accuracy, over 10 bins of confidence; all clients "
-            "together",
+            meaning="the calibration error: how far the confidence of answers is from how often "
+            "they are right; all clients together",
         ),
         "auc": Metric(
             label="AUC",

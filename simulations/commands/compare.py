@@ -36,9 +36,13 @@ def compare(
 
     Stopped, it goes on where it was: a run whose report is there is not repeated.
     """
-    with errors(), signals():
+
+    def again() -> str:
+        return f"stopped; to go on: {shlex.join(['fedpers', *sys.argv[1:]])}"
+
+    with errors(again), signals():
         from simulations.experiments import compare as comparison
-        from simulations.experiments.compare_page import compare_html
+        from simulations.experiments.compare_page import compare_html, conclusion
 
         find_plug_ins()
         plan = comparison.cells(strategies.split(","), seeds, settings or [], first_seed)
@@ -57,10 +61,13 @@ def compare(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
         if in_order:
-            title, command = f"{config.stem}: methods compared", ["fedpers", *sys.argv[1:]]
+            data = next(iter(in_order.values())).get("data") or config.stem
+            title, command = f"Methods compared on {data}", ["fedpers", *sys.argv[1:]]
             document = compare_html(title, in_order, against, shlex.join(command))
             (folder / "compare.html").write_text(document, encoding="utf-8")
         typer.echo(text)
+        if in_order:
+            typer.echo(conclusion(in_order))
         if failed:
             reason = folder / failed[0] / comparison.ERROR
             raise RunError(f"{len(failed)} runs failed, see {reason}")

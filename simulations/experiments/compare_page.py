@@ -6,12 +6,32 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from fedpers.evaluation.page import esc, page, section, table
-from fedpers.evaluation.shown import gain_text, headline_of, in_unit, learned, value_text
+from fedpers.evaluation.charts import ticks
+from fedpers.evaluation.page import esc, meanings, page, section, table
+from fedpers.evaluation.shown import (
+    gain_text,
+    headline_of,
+    in_unit,
+    learned,
+    task_of,
+    value_text,
+    with_unit,
+)
 from fedpers.tasks.base import Metric
 from simulations.experiments.compare import Cell, columns, paired, paired_interval, rows_of, shown
 
-WIDE, ROW = 100.0, 30  # of the chart: percent of the page, pixels a row
+WIDE, ROW, AXIS = 100.0, 30, 22  # of the chart: percent of the page, pixels a row, and below
+TICKS = 4
+MEANINGS = {
+    "weighted": "over all test examples; mean: over clients, each the same",
+    "worst decile": "the mean of the tenth of clients that do worst",
+    "global (w)": "the model that all share, weighted by test examples",
+    "gated (w)": "of both models the one that validation counts speak for, weighted",
+    "breakage": "of what the global model has right, the share that the personal one loses",
+    "harmed": "the share of clients that lose significantly by the personal model",
+    "harmed, gated": "the same where the gate may choose the global model",
+    "outside": "the personal model on other clients’ test examples",
+}
 
 
 def compare_html(
@@ -28,16 +48,19 @@ def compare_html(
     rows = rows_of(reports)
     names = _names(list(rows))
     known = columns(reports.values())
-    _, metric, unit = headline_of(next(iter(reports.values())))
+    first = next(iter(reports.values()))
+    _, metric, unit = headline_of(first)
+    seeds = len({cell.seed for cell in reports})
     values = {
         name: [v for r in found.values() if (v := known["mean"].read(r)) is not None]
         for name, found in zip(names, rows.values(), strict=True)
     }
     pieces = [
         f"<header><h1>{esc(title)}</h1><p class='soft'>{esc(_about(reports))}</p></header>",
+        f"<p class='lead'>{esc(conclusion(reports))}</p>",
         section(
             f"{metric.label[0].upper()}{metric.label[1:]} of the personal models",
-            f"<p>{esc(_how(metric, unit))}</p>",
+            f"<p>{esc(_how(metric, unit, seeds))}</p>",
             _dots({k: v for k, v in values.items() if v}, metric),
         ),
     ]
@@ -56,14 +79,18 @@ def compare_html(
         pieces.append(
             section(
                 f"Less {against}, seed by seed",
-                f"<p>{esc(_less(metric, unit))}</p>",
+                f"<p>{esc(_less(metric, unit, seeds))}</p>",
                 _dots(differences, metric, size) if differences else "",
             )
         )
     lines = [[name, *shown(found, known)] for name, found in zip(names, rows.values(), strict=True)]
     shares = metric.unit == "share"
     title_of_all = f"All figures, {'in percent' if shares else 'shares in percent'}"
-    pieces.append(section(title_of_all, table(["method", *known], lines)))
+    words = {word: told for word, told in MEANINGS.items() if word in known}
+    others = {m.label: m.meaning for m in task_of(first).metrics.values() if m.label in known}
+    others = {label: meaning for label, meaning in others.items() if meaning}
+    figures = table(["method", *known], lines)
+    pieces.append(section(title_of_all, figures, meanings(words | others)))
     pieces.append(section("How it was made", f"<pre>{esc(command)}</pre>"))
     return page(title, "\n".join(pieces))
 
@@ -84,17 +111,49 @@ def _about(reports: Mapping[Cell, Mapping[str, Any]]) -> str:
     return f"{told} · {text}" if text else told
 
 
-def _how(metric: Metric, unit: str) -> str:
+def conclusion(reports: Mapping[Cell, Mapping[str, Any]]) -> str:
+    """Which method is best, and whether the seeds tell it from the next."""
+    rows, known = rows_of(reports), columns(reports.values())
+    _, metric, unit = headline_of(next(iter(reports.values())))
+    found = {
+        name: (by_seed, mean(values))
+        for name, by_seed in zip(_names(list(rows)), rows.values(), strict=True)
+        if (values := [v for r in by_seed.values() if (v := known["mean"].read(r)) is not None])
+    }
+    best = -1 if metric.better == "higher" else 1
+    order = sorted(found, key=lambda name: best * found[name][1])
+    if not order:
+        return "No run has figures to compare."
+    first, centre = order[0], found[order[0]][1]
+    told = f"{first} has the best mean {metric.label}, {with_unit(metric, centre, unit)}"
+    if len(order) == 1:
+        return f"{told}; there is no other to compare it with."
+    second = order[1]
+    told += f", before {second} with {with_unit(metric, found[second][1], unit)}"
+    both = paired(found[first][0], found[second][0], known["mean"])
+    if len(both) < 2:
+        return f"{told}. With one seed nobody can say whether that is chance: run more (--seeds 5)."
+    _, width = paired_interval(both)
+    if abs(mean(both)) > width:
+        return f"{told}: more than chance between the {len(both)} seeds."
+    return f"{told}: no more than chance between the {len(both)} seeds."
+
+
+def _how(metric: Metric, unit: str, seeds: int) -> str:
     told = f"Mean over clients{in_unit(metric, unit)}, on their own test examples"
     told = told if metric.unit != "share" else "Mean over clients, on their own test examples"
+    if seeds < 2:
+        return f"{told}. Best first; one seed, so that there are no intervals."
     return f"{told}. Large dot: mean over seeds; small ones: the seeds. Best first."
 
 
-def _less(metric: Metric, unit: str) -> str:
+def _less(metric: Metric, unit: str, seeds: int) -> str:
     what = (
         "Percentage points" if metric.unit == "share" else f"{metric.label}{in_unit(metric, unit)}"
     )
     better = "" if metric.better == "higher" else " Below zero is better."
+    if seeds < 2:
+        return f"{what}; one seed, so that there are no intervals.{better}"
     return (
         f"{what}, with the 95 % interval of the mean (Student’s t). Where it crosses zero, the "
         f"seeds do not tell the methods apart.{better}"
@@ -141,10 +200,17 @@ def _dots(values: Mapping[str, Sequence[float]], metric: Metric, size: float | N
         marks.append(f'<circle cx="{x(centre)}" cy="{y}" r="6" fill="var(--personal)"/>')
     if differences:
         marks.append(
-            f'<line x1="{x(0)}" x2="{x(0)}" y1="0" y2="100%" stroke="var(--ink)" '
+            f'<line x1="{x(0)}" x2="{x(0)}" y1="0" y2="{ROW * len(ordered)}" stroke="var(--ink)" '
             'stroke-dasharray="4 3"/>'
         )
     height = ROW * len(ordered)
+    for tick in ticks(low, high, TICKS):
+        text = value_text(metric, tick) if not differences else gain_text(metric, tick, size)
+        marks.insert(
+            0,
+            f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="0" y2="{height}"/>'
+            f'<text x="{x(tick)}" y="{height + 16}" text-anchor="middle">{esc(text)}</text>',
+        )
     said = "; ".join(f"{name} {value_text(metric, mean(values[name]))}" for name in ordered)
     style = f"padding:0;line-height:{ROW}px"
     item = f"height:{ROW}px;line-height:{ROW}px"
@@ -152,7 +218,7 @@ def _dots(values: Mapping[str, Sequence[float]], metric: Metric, size: float | N
     return (
         '<figure><div class="compared">'
         f'<ol style="{style}">{lists[0]}</ol>'
-        f'<svg role="img" aria-label="{esc(said)}" width="100%" height="{height}">'
+        f'<svg role="img" aria-label="{esc(said)}" width="100%" height="{height + AXIS}">'
         f"{''.join(marks)}</svg>"
         f'<ol style="{style}">{lists[1]}</ol></div></figure>'
     )

@@ -42,7 +42,7 @@ TWO = {
 def test_fields_and_figures() -> None:
     got = report(TWO)
     assert set(got) == {
-        *("run_id", "strategy", "seed", "rounds", "clients", "selected_round", "scored"),
+        *("run_id", "data", "strategy", "seed", "rounds", "clients", "selected_round", "scored"),
         *("accuracy", "gain_over_global", "gain_over_local", "breakage_rate", "fix_rate"),
         *("harmed_share", "out_of_client", "gated", "cold_start", "privacy", "encryption"),
         *("macro_f1", "auc", "ece", "ece_pooled", "collapse", "gini", "gate", "task"),
