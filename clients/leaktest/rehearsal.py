@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 import os
+import pkgutil
 import random
 import shutil
 import sys
@@ -32,7 +33,7 @@ from fedpers.data import FederatedData, Signature
 from fedpers.failures import LOG as NOTES
 from fedpers.models import PersonalModel, build_model
 from fedpers.models.cache import cache_folder
-from fedpers.privacy.hidden import Untouched, moved, state_of, watch
+from fedpers.privacy.hidden import OURS, Untouched, moved, state_of, watch
 from fedpers.privacy.leaktest import HIDDEN, Finding, Transcript, unpaid
 from fedpers.privacy.listener import listening
 from fedpers.privacy.neighbours import EDITS, TRAIN, VAL, Made, another, made_up
@@ -42,7 +43,7 @@ MANY = 80  # training examples of each client in one group of worlds
 WALK = 24  # rounds that are walked through one by one
 LONG = ("another one", "a far outlier", "a far negative outlier", "an input that is there")
 # What is imported late as it takes seconds; once, and before code from outside is looked at.
-SLOW = ("torch._dynamo", "clients.training.noised_optimizer", "peft")
+SLOW = ("torch._dynamo", "peft")
 UNPATCHED = "leave the libraries as they are"
 ROOM = 2**31  # bytes of memory that must be free to keep transcripts there
 LOG = logging.getLogger("fedpers")
@@ -145,8 +146,11 @@ class Rehearsed(ClientHost):
 
 
 def libraries() -> Untouched:
-    """The libraries as they are, all of them imported."""
-    for module in SLOW:
+    """The libraries as they are, all of them imported: what code from outside is the first to
+    import could not be told from what it put there."""
+    own = (importlib.import_module(package) for package in OURS)
+    below = (m for p in own for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}."))
+    for module in (*SLOW, *(found.name for found in below)):
         importlib.import_module(module)
     for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         kind([torch.zeros(1)])  # the first of a kind wraps its class's step

@@ -59,7 +59,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         "ForLater": r"hidden_state.SEEN.* goes on changing",
         "InTheAccount": "Account.kept is new|" + STATE,
         "InTheRoster": r"LocalAlgorithm.scored is another|" + STATE,
-        "InOurModule": r"clients\.fedavg\.KEPT is another|" + STATE,
+        "InOurModule": r"clients\.methods\.fedavg\.KEPT is another|" + STATE,
         "CountsCalls": r"CountsCalls.calls.* goes on changing",
     },
     "seen_elsewhere": {
@@ -96,10 +96,13 @@ FAMILIES: dict[str, dict[str, str]] = {
         "OneMore": f"{MORE}|{REPORT}",
         "NotReleased": SENT,
     },
-    "own_training": dict.fromkeys(
-        ("Concludes", "Prepares", "Gradient", "Loss", "LastBits", "Accuracy", "Seeds", "Anchored"),
-        SENT,
-    ),
+    "own_training": {
+        **dict.fromkeys(
+            ("Concludes", "Prepares", "Gradient", "Loss", "LastBits", "Accuracy", "Seeds"), SENT
+        ),
+        "Anchored": SENT,
+        "ReleasedGradient": "trainer.gradient adds no noise",
+    },
     "own_numbers": {
         "Centred": GRADIENTS,
         "Ranked": GRADIENTS,

@@ -23,9 +23,17 @@ class Prepares(Own):
         return working | {"body": body.like(body.vector * (1 + 1e-3 * trainer.examples.x.mean()))}
 
 
-class Gradient(Own):
+class ReleasedGradient(Own):
     def conclude(self, working, trainer):
-        (phase,) = self.phases()
+        trainer.gradient(self.phases()[0], working, torch.arange(len(trainer.examples)))
+        return working
+
+
+class Gradient(Own):
+    """Of a phase that is said not to leave."""
+
+    def conclude(self, working, trainer):
+        phase = replace(self.phases()[0], released=False)
         gradient, _ = trainer.gradient(phase, working, torch.arange(len(trainer.examples)))
         head = working["head"]
         return working | {"head": head.like(head.vector - gradient["head"].vector)}
