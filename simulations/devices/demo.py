@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from clients.node.fleet import Fleet
 from fedpers.config import Config
 from fedpers.errors import RunError
 from simulations.devices.gateway import BRINGS, has_nginx
-from simulations.devices.outsider import INTRUDER, table, tries
+from simulations.devices.outsider import INTRUDER, Impostor, table, tries
 from simulations.devices.rehearsal import Rehearsal, make_files, rehearsal
 
 
@@ -40,7 +41,7 @@ def demo(config: Config, folder: Path, show: Callable[[str], None] = print) -> N
     closed = has_nginx()
     if not closed:
         show(f"nginx is not installed, and no gateway is before the SuperLink: {BRINGS}")
-    with rehearsal(closed=closed) as rehearsed:
+    with rehearsal(closed=closed) as rehearsed, ExitStack() as ended:
         files = make_files(config, rehearsed.space.folder)
         settings, names = files.config, list(files.data)
         for client in [*names, INTRUDER] if closed else names:
@@ -48,9 +49,9 @@ def demo(config: Config, folder: Path, show: Callable[[str], None] = print) -> N
         if closed:
             rehearsed.open_gateway([*names, INTRUDER])
             settings = replace(settings, federation=str(rehearsed.federation))
-            # One that is known, and says it is another's client.
-            data, keys = files.data[names[0]], files.keys.get(names[0])
-            rehearsed.start_device(INTRUDER, data, keys, claims=names[0])
+            own, key = rehearsed.certificate_of(INTRUDER), rehearsed.space.path(f"node-{INTRUDER}")
+            impostor = Impostor(Fleet(rehearsed.access(own, key)), names[0])
+            ended.callback(impostor.stop)
         for client, data in files.data.items():
             rehearsed.start_device(client, data, files.keys.get(client))
         show(_described(rehearsed, len(names)))
@@ -64,7 +65,7 @@ def demo(config: Config, folder: Path, show: Callable[[str], None] = print) -> N
                 show(line)
             if got_in := [one for one in found if not one.refused]:
                 raise RunError(f"{got_in[0].who} got in: {got_in[0].what} ({got_in[0].answer})")
-    show(f"the rehearsal took {time.monotonic() - began:.0f} s")
+        show(f"the rehearsal took {time.monotonic() - began:.0f} s")
 
 
 def _described(rehearsed: Rehearsal, devices: int) -> str:

@@ -78,8 +78,8 @@ http {{
     client_body_timeout 60s;
     large_client_header_buffers 4 8k;
     keepalive_timeout 75s;
-    limit_req_status 429;
-    limit_conn_status 429;
+    limit_req_status 503;  # a node comes again
+    limit_conn_status 503;
     limit_conn connections 32;
 
     # No certificate, a wrong or a revoked one, or no TLS: the same word as to everybody else.

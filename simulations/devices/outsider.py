@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from clients.node.access import Access
-from clients.node.fleet import Declined, Fleet, Lost
+from flwr.app import Message
+
+from clients.node.fleet import Beyond, Declined, Fleet, Lost
 from fedpers.federation import read_federation
+from fedpers.records import pack
 from simulations.devices.certificates import Authority, make_node_key
 from simulations.devices.check_server import CONTROL, ODD, OTHER, ask, closed_door
 from simulations.devices.gateway import KEY_HEADER, shown
 from simulations.devices.rehearsal import Rehearsal
 
 INTRUDER = "intruder"  # a device of the federation that says it is another
+LOOK = 0.5  # seconds between two looks for messages
 STRANGER = "stranger"  # in no line of the federation's file
 
 
@@ -36,6 +40,36 @@ class Try(NamedTuple):
     what: str
     answer: str
     refused: bool
+
+
+class Impostor:
+    """A node of a registered device that says it is another's client, whatever it is asked.
+
+    Args:
+        fleet: its own side of the Fleet API, with its own key and certificate.
+        claims: whose client it says it is.
+    """
+
+    def __init__(self, fleet: Fleet, claims: str) -> None:
+        self.fleet, self.claims, self._stopped = fleet, claims, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Go away."""
+        self._stopped.set()
+        self._thread.join()
+        self.fleet.close()
+
+    def _run(self) -> None:
+        body = {"clients": [self.claims], "nodes": 1, "scored": "", "held_out": []}
+        self.fleet.join()
+        while not self._stopped.wait(LOOK):
+            with suppress(Lost, Declined, Beyond):
+                self.fleet.beat()
+                if (asked := self.fleet.ask()) is not None:
+                    self.fleet.drop(asked)
+                    self.fleet.answer(Message(pack([], body), reply_to=asked.message), 0)
 
 
 def tries(rehearsed: Rehearsal, clients: Sequence[str], lines: Sequence[str]) -> Iterator[Try]:
@@ -125,10 +159,7 @@ def _old_tls(rehearsed: Rehearsal) -> Try:
 def _joins(
     rehearsed: Rehearsal, who: str, what: str, own: tuple[Path, Path] | None, key: Path
 ) -> Try:
-    assert rehearsed.gateway is not None
-    address = f"127.0.0.1:{rehearsed.gateway.port}"
-    access = Access(address, rehearsed.certificates.ca, key, *(own or (None, None)))
-    with closing(Fleet(access)) as fleet:
+    with closing(Fleet(rehearsed.access(own, key))) as fleet:
         try:
             return Try(who, what, f"joined as node {fleet.join()}", False)
         except Declined as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from clients.node.access import Access
 from clients.policy.policy import write_policy
 from clients.policy.wishes import just
 from fedpers.config import Config
@@ -89,6 +90,12 @@ class Rehearsal:
         """The files of a client's certificate, and of its key."""
         return self.space.path(f"{client}.pem"), self.space.path(f"{client}.key")
 
+    def access(self, certificate: tuple[Path, Path] | None, key: Path) -> Access:
+        """How somebody comes to the gateway who has this certificate, and this node key."""
+        assert self.gateway is not None
+        address = f"127.0.0.1:{self.gateway.port}"
+        return Access(address, self.certificates.ca, key, *(certificate or (None, None)))
+
     def open_gateway(self, clients: Iterable[str]) -> Federation:
         """Certify the registered devices of ``clients``, write the federation's file, and start the
         gateway for them.
@@ -156,16 +163,13 @@ class Rehearsal:
         self.nodes[client] = node
         return node
 
-    def start_device(
-        self, client: str, data: Path, keys: Path | None, *, claims: str | None = None
-    ) -> subprocess.Popen[bytes]:
+    def start_device(self, client: str, data: Path, keys: Path | None) -> subprocess.Popen[bytes]:
         """Start a client's own node, which runs what is installed here and no app that is sent.
 
         Args:
             client: the device's name.
             data: its file.
             keys: the folder with its ``client.key``.
-            claims: the client that it says it is, if another than its own.
         """
         folder, policy = self.space.folder, self.policy_of(client)
         if not policy.exists():
@@ -173,7 +177,7 @@ class Rehearsal:
         port = self.gateway.port if self.gateway else self.port
         options = [
             *("--server", f"127.0.0.1:{port}", "--root-certificates", str(self.certificates.ca)),
-            *("--key", str(folder / f"node-{client}"), "--client", claims or client),
+            *("--key", str(folder / f"node-{client}"), "--client", client),
             *("--data", str(data), "--state", str(folder / f"state-{client}")),
             *("--policy", str(policy)),
             *(("--keys", str(keys)) if keys else ()),
