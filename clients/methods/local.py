@@ -75,6 +75,7 @@ class Local(Alone):
     keeps = ("body", "head")
     sends = ()
     scored = "after local training"
+    accounted = True  # what is kept influences nothing that leaves
 
     def pooled(self) -> tuple[str, ...]:
         """The losses of what can be chosen, if it is to be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -44,9 +45,8 @@ from fedpers.privacy.noise import Sources
 from fedpers.progress import Progress
 from fedpers.robust import clipped
 
-PERSONAL, BASELINE = "personal", "baseline"
-Answer = tuple[Parts, dict[str, Any]]
-"""What a client uploads, and its report."""
+PERSONAL, BASELINE, STEPS = "personal", "baseline", "steps"
+Answer = tuple[Parts, dict[str, Any]]  # what a client uploads, and its report
 
 
 class Started(NamedTuple):
@@ -113,7 +113,7 @@ class ClientHost(Keeper):
         self.reports, self.polls = self.algorithm.reports, self.algorithm.polls
         self.view = ModelView(self.model, self.algorithm)
         self.scoring = self._scoring()
-        self._accounts: dict[str, Account] = {}
+        self._accounts, self.steps = dict[str, Account](), Counter[str]()
         if config.privacy.enabled:
             self._admit(algorithm)
 
@@ -281,6 +281,7 @@ class ClientHost(Keeper):
     def _finish(self, start: Started, working: Parts) -> Answer:
         """Keep what stays, and say what leaves."""
         client, server_round, broadcast, asked, store, account, trainer, _ = start
+        self.steps[client] += trainer.steps
         for phase, error in trainer.broken.items():
             self.reasons.note(f"phase {phase!r} of client {client}", error)
         # One that is not as declared must not spoil its host's other clients' message.
@@ -340,6 +341,7 @@ class ClientHost(Keeper):
         personal = store.load_before(PERSONAL, server_round + 1)
         came = self.algorithm.receive(broadcast, personal, Context(client, server_round, said))
         working = self.algorithm.recall(self.algorithm.tune(came, trainer), trainer)
+        store.save_json(STEPS, {STEPS: self.steps[client] + trainer.steps})  # for its owner alone
         result = self.scoring.score(client, came, working, store.load(BASELINE), common=common)
         if self.config.evaluation.adapters:  # the model that was scored is the one to save
             filling = self.algorithm.filled("personal")

@@ -77,7 +77,7 @@ def train_folded(
         trainer = trainers[k]
         if private:
             assert trainer.account is not None
-            trainer.account.take_phase()
+            trainer.steps += trainer.account.take_phase().steps
         trainer.losses[phase.name] = losses[row]
         if noise and not phase.blend:
             trainer.noise |= dict.fromkeys((phase.model[s] for s in phase.trains), noise[row])

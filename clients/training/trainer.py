@@ -51,6 +51,7 @@ class Trainer(Gradients):
         super().__init__(config, model, algorithm, examples, server_round, client, account)
         self.noise: dict[str, float] = {}  # of a part's scalars, in standard deviations
         self.broken: dict[str, Exception] = {}  # phases that changed nothing, see ``run``
+        self.steps = 0  # of gradient descent, as far as batches were taken
         self._validation = validation
         self._optimizers: dict[str, torch.optim.Optimizer] = {}  # of phases taken step by step
 
@@ -233,6 +234,7 @@ class Trainer(Gradients):
             phase, parameters, share, self.config, self.server_round, privacy.lr
         )
         release = self.account.take_phase()
+        self.steps += release.steps
         expected = self.account.expected(len(self.examples))
         spread = noise_in_update(optimizer, release, privacy.max_grad_norm, expected)
         if spread is not None and not phase.blend:
@@ -271,7 +273,12 @@ class Trainer(Gradients):
             for _ in range(epochs)
             for batch in torch.split(torch.randperm(len(self.examples), generator=generator), size)
         )
-        return islice(batches, phase.steps)
+        return self._counted(islice(batches, phase.steps))
+
+    def _counted(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        for batch in batches:
+            self.steps += 1
+            yield batch
 
     def _anchors(self, phase: Phase, working: Parts) -> list[tuple[torch.nn.Parameter, Tensor]]:
         if phase.prox is None:

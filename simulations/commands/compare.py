@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fedpers.errors import RunError
+from simulations.commands.backend import Backend
 from simulations.commands.console import errors, find_plug_ins, progress, signals
 
 
@@ -28,6 +29,13 @@ def compare(
         str | None, typer.Option(help="A method: adds paired differences to it.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one core each.")] = 1,
+    backend: Annotated[
+        Backend, typer.Option(help="serial: each run in one process. ray: Flower's simulation.")
+    ] = Backend.SERIAL,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="The same bits as `fedpers run`: no clients train at once."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; runs/compare-NAME if not given.")
     ] = None,
@@ -50,7 +58,10 @@ def compare(
         folder = (out or Path("runs") / f"compare-{config.stem}").resolve()
         reports, failed = {}, []
         with progress(len(plan)) as advance:
-            for cell, report in comparison.compare(config, plan, folder, jobs=jobs):
+            made = comparison.compare(
+                config, plan, folder, jobs=jobs, backend=backend.value, exact=exact
+            )
+            for cell, report in made:
                 advance(f"{cell.name}{'' if report else '  failed'}")
                 if report is None:
                     failed.append(cell.name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from simulations.commands.backend import Backend
 from simulations.commands.console import (
     Overrides,
     errors,
@@ -16,13 +16,6 @@ from simulations.commands.console import (
     show,
     signals,
 )
-
-
-class Backend(StrEnum):
-    """Where the clients run."""
-
-    RAY = "ray"
-    SERIAL = "serial"
 
 
 def run(

@@ -6,7 +6,6 @@ was stopped goes on where it was.
 
 from __future__ import annotations
 
-import json
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from clients.node.host import STEPS
 from fedpers.config import load_config
 from fedpers.errors import ConfigError, FedpersError
 from fedpers.evaluation.run_files import number
@@ -26,8 +26,9 @@ from fedpers.evaluation.shown import task_of, value_text
 from fedpers.files import lock
 from fedpers.tasks.base import Metric
 from simulations.backends.checks import absolute_paths, check
+from simulations.experiments.finished import BY_CLIENT, read_report
 
-CONFIDENCE = 0.95
+CONFIDENCE, SERIAL = 0.95, "serial"
 ERROR = "error.txt"
 
 
@@ -39,6 +40,7 @@ class Column:
     metric: Metric
 
 
+STEP = Metric(label="steps", of=lambda tallies, mode: None, unit="none")
 SHARE = Metric(label="share", of=lambda tallies, mode: None)
 
 
@@ -69,6 +71,7 @@ def columns(reports: Iterable[Mapping[str, Any]]) -> dict[str, Column]:
         "harmed, gated": share("gated", "harmed_share"),
         **{m.label: other(key, m) for key, m in task.metrics.items() if key != name and m.compared},
         "outside": Column(lambda r: number(r, "out_of_client", "personal"), metric),
+        "steps": Column(lambda r: number(r, STEPS), STEP),
     }
 
 
@@ -135,6 +138,8 @@ def compare(
     *,
     overrides: Sequence[str] = (),
     jobs: int = 1,
+    backend: str = SERIAL,
+    exact: bool = False,
 ) -> Iterator[tuple[Cell, dict[str, Any] | None]]:
     """Run what has not been run yet; yields each cell with its report as it is there.
 
@@ -147,6 +152,9 @@ def compare(
         folder: where the runs' folders are.
         overrides: settings for all runs.
         jobs: how many processes run side by side, each on one core.
+        backend: what each runs on, ``serial`` or ``ray``.
+        exact: leave ``training.fold=off`` as it is. Else clients train at once where that is
+            faster, and figures are those of one by one up to rounding.
 
     Raises:
         FedpersError: a mistake in the settings of any run, or another comparison at work in the
@@ -159,11 +167,17 @@ def compare(
         takes = "a folder that no other comparison is at work in"
         raise ConfigError("--out", str(folder), takes, "wait for its end") from None
     with held:
-        yield from _compared(config, plan, folder, overrides, jobs)
+        yield from _compared(config, plan, folder, overrides, jobs, backend, exact)
 
 
 def _compared(
-    config: Path, plan: Sequence[Cell], folder: Path, overrides: Sequence[str], jobs: int
+    config: Path,
+    plan: Sequence[Cell],
+    folder: Path,
+    overrides: Sequence[str],
+    jobs: int,
+    backend: str,
+    exact: bool,
 ) -> Iterator[tuple[Cell, dict[str, Any] | None]]:
     todo = []
     for cell in plan:
@@ -175,13 +189,17 @@ def _compared(
     texts = {}
     for cell in todo:
         settings = absolute_paths(load_config(config, [*overrides, *cell.overrides]))
+        if settings.training.fold == "off" and not exact:
+            settings.training.fold = "auto"
         if cell.seed == todo[0].seed:  # the checks load the data: once for each method is enough
             check(settings)
         texts[cell] = settings.to_json()
     # Spawned, as a forked child of a process that used torch's threads may hang.
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     try:
-        started = {pool.submit(_run, texts[cell], folder / cell.name): cell for cell in todo}
+        started = {
+            pool.submit(_run, texts[cell], folder / cell.name, backend): cell for cell in todo
+        }
         for future in as_completed(started):
             yield started[future], future.result()
     except BaseException:
@@ -195,33 +213,34 @@ def _compared(
 
 def _finished(folder: Path) -> dict[str, Any] | None:
     """The report of a run that is over and did not fail."""
-    report = folder / "report.json"
-    if not report.exists() or (folder / ERROR).exists():
+    if not (folder / "report.json").exists() or (folder / ERROR).exists():
         return None
     try:
-        return dict(json.loads(report.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):  # damaged: it is run again
+        return read_report(folder)
+    except (OSError, ValueError, TypeError, KeyError):  # damaged: it is run again
         return None
 
 
-def _run(settings: str, folder: Path) -> dict[str, Any] | None:
+def _run(settings: str, folder: Path, backend: str) -> dict[str, Any] | None:
     import contextlib
     import io
 
     from fedpers.config import config_from_json
+    from simulations.backends.launcher import launch
     from simulations.backends.serial import run_serial
 
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            run_serial(config_from_json(settings), folder)
+            run = run_serial if backend == SERIAL else launch
+            run(config_from_json(settings), folder)
     except Exception as error:  # a method that breaks down costs itself, not the comparison
         mistake = isinstance(error, FedpersError)
         text = f"{error}\n" if mistake else traceback.format_exc()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).write_text(text, encoding="utf-8")
         return None
-    return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    return read_report(folder)
 
 
 def table(reports: Mapping[Cell, Mapping[str, Any]], against: str | None = None) -> str:
@@ -230,12 +249,13 @@ def table(reports: Mapping[Cell, Mapping[str, Any]], against: str | None = None)
 
     Args:
         against: a method; adds the paired difference of the mean accuracy to it, over the seeds
-            that both have, with its 95% confidence interval (Student's t).
+            that both have, with its 95% confidence interval (Student's t); and the same over
+            clients, whose differences are averaged over seeds first.
     """
     shown_columns = columns(reports.values())
     names = list(shown_columns)
     if against is not None:
-        names.append(f"mean, less {against}")
+        names += [f"mean, less {against}", "the same over clients"]
     lines = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     rows = rows_of(reports)
     for (method, setting), by_seed in rows.items():
@@ -243,6 +263,9 @@ def table(reports: Mapping[Cell, Mapping[str, Any]], against: str | None = None)
         if against is not None:
             cells.append(
                 _difference(by_seed, rows.get((against, setting), {}), shown_columns["mean"])
+            )
+            cells.append(
+                _over_clients(by_seed, rows.get((against, setting), {}), shown_columns["mean"])
             )
         lines.append(f"| {' '.join(filter(None, [method, setting]))} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -284,14 +307,37 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
     return mean(differences), width
 
 
+def client_differences(
+    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
+) -> list[float]:
+    """Our figure less theirs for each client that both have, averaged over seeds."""
+    found: dict[str, list[float]] = {}
+    for seed in ours.keys() & theirs.keys():
+        mine, other = ours[seed].get(BY_CLIENT, {}), theirs[seed].get(BY_CLIENT, {})
+        for client in mine.keys() & other.keys():
+            found.setdefault(client, []).append(mine[client] - other[client])
+    return [mean(each) for each in found.values()]
+
+
+def _over_clients(
+    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]], column: Column
+) -> str:
+    each = client_differences(ours, theirs)
+    return _interval_text(each, ours, column) if len(each) > 1 else ""
+
+
 def _difference(
     ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]], column: Column
 ) -> str:
     both = paired(ours, theirs, column)
-    if not both:
-        return ""
+    return _interval_text(both, ours, column) if both else ""
+
+
+def _interval_text(
+    both: Sequence[float], ours: Mapping[int, Mapping[str, Any]], column: Column
+) -> str:
     centre, width = paired_interval(both)
-    size = mean([value for r in ours.values() if (value := column.read(r)) is not None])
+    size = mean([value for r in ours.values() if (value := column.read(r)) is not None] or [0.0])
     text = value_text(column.metric, centre, size)
     text = text if text.startswith("-") else f"+{text}"
     return text if width != width else f"{text} ± {value_text(column.metric, width, size)}"

@@ -50,6 +50,8 @@ def report(mean: float) -> dict[str, Any]:
         "harmed_share": None,
         "gated": {"harmed_share": None},
         "out_of_client": {"personal": 0.5, "global": None},
+        "steps": 240.0,
+        "by_client": {"a": mean - 0.1, "b": mean + 0.1},
     }
 
 
@@ -60,10 +62,11 @@ def test_the_table_by_hand() -> None:
     lines = table(reports, against="local").splitlines()
     # 80, 82, 84: mean 82, sd 2. Differences 1, 2, 3: +2.0 ± 2.5.
     assert lines[2].startswith("| local | 82.0 ± 2.0 | 82.0 ± 2.0 |")
-    assert lines[3].endswith("| 50.0 ± 0.0 | +2.0 ± 2.5 |")
+    assert lines[3].endswith("| 50.0 ± 0.0 | 240 ± 0 | +2.0 ± 2.5 | +2.0 ± 0.0 |")
     unscored = report(0.5) | {"accuracy": dict.fromkeys(("personal", "global", "gated"))}
     row = table({plan[0]: unscored}, against="local").splitlines()[2]
-    assert row.startswith("| local | - | - | - |") and row.endswith("| 50.0 |  |")
+    assert row.startswith("| local | - | - | - |")
+    assert row.endswith("| 50.0 | 240 |  | +0.0 ± 0.0 |")
 
 
 def test_the_table_of_a_regression_by_hand() -> None:
@@ -79,10 +82,11 @@ def test_the_table_of_a_regression_by_hand() -> None:
             "harmed_share": 0.5,
         }
     head, _, local, ditto = table(reports, against="local").splitlines()
-    assert "| harmed | harmed, gated | MAE | R² | outside | mean, less local |" in head
+    assert "| harmed | harmed, gated | MAE | R² | outside | steps | mean, less local |" in head
+    assert head.endswith("| the same over clients |")
     assert local.startswith("| local | 43.0 ± 2.0 | 43.0 ± 2.0 | 86.0 ± 4.0 |")
     # Differences -1, -2, -3: less is better, and the sign is that of the difference.
-    assert ditto.endswith("| 50.0 ± 0.0 | - | - | 0.250 ± 0.000 | 0.500 ± 0.000 | -2.0 ± 2.5 |")
+    assert ditto.endswith("| 0.250 ± 0.000 | 0.500 ± 0.000 | 240 ± 0 | -2.0 ± 2.5 | +0.0 ± 0.0 |")
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
@@ -90,12 +94,12 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / plan[0].name).mkdir()
     (tmp_path / plan[0].name / "report.json").write_text("{}")
     first = compare(ROOT / "configs/digits.yaml", plan, tmp_path)
-    assert next(first) == (plan[0], {})
+    assert next(first)[0] == plan[0]
     line = rf"^--out: got '{tmp_path}', takes a folder that no other comparison is at work in; wait"
     with pytest.raises(ConfigError, match=line):
         list(compare(ROOT / "configs/digits.yaml", plan, tmp_path))
     assert list(first) == []
-    assert list(compare(ROOT / "configs/digits.yaml", plan, tmp_path)) == [(plan[0], {})]
+    assert [cell for cell, _ in compare(ROOT / "configs/digits.yaml", plan, tmp_path)] == plan
 
 
 @pytest.mark.slow

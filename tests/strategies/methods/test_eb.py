@@ -42,6 +42,10 @@ def test_private_it_pays_for_three_sums_and_its_rounds(run: Any) -> None:
         assert sorted(steps.values()) == [3, 3]  # as many rounds as sums, each at its own noise
 
 
+def test_local_training_is_private_as_it_sends_nothing(run: Any) -> None:
+    assert run("local", *SHORT, *PRIVATE).failures() == {}
+
+
 def test_folded_it_chooses_as_one_by_one(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     alone, folded = run("eb", *SHORT), run("eb", *SHORT, "training.fold=3")
     assert accuracy(folded) == pytest.approx(accuracy(alone), abs=0.02)
