@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedpers.evaluation import charts, grids
 from fedpers.evaluation.html_privacy import audit_section, encryption_section, privacy_section
@@ -55,8 +56,11 @@ LAST = {"min": "min", "max": "max", "spread (std)": "std"}
 """Columns about the headline, before and after the other metrics: title and name in the report."""
 
 
-def write_html(run_folder: Path) -> Path:
+def write_html(run_folder: Path, report: Mapping[str, Any] | None = None) -> Path:
     """Write ``report.html`` into a run's folder, from the files there. Whole or not at all.
+
+    Args:
+        report: of a run that has no ``report.json``.
 
     Returns:
         Its path.
@@ -65,7 +69,7 @@ def write_html(run_folder: Path) -> Path:
         ConfigError: not the folder of a finished run.
         OSError: it cannot be written.
     """
-    run = read_run(run_folder)
+    run = read_run(run_folder, report)
     path = run_folder / "report.html"
     replace_file(path, build_html(run))
     return path
@@ -108,6 +112,8 @@ def _head(run: RunRecord, title: str) -> str:
     first, *more = sentences(run)
     failed = report.get("failed")
     warned = f"<p class='warn'>This run failed: {esc(failed)}.</p>\n" if failed else ""
+    if stopped := report.get("stopped"):
+        warned = f"<p class='warn'>This run was stopped {esc(stopped)}.</p>\n"
     head = f"<header><h1>{esc(title)}</h1><p class='soft'>{esc(' · '.join(about))}</p></header>"
     told = "".join(f"<li>{esc(_together(sentence))}</li>" for sentence in more)
     rest = f"<ul class='told'>{told}</ul>" if told else ""

@@ -76,15 +76,15 @@ class RunRecord:
         return number(self.report, *keys)
 
 
-def read_run(folder: Path) -> RunRecord:
-    """Read a run's folder; only ``report.json`` must be there.
+def read_run(folder: Path, report: Mapping[str, Any] | None = None) -> RunRecord:
+    """Read a run's folder; only ``report.json`` must be there, or else be given.
 
     Lines that cannot be read, as one that a crash cut off, are left out.
 
     Raises:
         ConfigError: ``folder`` is not the folder of a finished run.
     """
-    report = read_object(folder / "report.json")
+    report = report or read_object(folder / "report.json")
     task = task_of(report) if report else None
     by_mode = report.get(task.headline()[0]) if report and task else None
     if not report or not task or not isinstance(by_mode, Mapping) or not set(MODES) <= set(by_mode):

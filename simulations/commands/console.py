@@ -7,11 +7,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,20 +31,22 @@ def find_plug_ins() -> None:
     sys.path.append(os.getcwd())
 
 
-def show(folder: Path) -> None:
-    """Print the table of a finished run, and where its files are."""
+def show(folder: Path, report: Mapping[str, Any] | None = None) -> None:
+    """Print the table of a finished run, or of a report given, and where the run's files are."""
     import json
 
     from rich.console import Console
 
     from fedpers.evaluation import report_table
 
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = report or json.loads((folder / "report.json").read_text(encoding="utf-8"))
     # Wide enough for the table where the output goes into a file.
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(report_table(report))
     if failed := report.get("failed"):
         console.print(f"failed: {failed}", soft_wrap=True, highlight=False, markup=False)
+    if stopped := report.get("stopped"):
+        console.print(f"stopped {stopped}", highlight=False)
     console.print(f"files: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -13,9 +13,12 @@ from simulations.commands.console import errors, show
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
 ) -> None:
-    """Write report.html of a finished RUN anew from its files, and print its table."""
+    """Write report.html of a RUN anew from its files, and print its table; of one that was stopped,
+    as far as it came."""
     with errors():
         from fedpers.evaluation import write_html
+        from simulations.experiments.stopped import report_so_far
 
-        write_html(folder)
-        show(folder)
+        found = None if (folder / "report.json").exists() else report_so_far(folder)
+        write_html(folder, found)
+        show(folder, found)

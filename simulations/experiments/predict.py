@@ -29,6 +29,7 @@ from fedpers.models.whitening import WHITENING, whiten
 from fedpers.parts import Parts
 from fedpers.tasks.base import Task
 from simulations.experiments.runs import SETTINGS, find_run
+from simulations.experiments.stopped import save_models
 from strategies.base import find_strategy
 from strategies.files import GLOBAL, KNOWN
 from strategies.roster import natural_order
@@ -72,10 +73,15 @@ class FinishedRun:
 
     def __init__(self, path: Path) -> None:
         self.folder = find_run(path)
-        self.clients = client_folders(self.folder)
         self.config = load_config(self.folder / SETTINGS)
+        stopped = not (self.folder / "report.json").exists()
+        if not stopped:
+            self.clients = client_folders(self.folder)
         self.data = load_data(self.config)
         self.model = build_model(self.config, self.data)
+        if stopped:
+            save_models(self.folder, self.config, self.model)
+            self.clients = client_folders(self.folder)
         if (known := self.folder / KNOWN).exists():
             whiten(self.model, Parts.load(known)[WHITENING])
         strategy = find_strategy(self.config)
@@ -160,7 +166,7 @@ def client_folders(run: Path) -> dict[str, Path]:
             raise DataError(f"{manifest}: cannot be read ({reason}); remove it") from None
         found[client] = manifest.parent
     if not found:
-        takes = "a run that has ended, with evaluation.adapters=true"
+        takes = "a run that has been evaluated, with evaluation.adapters=true"
         raise ConfigError("RUN", str(run), takes)
     return {client: found[client] for client in sorted(found, key=natural_order)}
 

@@ -194,7 +194,9 @@ def test_the_command_and_its_mistakes(ditto: tuple[Config, Path], tmp_path: Path
 
 def test_a_run_without_saved_models(run: Run) -> None:
     _, folder = run("fedavg", "evaluation.adapters=false", "rounds=1")
-    with pytest.raises(ConfigError, match=r"takes a run that has ended, with evaluation\.adapters"):
+    with pytest.raises(
+        ConfigError, match=r"takes a run that has been evaluated, with evaluation\.adapters"
+    ):
         FinishedRun(folder)
 
 
