@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedpers.errors import ConfigError
+from fedpers.once import OnceLoader
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 ADDRESS = re.compile(r"([A-Za-z0-9.-]+|\[[0-9a-f:]+\]):([0-9]{1,5})")
@@ -100,7 +101,7 @@ def read_federation(path: Path) -> Federation:
             client that two devices have, or an impossible value.
     """
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = yaml.load(path.read_text(encoding="utf-8"), Loader=OnceLoader)
     except OSError as error:
         takes = f"a file that can be read ({error.strerror})"
         raise ConfigError("federation", str(path), takes) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 
 from fedpers.channels.build import HIDING
 from fedpers.errors import ConfigError
+from fedpers.once import OnceLoader
 
 LARGEST = 2**16  # bytes of the file
 KINDS = (
@@ -100,17 +100,6 @@ class PolicyError(ConfigError):
     """A policy under which nothing runs."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that comes twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]} comes twice")
-        return super().construct_mapping(node, deep)
-
-
 def read_policy(path: Path | None) -> Policy:
     """The policy in a file.
 
@@ -121,7 +110,7 @@ def read_policy(path: Path | None) -> Policy:
     if path is None:
         raise PolicyError("policy (node config)", None, "a file", "`fedpers device policy new`")
     try:
-        given = yaml.load(_text_of(path), Loader=_Loader)
+        given = yaml.load(_text_of(path), Loader=OnceLoader)
     except OSError as error:
         raise PolicyError("policy", str(path), f"a file that can be read ({error.strerror})") from (
             None

@@ -67,7 +67,7 @@ class Space:
 
 
 @contextmanager
-def private_space(shares: str = "for the sake of others") -> Iterator[Space]:
+def private_space(shares: str) -> Iterator[Space]:
     """A private folder, environment and network. When left, no process and no file of the launch
     stays.
 

@@ -52,9 +52,21 @@ def hold(env: dict[str, str], cwd: str) -> tuple[subprocess.Popen[bytes], list[s
     said = holder.stdout.readline()
     if said != READY:
         holder.kill()
-        raise NoNetwork(" ".join(said.decode(errors="replace").split()) or "it ended at once")
+        holder.wait()
+        raise NoNetwork(_line(said) or "unshare ended at once")
     user = [] if root else ["--user", "--preserve-credentials"]
-    return holder, ["nsenter", f"--target={holder.pid}", "--net", *user, "--"]
+    within = ["nsenter", f"--target={holder.pid}", "--net", *user, "--"]
+    # Some systems give the namespace and let nobody in.
+    entered = subprocess.run([*within, "true"], env=env, capture_output=True)
+    if entered.returncode != 0:
+        holder.kill()
+        holder.wait()
+        raise NoNetwork(_line(entered.stderr) or "nsenter failed")
+    return holder, within
+
+
+def _line(said: bytes) -> str:
+    return " ".join(said.decode(errors="replace").split())
 
 
 def _own_addresses() -> list[str]:
@@ -68,15 +80,22 @@ def _own_addresses() -> list[str]:
 
 def main() -> None:
     """Bring loopback up, with ``ADDRESS``es on it too, and hold on."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", UP_AND_RUNNING))
-        for number, address in enumerate(sys.argv[1:], 1):
-            name, packed = f"lo:{number}".encode(), socket.inet_aton(address)
-            asked = struct.pack("16sHH4s8x", name, socket.AF_INET, 0, packed)
-            fcntl.ioctl(control, SIOCSIFADDR, asked)
+    try:
+        _bring_up(sys.argv[1:])
+    except OSError as error:
+        sys.exit(f"loopback cannot be brought up: {error.strerror}")
     sys.stdout.buffer.write(READY)
     sys.stdout.flush()
     sys.stdin.buffer.read()
+
+
+def _bring_up(addresses: list[str]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", UP_AND_RUNNING))
+        for number, address in enumerate(addresses, 1):
+            name, packed = f"lo:{number}".encode(), socket.inet_aton(address)
+            asked = struct.pack("16sHH4s8x", name, socket.AF_INET, 0, packed)
+            fcntl.ioctl(control, SIOCSIFADDR, asked)
 
 
 if __name__ == "__main__":

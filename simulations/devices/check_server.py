@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,7 +15,7 @@ from pathlib import Path
 from fedpers.errors import ConfigError
 from simulations.devices.gateway import CALLS
 
-WAIT = 10.0  # seconds for an answer
+WAIT = 10.0  # seconds for an answer, and for a byte of it
 MOST = 65_536  # bytes of an answer that are read
 FORBIDDEN = b"403"
 NGINX = b"<hr><center>nginx"  # a page of its own, and none of whom it stands for
@@ -114,8 +116,8 @@ def closed_door(answer: bytes) -> bool:
 def _open(method: str, path: str, whose: str, answer: bytes) -> Iterator[str]:
     """A finding, if that was answered otherwise."""
     if not closed_door(answer):
-        status = b"".join(answer.split(b" ", 2)[1:2]).decode("latin-1")
-        yield f"{method} {path} {whose}: answered {status or 'something'}"
+        found = re.match(rb"HTTP/1\.[01] ([0-9]{3}) ", answer)
+        yield f"{method} {path} {whose}: answered {found[1].decode() if found else 'something'}"
 
 
 def _check_there(host: str, port: int) -> None:
@@ -196,8 +198,10 @@ def _request(host: str, method: str, path: str, header: str = "") -> bytes:
 
 
 def _answer(connection: socket.socket) -> bytes:
-    answer = b""
+    answer, until = b"", time.monotonic() + WAIT
     with suppress(OSError):
-        while len(answer) < MOST and (more := connection.recv(4096)):
+        while len(answer) < MOST and time.monotonic() < until:
+            if not (more := connection.recv(4096)):
+                break
             answer += more
     return answer

@@ -99,6 +99,9 @@ def test_what_is_wrong_is_one_line(what: str, read: Any) -> None:
 def test_no_file_and_no_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_federation(tmp_path / "none.yaml")
+    (tmp_path / "twice.yaml").write_text("devices: {a: {key: x}, a: {key: y}}")
+    with pytest.raises(ConfigError, match="a comes twice"):  # a line that would hide the other
+        read_federation(tmp_path / "twice.yaml")
     for text in ("{", "!!python/object:os.system {}", "- a", "7", ""):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(ConfigError):

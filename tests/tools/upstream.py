@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ class Upstream:
 
     def __init__(self, certificates: Certificates) -> None:
         self.seen: list[Reached] = []
-        seen = self.seen
+        self.says: tuple[bytes, float] | None = None  # instead of an answer: bytes, and how slowly
+        upstream, seen = self, self.seen
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -38,6 +40,12 @@ class Upstream:
                     self.rfile.readline()
                 keys = self.headers.get_all("flwr-public-key") or []
                 seen.append(Reached(self.command, self.path, keys, len(body)))
+                if upstream.says is not None:
+                    self.close_connection = True
+                    for byte in upstream.says[0]:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(upstream.says[1])
+                    return
                 self.send_response(200)
                 self.send_header("content-length", "0")
                 self.end_headers()

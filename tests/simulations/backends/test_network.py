@@ -101,6 +101,25 @@ def test_where_there_is_none_the_space_says_so(monkeypatch: pytest.MonkeyPatch) 
         assert space.shares.startswith("this system gives no other (util-linux's unshare")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("unshare", "unshare: unshare failed: Operation not permitted"),
+        ("nsenter", "nsenter: reassociate to namespace failed"),
+    ],
+)
+def test_a_system_that_gives_none_or_lets_nobody_in(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_network: list[str]
+) -> None:
+    (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(network.NoNetwork, match=f"^{said}$"):
+        network.hold(dict(os.environ), "/")
+    assert {child.pid for child in psutil.Process().children()} == before
+
+
 def test_who_needs_the_machines_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for setting in ("model.name=mlp", f"model.name=hf:{tmp_path}", "model.name=sentence:minilm"):

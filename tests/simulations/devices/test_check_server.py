@@ -12,6 +12,7 @@ from upstream import Upstream
 from fedpers.federation import Federation
 from simulations.backends.flower import free_port, private_space
 from simulations.commands.cli import app
+from simulations.devices import check_server as module
 from simulations.devices import gateway
 from simulations.devices.certificates import Authority, Certificates, make_certificates
 from simulations.devices.check_server import check_server
@@ -97,6 +98,22 @@ def test_other_ports_of_flowers_are_looked_at(upstream: tuple[Upstream, Certific
     found = list(check_server(f"127.0.0.1:{server.port}", certificates.ca, ports=ports))
     told = [one for one in found if one.startswith("port")]
     assert told == [f"port {other}: something answers, and nothing but port {server.port} needs to"]
+
+
+def test_what_a_server_says_reaches_no_terminal(
+    upstream: tuple[Upstream, Certificates], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that means something to a terminal, and one that drips for ever."""
+    monkeypatch.setattr(module, "WAIT", 0.05)
+    server, certificates = upstream
+    for answer, slow in ((b"HTTP/1.1 \x1b[2J\x07 OK\r\n\r\n", 0.0), (b"x" * 1000, 0.01)):
+        server.says = (answer, slow)
+        try:
+            found = list(check_server(f"127.0.0.1:{server.port}", certificates.ca, ports=()))
+        finally:
+            server.says = None
+        assert len(found) > 20 and all(line.isprintable() for line in found)
+        assert "POST /health without a certificate: answered something" in found
 
 
 def test_wrong_inputs_are_one_line(upstream: tuple[Upstream, Certificates], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,6 +189,55 @@ def test_of_two_keys_in_a_call_one_is_passed_on(place: Place) -> None:
         there.endheaders()
         there.getresponse()
     assert all(one.keys == [place.key("device-0")] for one in place.upstream.seen)
+
+
+HIDDEN = b"POST /v1/control/start-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+SMUGGLED = {
+    "after another": (b"Content-Length: 0\r\n\r\n", HIDDEN),
+    "in a body with two lengths": (
+        b"Content-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(HIDDEN),
+        HIDDEN,
+    ),
+    "after the last chunk": (
+        b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % (5 + len(HIDDEN)),
+        HIDDEN,
+    ),
+    "chunked, of another spelling": (
+        b"Content-Length: 5\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        HIDDEN,
+    ),
+    "chunked twice": (
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        HIDDEN,
+    ),
+    "a chunk of another size": (
+        b"Transfer-Encoding: chunked\r\n\r\n0;x=\n\r\n\r\n",
+        HIDDEN,
+    ),
+    "behind a bare newline": (b"X: y\nContent-Length: 0\n\n", HIDDEN),
+    "in a header": (b"X: y\r\n\tz\r\nContent-Length : 0\r\n\r\n", HIDDEN),
+    "in an upgrade": (b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n", HIDDEN),
+}
+
+
+@needs_nginx
+@pytest.mark.parametrize("how", SMUGGLED)
+def test_no_call_is_hidden_in_another(place: Place, how: str) -> None:
+    head, rest = SMUGGLED[how]
+    context = ssl.create_default_context(cafile=str(place.certificates.ca))
+    context.load_cert_chain(place.folder / "device-0.pem", place.folder / "device-0.key")
+    with (
+        socket.create_connection(("127.0.0.1", place.gateway.port), timeout=0.5) as raw,
+        context.wrap_socket(raw, server_hostname="localhost") as inside,
+    ):
+        first = f"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\n{module.KEY_HEADER}: "
+        inside.sendall(first.encode() + place.key("device-0").encode() + b"\r\n" + head + rest)
+        with suppress(TimeoutError):
+            while inside.recv(4096):
+                pass
+    assert place.ask("device-1") == 200  # who comes after, over the same connection to the server
+    assert {one.path for one in place.upstream.seen} == {"/v1/fleet/pull-messages"}
+    assert len(place.upstream.seen) <= 2
 
 
 @needs_nginx
