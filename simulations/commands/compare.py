@@ -49,20 +49,24 @@ def compare(
         return f"stopped; to go on: {shlex.join(['fedpers', *sys.argv[1:]])}"
 
     with errors(again), signals():
+        typer.echo(f"{config.name}: {strategies} compared", err=True)  # imports take seconds
         from simulations.experiments import compare as comparison
         from simulations.experiments.compare_page import compare_html, conclusion
+        from simulations.experiments.following import following
 
         find_plug_ins()
         plan = comparison.cells(strategies.split(","), seeds, settings or [], first_seed)
         comparison.check_against(against, plan)
         folder = (out or Path("runs") / f"compare-{config.stem}").resolve()
         reports, failed = {}, []
-        with progress(len(plan)) as advance:
+        runs = [folder / cell.name for cell in plan]
+        typer.echo(f"{len(runs)} runs, in {folder}", err=True)
+        with progress(len(plan)) as steps, following(runs, steps.at):
             made = comparison.compare(
                 config, plan, folder, jobs=jobs, backend=backend.value, exact=exact
             )
             for cell, report in made:
-                advance(f"{cell.name}{'' if report else '  failed'}")
+                steps.done(f"{cell.name}{'' if report else '  failed'}")
                 if report is None:
                     failed.append(cell.name)
                 else:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -50,12 +51,18 @@ def show(folder: Path, report: Mapping[str, Any] | None = None) -> None:
     console.print(f"files: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar with the time left on standard error, or a line a step where that is no terminal.
+@dataclass
+class Steps:
+    """What is shown of work in steps: ``done`` is called with what has just been done, ``at`` with
+    how far what is under way has come."""
 
-    The function yielded is called with what has just been done.
-    """
+    done: Callable[[str], None]
+    at: Callable[[str], None]
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Steps]:
+    """A bar with the time left on standard error, or a line a step where that is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -83,7 +90,12 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
             if not console.is_terminal:
                 typer.echo(f"{done}/{total}  {text}", err=True)
 
-        yield advance
+        def at(text: str) -> None:
+            shown.update(bar, last=text)
+            if not console.is_terminal:
+                typer.echo(f"     {text}", err=True)
+
+        yield Steps(advance, at)
 
 
 def how_to_go_on(command: Sequence[str], folder: Path | None) -> str:
