@@ -43,7 +43,7 @@ NOT_RELEASED = {
     "fedpers/models/pretrain.py _examples_and_targets": "public data for a made-up pretraining",
     "fedpers/models/pretrain.py _fit": "the order of public batches, before the run",
     "fedpers/data/federated.py FederatedData.__init__": "who is held out of a simulation",
-    "fedpers/data/federated.py _limit_train": "which examples a simulated client has at all",
+    "fedpers/data/federated.py _limited": "which examples a simulated client has at all",
     "fedpers/data/partition.py deal": "who has which examples of a simulation",
     "fedpers/data/partition.py _deal": "likewise",
     "fedpers/data/partition.py _min_size_met": "likewise",
