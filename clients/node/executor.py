@@ -21,6 +21,7 @@ from clients.policy.enforcement import Enforcement, Refused
 from clients.policy.policy import read_policy
 from fedpers.errors import ConfigError
 from fedpers.failures import FAILED, POLICY
+from fedpers.files import lock
 
 ARRIVE = 600.0  # seconds in which all of a message has to be here
 QUICKEST, SLOWEST = 0.1, 3.0  # seconds between two questions for messages
@@ -28,8 +29,10 @@ CALM = 20  # it waits for a twentieth of the time in which there was nothing
 KNOWN_AGAIN = 3 * BEAT  # seconds until a SuperLink has noticed that a killed node is away
 KEPT = 600.0  # seconds for which a reply is kept for a SuperLink that is gone
 SOON, RETRY = 0.2, 5.0  # seconds between two attempts, at first and at most
+TOOK = "{}: {:.2f} s of work, {:.2f} s to fetch it, {:.2f} s to send the answer"
 T = TypeVar("T")
 
+LOCK = ".node.lock"
 NO = (400, 401, 403)  # what HTTP calls those whom a server does not want
 
 
@@ -86,9 +89,22 @@ class Resident:
         strikes, as all that counts is on the disk.
 
         Raises:
-            ConfigError: there is no policy; or the SuperLink does not want this node.
+            ConfigError: there is no policy, another node works in the device's state folder, or the
+                SuperLink does not want this node.
+            ClientError: that folder is another client's, or cannot be written.
         """
-        read_policy(self.executor.device.policy)
+        device = self.executor.device
+        read_policy(device.policy)
+        device.claim()
+        try:
+            held = lock(device.state / LOCK)
+        except BlockingIOError:
+            takes = "a folder that no other node works in"
+            raise ConfigError("--state", str(device.state), takes) from None
+        with held:
+            self._serve()
+
+    def _serve(self) -> None:
         self._join(first=True)
         beats = threading.Thread(target=self._beat, daemon=True)
         beats.start()
@@ -114,10 +130,11 @@ class Resident:
             if asked is None:
                 return False
             began = time.monotonic()
-            reply = self._insist(lambda: self._reply(asked))
-            took = time.monotonic() - began
-            self.show(f"{asked.message.metadata.message_type}: answered in {took:.2f} s")
-            self._insist(lambda: self.fleet.answer(reply, took))
+            reply, work = self._insist(lambda: self._reply(asked))
+            came = time.monotonic()
+            self._insist(lambda: self.fleet.answer(reply, work))
+            beside = came - began - work, time.monotonic() - came
+            self.show(TOOK.format(asked.message.metadata.message_type, work, *beside))
         except Lost as error:
             self._lost(error)
             return False
@@ -131,14 +148,16 @@ class Resident:
             return False
         return True
 
-    def _reply(self, asked: Asked) -> Message:
+    def _reply(self, asked: Asked) -> tuple[Message, float]:
+        """The reply to a message, and the seconds that it was worked on."""
         try:
             most = read_policy(self.executor.device.policy).bytes
             message = self.fleet.take(asked, most, ARRIVE)
         except (Beyond, ConfigError) as error:
             self.fleet.drop(asked)
-            return self.executor.refuse(asked.message, str(error))
-        return self.executor.answer(message)
+            return self.executor.refuse(asked.message, str(error)), 0.0
+        began = time.monotonic()
+        return self.executor.answer(message), time.monotonic() - began
 
     def _insist(self, call: Callable[[], T]) -> T:
         """Call again when a SuperLink that was gone is there again, for some time.

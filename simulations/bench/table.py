@@ -36,6 +36,7 @@ from fedpers.models.lora import add_lora
 from fedpers.parts import Part, Parts, combine
 from fedpers.privacy import Gaussian, Release
 from fedpers.privacy.noise import secret
+from simulations.bench.devices import devices
 from simulations.bench.flower import task_flower, tiny_flower
 from simulations.bench.processes import cnn_round
 from simulations.bench.rounds import Tasks
@@ -369,5 +370,6 @@ ROWS: dict[str, Callable[[str, int], Row]] = {
     "task": task,
     "task-flower": task_flower,
     "tiny-flower": tiny_flower,
+    "devices": devices,
 }
-WHOLE_RUNS = ("task-flower", "tiny-flower")  # they take minutes, and are to be asked for by name
+WHOLE_RUNS = ("task-flower", "tiny-flower", "devices")  # minutes each, if asked for by name

@@ -20,7 +20,7 @@ def bench(
 ) -> None:
     """Time what is done here beside the usual way, by turns.
 
-    The rows task-flower and tiny-flower start whole simulations, and are measured if named only.
+    The rows task-flower, tiny-flower and devices are whole runs, and are measured if named only.
     """
     with errors(), signals():
         from simulations.bench import table as measured

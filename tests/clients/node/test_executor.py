@@ -159,6 +159,16 @@ def test_a_superlink_that_does_not_want_it(server: Link, device: Device) -> None
             Resident(Fleet(server.access), Executor(device), print).run()
 
 
+def test_one_node_works_in_a_state_folder(server: Link, device: Device) -> None:
+    joined, answers = threading.Event(), dict(server.answers)
+    server.answers["activate-node"] = lambda b: (joined.set(), answers["activate-node"](b))[1]
+    with running(server, Executor(device)):
+        assert joined.wait(20)
+        with pytest.raises(ConfigError, match=r"--state: got .* takes a folder that no other node"):
+            Resident(Fleet(server.access), Executor(device)).run()
+    assert server.calls.count("activate-node") == 1
+
+
 def test_no_policy_no_node(server: Link, device: Device) -> None:
     assert device.policy is not None
     device.policy.chmod(0o666)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from owner import allowing, permitted
 
 from clients.node.device import Device
 from clients.node.executor import Executor
+from clients.node.resident import host_of
 from clients.policy.enforcement import LONGEST
 from clients.policy.policy import read_policy
 from clients.policy.wishes import refused_shares
@@ -146,7 +148,9 @@ def test_an_honest_run_is_obeyed_and_charged(server: Server) -> None:
     ledger = Ledger(server.device.state / SPENT)
     assert 0 < ledger.epsilon(1e-3) <= 4 and sum(r.steps for r in ledger.releases) == 1
     assert len(server.log) == 1 and "taken up: run 'a'" in server.log[0]
-    server.obeyed(round=2)
+    loaded, hosts = set(sys.modules), host_of.cache_info().misses
+    server.obeyed(round=2)  # nothing is imported again, and no model made
+    assert set(sys.modules) == loaded and host_of.cache_info().misses == hosts
     assert sum(r.steps for r in Ledger(server.device.state / SPENT).releases) == 2
 
 

@@ -10,14 +10,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from residents import start_resident, start_stock, submit
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from owner import allowing, permitted
+from submitted import submit
 
 from fedpers.config import load_config
 from fedpers.errors import RunError
+from fedpers.failures import POLICY
 from simulations.devices.rehearsal import Files, Rehearsal, make_files, rehearsal
+from strategies.base import find_strategy
 
 pytestmark = pytest.mark.slow
 
@@ -75,8 +80,8 @@ def test_an_app_that_is_sent_runs_on_a_stock_node_and_not_on_a_resident_one(
     mark = tmp_path / "mark"
     (tmp_path / "hostile_for_tests.py").write_text(HOSTILE.format(mark=str(mark)))
     resident, stock = files.data
-    start_stock(rehearsed, stock, files.data[stock])
-    start_resident(rehearsed, resident, files.data[resident])
+    rehearsed.start_node(stock, files.data[stock], None)
+    rehearsed.start_device(resident, files.data[resident], None)
     config = rehearsed.allow(files.config, tmp_path / "run")
     app = "hostile_for_tests:app"
     submit(rehearsed, config, tmp_path / "run", search=tmp_path, clientapp=app)
@@ -93,6 +98,95 @@ def test_an_app_that_is_sent_runs_on_a_stock_node_and_not_on_a_resident_one(
     assert node.children() == []
 
 
+# -- a server that wants more than the owner allows ----------------------------------------------
+
+SERVER = """
+import json
+import time
+from flwr.app import Message
+from flwr.serverapp import ServerApp
+from fedpers.records import pack, unpack
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    with open({asked!r}) as file:
+        asked = json.load(file)
+    while not (nodes := list(grid.get_node_ids())):
+        time.sleep(0.2)
+    said = {{}}
+    for name, (kind, body) in asked.items():
+        replies = list(grid.send_and_receive([Message(pack([], body), nodes[0], kind)], timeout=90))
+        told = "nothing"
+        for reply in replies:
+            told = reply.error.reason if reply.has_error() else unpack(reply.content)[1]
+        said[name] = told
+    with open({said!r}, "w") as file:
+        json.dump(said, file)
+"""
+WISHES = {
+    "privacy off": ("privacy.enabled=false", "privacy.enabled: got false"),
+    "epsilon times 50": ("privacy.epsilon=400", "privacy.epsilon: got 400, takes at most 8"),
+    "another unit": ("privacy.unit=client", "privacy.unit: got 'client', takes 'example'"),
+    "another delta": ("privacy.delta=0.02", "privacy.delta: got 0.02, takes at most 0.001"),
+    "test noise": ("privacy.deterministic_for_tests=true", "privacy.deterministic_for_tests"),
+    "a cohort of one": ("strategy.min_clients=1", "strategy.min_clients: got 1"),
+    "diagnostics": ("evaluation.diagnostics=true", "evaluation.diagnostics: got true"),
+    "10,000 rounds": ("rounds=10000", "rounds: got 10000, takes at most 3"),
+    "a plug-in": ("strategy.name=os:abort", "strategy.name: got 'os:abort'"),
+    "another channel": ("encryption.enabled=true", "channel: got 'sealed', takes plain"),
+}
+
+
+def test_what_hostile_servers_get_through_a_superlink(rehearsed: Rehearsal, tmp_path: Path) -> None:
+    bare = ("evaluation.diagnostics=false", "model.pretrain.task=none", "model.standardise=false")
+    files = deployed(rehearsed, *bare)
+    client = next(iter(files.data))
+    config, algorithm, run = files.config, "perada", "5" * 32
+
+    def asks(override: str | None = None, expires: float | None = None) -> dict[str, Any]:
+        wished = load_config(CONFIG, [*PLAIN, *bare, *([override] if override else ())])
+        by = find_strategy(config).param_names()
+        return {
+            **{"settings": wished.to_json(), "algorithm": algorithm, "server_params": by},
+            **{"run_folder": "/runs/a", "base": None, "schema": None, "round": 1},
+            **{"clients": [client], "rows": {client: 0}},
+            "permit": permitted(wished, algorithm, by, run=run, expires=expires),
+        }
+
+    allowing(rehearsed.policy_of(client), config, algorithm, bytes=60_000)
+    asked: dict[str, Any] = {"honest": ("query.roster", asks())}
+    asked |= {name: ("train", asks(override)) for name, (override, _) in WISHES.items()}
+    foreign = permitted(config, algorithm, key=Ed25519PrivateKey.generate())
+    more = {
+        "a foreign operator": ("operators: got", asks() | {"permit": foreign}),
+        "an expired permit": ("permit: it expired", asks(expires=1.0)),
+        "a replayed permit": ("permit: it is that of the run", asks() | {"run_folder": "/runs/b"}),
+        "too large": ("bytes: got more than its owner takes", asks() | {"x": "x" * 100_000}),
+    }
+    asked |= {name: ("train", body) for name, (_, body) in more.items()}
+    paths = {name: str(tmp_path / f"{name}.json") for name in ("asked", "said")}
+    Path(paths["asked"]).write_text(json.dumps(asked))
+    (tmp_path / "hostile_server.py").write_text(SERVER.format(**paths))
+    rehearsed.start_device(client, files.data[client], None)
+    app = "hostile_server:app"
+    submit(rehearsed, config, tmp_path / "run", search=tmp_path, serverapp=app)
+
+    said = json.loads(Path(paths["said"]).read_text())
+    assert said.pop("honest")["clients"] == [client]
+    assert said == dict.fromkeys(said, POLICY)
+    state = rehearsed.space.folder / f"state-{client}"
+    first, *log = (state / "policy.log").read_text().splitlines()
+    assert "taken up: run 'a'" in first
+    whys = [why for _, why in WISHES.values()] + [why for why, _ in more.values()]
+    assert len(log) == len(whys) == 14
+    for why, line in zip(whys, log, strict=True):
+        assert f"train refused: {why}" in line, line
+    assert not (state / "ledgers").exists()
+
+
 # -- a node that goes on -------------------------------------------------------------------------
 
 
@@ -101,7 +195,7 @@ def test_a_superlink_that_is_stopped_and_started_again(
 ) -> None:
     files = deployed(rehearsed, "rounds=1", "strategy.min_clients=1", "privacy.enabled=false")
     client = next(iter(files.data))
-    node = start_resident(rehearsed, client, files.data[client])
+    node = rehearsed.start_device(client, files.data[client], None)
     wait(lambda: "joined as node" in said(rehearsed, client), "the node")
     rehearsed.run(files.config, tmp_path / "one", lambda line: None)
 
@@ -130,7 +224,7 @@ def test_a_superlink_that_is_stopped_and_started_again(
     node.terminate()
     assert node.wait(15) == 0 and said(rehearsed, client).endswith("stopped\n")
     began = time.monotonic()
-    start_resident(rehearsed, client, files.data[client])
+    rehearsed.start_device(client, files.data[client], None)
     wait(lambda: said(rehearsed, client).count("joined as node") == 2, "the second node")
     assert "not joined yet" not in said(rehearsed, client)
     print(f"joined again after {time.monotonic() - began:.1f} s")
@@ -150,7 +244,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def test_sigterm_in_the_middle_of_a_training(rehearsed: Rehearsal, tmp_path: Path) -> None:
     files = deployed(rehearsed, "rounds=1", "strategy.min_clients=1", "privacy.steps=1000000")
     client = next(iter(files.data))
-    node = start_resident(rehearsed, client, files.data[client])
+    node = rehearsed.start_device(client, files.data[client], None)
     config, folder = rehearsed.allow(files.config, tmp_path / "run"), tmp_path / "run"
 
     def run() -> None:
@@ -167,7 +261,7 @@ def test_sigterm_in_the_middle_of_a_training(rehearsed: Rehearsal, tmp_path: Pat
     assert node.wait(15) == 0
     print(f"stopped {time.monotonic() - began:.1f} s after SIGTERM in a training")
     assert said(rehearsed, client).endswith("stopped\n")
-    assert "train: answered" not in said(rehearsed, client)
+    assert "train: " not in said(rehearsed, client)
     # What was charged stays charged, and nothing is left half written.
     assert ledger.read_text() == charged and json.loads(charged)
     hidden = {path.name for path in state.rglob(".*")}
