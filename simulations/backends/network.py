@@ -38,9 +38,9 @@ def hold(env: dict[str, str], cwd: str) -> tuple[subprocess.Popen[bytes], list[s
     if not (shutil.which("unshare") and shutil.which("nsenter")):
         raise NoNetwork("util-linux's unshare and nsenter are not here")
     root = os.geteuid() == 0
-    command = ["unshare", "--net"] if root else ["unshare", "--net", "--map-root-user"]
+    user = [] if root else ["--map-current-user", "--keep-caps"]
     holder = subprocess.Popen(
-        [*command, sys.executable, "-I", "-S", __file__, *_own_addresses()],
+        ["unshare", "--net", *user, sys.executable, "-I", "-S", __file__, *_own_addresses()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,8 +54,8 @@ def hold(env: dict[str, str], cwd: str) -> tuple[subprocess.Popen[bytes], list[s
         holder.kill()
         holder.wait()
         raise NoNetwork(_line(said) or "unshare ended at once")
-    user = [] if root else ["--user", "--preserve-credentials"]
-    within = ["nsenter", f"--target={holder.pid}", "--net", *user, "--"]
+    own = [] if root else ["--user", "--preserve-credentials"]
+    within = ["nsenter", f"--target={holder.pid}", "--net", *own, "--"]
     # Some systems give the namespace and let nobody in.
     entered = subprocess.run([*within, "true"], env=env, capture_output=True)
     if entered.returncode != 0:

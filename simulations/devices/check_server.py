@@ -83,7 +83,7 @@ def check_server(
     if not host or not number.isdecimal() or not 0 < int(number) < 2**16:
         raise ConfigError("address", address, "HOST:PORT")
     port, host = int(number), host.strip("[]")
-    _check_there(host, port)
+    _check_there(host, port, authority)
     yield from _old_tls(host, port, authority)
     yield from _plain(host, port)
     eyes: list[tuple[str, tuple[Path, Path] | None]] = [("without a certificate", None)]
@@ -120,11 +120,23 @@ def _open(method: str, path: str, whose: str, answer: bytes) -> Iterator[str]:
         yield f"{method} {path} {whose}: answered {found[1].decode() if found else 'something'}"
 
 
-def _check_there(host: str, port: int) -> None:
+def _check_there(host: str, port: int, authority: Path) -> None:
+    """What is not there, or cannot be spoken to, is not closed."""
+    context = _context(authority, None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        socket.create_connection((host, port), timeout=WAIT).close()
+        with (
+            socket.create_connection((host, port), timeout=WAIT) as raw,
+            context.wrap_socket(raw, server_hostname=host),
+        ):
+            return
+    except ssl.SSLCertVerificationError as error:
+        takes = f"an authority that issued the certificate of {host} ({error.verify_message})"
+        raise ConfigError("--ca", str(authority), takes) from None
     except OSError as error:
-        takes = f"a server that is there ({error.strerror or error})"
+        slow = isinstance(error, TimeoutError)
+        reason = f"no answer in {WAIT:g} s" if slow else error.strerror or str(error)
+        takes = f"a server that is there and speaks TLS 1.3 ({reason})"
         raise ConfigError("address", f"{host}:{port}", takes) from None
 
 
@@ -172,9 +184,6 @@ def ask(
 
     Args:
         header: one more, ``NAME: VALUE``.
-
-    Raises:
-        ConfigError: the server's certificate is not the authority's, or of another name.
     """
     try:
         with (
@@ -183,9 +192,6 @@ def ask(
         ):
             inside.sendall(_request(host, method, path, header))
             return _answer(inside)
-    except ssl.SSLCertVerificationError as error:
-        takes = f"an authority that issued the certificate of {host} ({error.verify_message})"
-        raise ConfigError("--ca", str(host), takes) from None
     except OSError:
         return b""
 

@@ -213,9 +213,9 @@ class Gateway:
 
     def _write(self, federation: Federation) -> None:
         here = replace(federation, listen=f"127.0.0.1:{self.port}")
-        # In a user's own namespace there is no other user whose name a worker could take.
-        user = "user root;\n" if os.geteuid() == 0 or self.space.within else ""
-        text = user + configuration(here, str(self.folder))
+        # Its files are this user's alone.
+        text = "user root;\n" if os.geteuid() == 0 else ""
+        text += configuration(here, str(self.folder))
         (self.folder / "nginx.conf").write_text(text, encoding="utf-8")
 
     def _start(self) -> subprocess.Popen[bytes]:

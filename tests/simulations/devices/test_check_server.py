@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,17 +117,28 @@ def test_what_a_server_says_reaches_no_terminal(
         assert "POST /health without a certificate: answered something" in found
 
 
-def test_wrong_inputs_are_one_line(upstream: tuple[Upstream, Certificates], tmp_path: Path) -> None:
+def test_wrong_inputs_are_one_line(
+    upstream: tuple[Upstream, Certificates], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, certificates = upstream
     wrong = Authority().write(tmp_path / "other.crt")
+    monkeypatch.setattr(module, "WAIT", 0.3)
+    nobody = socket.create_server(("127.0.0.1", 0))  # it is there, and says nothing
+    silent = nobody.getsockname()[1]
     here, free = f"127.0.0.1:{server.port}", free_port()
     for address, ca, said in (
         ("127.0.0.1", certificates.ca, "address: got '127.0.0.1', takes HOST:PORT"),
         ("127.0.0.1:0", certificates.ca, "takes HOST:PORT"),
-        (f"127.0.0.1:{free}", certificates.ca, "takes a server that is there (Connection refused)"),
+        (
+            f"127.0.0.1:{free}",
+            certificates.ca,
+            "and speaks TLS 1.3 (Connection refused)",
+        ),
+        (f"127.0.0.1:{silent}", certificates.ca, "speaks TLS 1.3 (no answer in 0.3 s)"),
         (here, wrong, "an authority that issued the certificate of 127.0.0.1"),
         (here, tmp_path / "none", "certificates and a key in PEM"),
     ):
         ran = CliRunner().invoke(app, ["devices", "check-server", address, "--ca", str(ca)])
         assert ran.exit_code == 2 and said in ran.stderr, (said, ran.stderr, ran.stdout)
         assert len(ran.stderr.splitlines()) == 1
+    nobody.close()

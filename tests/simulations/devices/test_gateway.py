@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import base64
 import http.client
-import os
 import re
 import socket
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from cryptography import x509
 from upstream import Upstream
@@ -309,54 +305,6 @@ def test_a_session_is_not_taken_up_again(place: Place) -> None:
             session = inside.session
             reused.append(inside.session_reused)
     assert reused == [False, False]
-
-
-# -- it is started, and ends ---------------------------------------------------------------------
-
-
-@needs_nginx
-def test_it_ends_with_its_space(tmp_path: Path) -> None:
-    federation = _federation(tmp_path)
-    with private_space("") as space:
-        started = Gateway(space, federation)
-        pids = [*psutil.Process(started._process.pid).children(recursive=True)]
-        assert len(pids) >= 2
-    assert psutil.wait_procs(pids, timeout=10)[1] == []
-
-
-@needs_nginx
-def test_it_ends_when_its_launcher_is_killed(tmp_path: Path) -> None:
-    driver = f"""
-import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-import psutil
-from test_gateway import Gateway, _federation, private_space
-with private_space("") as space:
-    started = Gateway(space, _federation(Path({str(tmp_path)!r})))
-    print(*[one.pid for one in psutil.Process().children(recursive=True)], flush=True)
-    time.sleep(600)
-"""
-    tools = Path(__file__).parents[2] / "tools"
-    env = {**os.environ, "PYTHONPATH": f"{tools}:{os.environ.get('PYTHONPATH', '')}"}
-    launcher = subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, env=env)
-    assert launcher.stdout is not None
-    started = [psutil.Process(int(pid)) for pid in launcher.stdout.readline().split()]
-    assert any(one.name() == "nginx" for one in started)
-    launcher.kill()
-    launcher.wait()
-    assert psutil.wait_procs(started, timeout=15)[1] == []
-
-
-def _federation(folder: Path) -> Federation:
-    certificates, authority = make_certificates(folder), Authority()
-    return Federation(
-        certificate=str(certificates.server),
-        certificate_key=str(certificates.server_key),
-        authority=str(authority.write(folder / "devices-ca.crt")),
-        revoked=str(authority.revoke([], folder / "revoked.pem")),
-        superlink_authority=str(certificates.ca),
-    )
 
 
 def test_without_nginx_it_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
