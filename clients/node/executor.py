@@ -53,8 +53,7 @@ class Executor:
         try:
             return app(message, context)
         except Exception as error:
-            what = f"message of type {message.metadata.message_type!r}"
-            Reasons(leave=False, home=self.device.state).note(what, error)
+            self.note(f"message of type {message.metadata.message_type!r}", error)
             return _failed(message, FAILED)
 
     def refuse(self, message: Message, why: str) -> Message:
@@ -62,6 +61,10 @@ class Executor:
         with suppress(Refused):
             Enforcement(self.device).refuse(message.metadata.message_type, why)
         return _failed(message, POLICY)
+
+    def note(self, what: str, error: Exception) -> None:
+        """Write down at home why something failed."""
+        Reasons(leave=False, home=self.device.state).note(what, error)
 
 
 class Resident:
@@ -145,6 +148,11 @@ class Resident:
             self.show(f"not wanted: {error}")
             if error.status in NO:
                 self.forgotten.set()
+            return False
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a server may have thought of: it costs its message
+            self.executor.note("a message could not be answered", error)
             return False
         return True
 

@@ -258,6 +258,7 @@ class Fleet:
                         raise Beyond(f"time: got no whole answer to {name} in {seconds:.0f} s")
         except httpx.HTTPError as error:
             raise Lost(f"{name}: {str(error) or type(error).__name__}") from error
+        self.http.cookies.clear()  # none is kept, and none is sent back
         if response.status_code != 200:
             raise Declined(response.status_code, f"{name}: {_said(bytes(found))}")
         try:

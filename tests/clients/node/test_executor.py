@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.app.message import make_message
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
+from flwr.common.serde import message_to_proto
 from flwr.proto import heartbeat_pb2
-from links import Link, Said, link
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from links import Link, Said, asked, link
 from owner import allowing
 
 from clients.node.device import Device
@@ -157,6 +162,33 @@ def test_a_superlink_that_does_not_want_it(server: Link, device: Device) -> None
         server.answers["activate-node"] = lambda _, status=status: (status, b"who?")
         with pytest.raises(ConfigError, match=r"--server: got 'activate-node: who\?', takes"):
             Resident(Fleet(server.access), Executor(device), print).run()
+
+
+ODD: list[dict[str, Any]] = [
+    *({"created_at": odd} for odd in (math.nan, math.inf, -1e308, 0.0)),
+    *({"ttl": odd} for odd in (math.nan, math.inf, -math.inf, 1e308, -1.0, 0.0)),
+    *({"run_id": 2**64 - 1, "src_node_id": odd} for odd in (0, 2**64 - 1)),
+    *({"group_id": odd} for odd in ("x" * 50_000, "\x1b[2J", "\0")),
+    *({"reply_to_message_id": "m", "dst_node_id": odd} for odd in (0, 8)),
+]
+
+
+def test_odd_messages_cost_themselves(server: Link, device: Device) -> None:
+    odd, tree = [], get_object_tree(asking())
+    for fields in ODD:
+        message = message_to_proto(remove_content_from_message(asking()))
+        for name, value in fields.items():
+            setattr(message.metadata, name, value)
+        odd.append(asked(message, tree))
+    odd += [asked(message_to_proto(asking()), ObjectTree(object_id=name)) for name in ("", "\n")]
+    server.asks(asking())
+    last, done = server.answers["pull-messages"], threading.Event()
+    server.answers["pull-messages"] = lambda b: odd.pop() if odd else (done.set(), last(b))[1]
+    server.headers["set-cookie"] = "a=b"
+    with running(server, Executor(device)) as lines:
+        assert done.wait(60), lines
+    assert server.calls.count("activate-node") == 1
+    print(len(server.replies), "were answered")
 
 
 def test_one_node_works_in_a_state_folder(server: Link, device: Device) -> None:

@@ -99,7 +99,9 @@ def imported(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def test_a_message_and_its_reply(server: Link, fleet: Fleet) -> None:
+    server.headers["set-cookie"] = "who=7"
     assert fleet.join() == 7 and fleet.beat() and fleet.ask() is None
+    assert not fleet.http.cookies
     server.asks(made(size=3000))
     message = fleet.take(waiting(fleet), MOST, 10)
     assert message.content.array_records["parts"]["a"].data == bytes(k % 251 for k in range(3000))
