@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from clients.frozen import read_only
 from clients.training.account import Releases
 from clients.training.reporting import Told
 from clients.training.trainer import Trainer
@@ -37,8 +37,9 @@ class LocalAlgorithm:
 
     Class attributes:
         Params: a dataclass of the method's own settings (``strategy.params``).
-        keeps: slots of which the client has a personal copy.
-        sends: slots whose working parts are uploaded.
+        keeps: slots of which the client has a personal copy; an instance's are those that its
+            model has.
+        sends: slots whose working parts are uploaded; likewise.
         scored: the moment at which the personal model is evaluated, for the report.
         accounted: set by a class that overrides ``train``, ``prepare`` or ``conclude``, if that
             reads the client's data through its phases only, or for parts that influence nothing
@@ -59,8 +60,8 @@ class LocalAlgorithm:
     """
 
     Params: ClassVar[type] = NoParams
-    keeps: ClassVar[tuple[str, ...]] = ()
-    sends: ClassVar[tuple[str, ...]] = ("body", "head")
+    keeps: tuple[str, ...] = ()
+    sends: tuple[str, ...] = ("body", "head")
     scored: ClassVar[str] = "after combining"
     accounted: ClassVar[bool] = True
     chooses: ClassVar[str] = ""
@@ -83,8 +84,11 @@ class LocalAlgorithm:
             params: an instance of ``Params``.
         """
         self.config, self.params, self.task = config, params, model.task
+        self.check(model)
         self.extend(model)
         self.slots = tuple(model.slots)
+        self.keeps = tuple(slot for slot in self.keeps if slot in self.slots)
+        self.sends = tuple(slot for slot in self.sends if slot in self.slots)
         if "private" in self.slots and {"body"} <= {*self.keeps} & {*self.sends}:
             takes = "ffa or both: this method keeps a whole personal adapter already"
             raise ConfigError("model.lora.share", "a-only", takes)
@@ -122,6 +126,28 @@ class LocalAlgorithm:
             f"{kind}.{name}: a method holds no state under privacy, as no noise covers it; keep "
             "what a client remembers in a part, personal.*"
         )
+
+    def check(self, model: PersonalModel) -> None:
+        """Refuse a model without what the method works on. Default: without the slot ``head``, if
+        the method keeps that or the body alone, or sends it alone.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        apart = [("head" in named) != ("body" in named) for named in (self.keeps, self.sends)]
+        if any(apart):
+            self.needs_head(model)
+
+    def needs_head(self, model: PersonalModel) -> None:
+        """Refuse a model without the slot ``head``.
+
+        Raises:
+            ConfigError: naming the method.
+        """
+        if "head" not in model.slots:
+            name = self.config.strategy.name
+            takes = f"last-K, the adapters of the last K blocks: {name} has a head apart"
+            raise ConfigError("model.head", self.config.model.head, takes)
 
     def extend(self, model: PersonalModel) -> None:
         """Add the method's own slots to the model. Default: none."""
@@ -353,15 +379,6 @@ class LocalAlgorithm:
         """A filling of all slots: those named from their personal copy, the rest as received."""
         own = {*personal, "private"}
         return {slot: f"personal.{slot}" if slot in own else slot for slot in self.slots}
-
-
-def read_only(value: Any) -> Any:
-    """Lists, dicts and sets as what cannot be changed, all the way down; anything else as it is."""
-    if isinstance(value, dict):
-        return MappingProxyType({key: read_only(item) for key, item in value.items()})
-    if type(value) in (list, tuple):
-        return tuple(read_only(item) for item in value)
-    return frozenset(value) if isinstance(value, set) else value
 
 
 def find_algorithm(

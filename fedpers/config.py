@@ -41,13 +41,14 @@ class Lora:
     ``share``: ``ffa`` freezes A at a shared random start and trains B (FFA-LoRA, 2403.12313);
     ``both`` trains and shares A and B; ``a-only`` trains both, shares A and keeps B on the
     device (FedSA-LoRA, 2410.01463). ``target``: names of modules, empty for the backbone's own
-    default.
+    default. ``layers``: in so many of the last blocks; null for all.
     """
 
     rank: int = setting(4, least=1)
     alpha: float = setting(8.0, above=0)
     share: str = setting("ffa", choices=("ffa", "both", "a-only"))
     target: list[str] = field(default_factory=list)
+    layers: int | None = setting(None, least=1)
 
 
 @dataclass
@@ -75,9 +76,16 @@ class Model:
     directions, by its covariance within classes on the ``public`` rows, or within clients and
     classes by ``sums`` over the clients, before the first round. ``cache`` keeps what the layers
     below the first trained one make of a client's examples, as nothing in them changes.
+
+    Of a language model: ``head``, the slot of that name, is the adapters of the last blocks
+    (``last-2``), or ``none``; null: what the task has. ``dtype``: what its frozen layers hold and
+    compute in; ``auto`` is bfloat16 where the processor or GPU has units for it. Adapters are
+    float32.
     """
 
     name: str = "vit-tiny"
+    head: str | None = None
+    dtype: str = setting("auto", choices=("auto", "float32", "bfloat16"))
     lora: Lora | None = field(default_factory=Lora)
     pretrain: Pretrain = field(default_factory=Pretrain)
     standardise: bool = False

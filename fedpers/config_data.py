@@ -16,11 +16,14 @@ class Columns:
     then 0..classes-1. Of features: ``categories``, the values that a column may have, which becomes
     a column of ones and zeros for each; ``dates``, how a column of dates is written (for
     ``strptime``, or ``ISO8601``), which becomes days; ``ranges``, [lowest, highest] for
-    ``data.scale=declared``.
+    ``data.scale=declared``. For a language model: ``text`` is what is learned, ``context`` what
+    comes before it and is not, with ``join`` between the two.
     """
 
     features: list[str] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
+    context: str | None = None
+    join: str = "\n"
     image: str | None = None
     label: str = "label"
     client: str | None = None
@@ -67,7 +70,8 @@ class Data:
     ``median``; ``indicator`` is the mean, and a column that says so; ``missing_words`` stand for
     nothing in numbers and dates, beside the usual ones (NA, -). Of a csv file: ``separator``,
     ``tab`` for that, ``decimal``, the sign before decimals, and ``encoding``. ``image_size``:
-    pixels of both sides that images are brought to.
+    pixels of both sides that images are brought to. Texts are cut at ``max_tokens``, a context from
+    its beginning. ``only``: of clients that are natural, those to keep; empty for all.
     """
 
     name: str = "digits"
@@ -77,11 +81,13 @@ class Data:
     decimal: str = setting(".", choices=(".", ","))
     encoding: str = "utf-8"
     image_size: int | None = setting(None, least=4, most=4096)
+    max_tokens: int = setting(128, least=2)
     scale: str = setting("auto", choices=("none", "auto", "public", "declared", "sums"))
     centre: bool = False
     missing: str = setting("error", choices=("error", "mean", "median", "indicator"))
     missing_words: list[str] = field(default_factory=list)
     clients: int = setting(20, least=1)
+    only: list[str] = field(default_factory=list)
     partition: Partition = field(default_factory=Partition)
     holdout_clients: int = setting(0, least=0)
     shift: str = setting("none", choices=("none", "rotate", "invert", "both"))

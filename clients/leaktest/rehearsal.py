@@ -28,11 +28,11 @@ from torch import Tensor
 from clients.leaktest.asking import drive
 from clients.leaktest.settings import packages_of, rehearsed
 from clients.node.host import ClientHost
+from fedpers.cache import cache_folder
 from fedpers.config import Config
 from fedpers.data import FederatedData, Signature
 from fedpers.failures import LOG as NOTES
 from fedpers.models import PersonalModel, build_model
-from fedpers.models.cache import cache_folder
 from fedpers.privacy.hidden import OURS, Untouched, moved, state_of, watch
 from fedpers.privacy.leaktest import HIDDEN, Finding, Transcript, unpaid
 from fedpers.privacy.listener import listening
@@ -145,13 +145,21 @@ class Rehearsed(ClientHost):
         self.algorithm.freeze()  # the run's own host has asked the plan
 
 
-def libraries() -> Untouched:
+def libraries(of_transformers: bool = False) -> Untouched:
     """The libraries as they are, all of them imported: what code from outside is the first to
-    import could not be told from what it put there."""
+    import could not be told from what it put there.
+
+    Args:
+        of_transformers: a model is built of it, the first of which adds to what a module can.
+    """
     own = (importlib.import_module(package) for package in OURS)
     below = (m for p in own for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}."))
     for module in (*SLOW, *(found.name for found in below)):
         importlib.import_module(module)
+    if of_transformers:
+        from transformers import BertConfig, BertModel
+
+        BertModel(BertConfig(num_hidden_layers=0, vocab_size=2))
     for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         kind([torch.zeros(1)])  # the first of a kind wraps its class's step
     return Untouched()

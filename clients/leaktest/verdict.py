@@ -23,12 +23,13 @@ import torch
 
 from clients.leaktest.rehearsal import Rehearsal, libraries
 from clients.leaktest.settings import packages_of, settings
+from fedpers.cache import cache_folder
 from fedpers.config import Config, config_from_json
 from fedpers.data import FederatedData, Signature
 from fedpers.errors import ConfigError
-from fedpers.models.cache import cache_folder
+from fedpers.pretrained import PREFIX, SENTENCE
 from fedpers.privacy.leaktest import Finding
-from fedpers.privacy.neighbours import TARGETS
+from fedpers.privacy.neighbours import TARGETS, shortened
 
 # Threads of pyarrow, which puts its locks in order at a fork, and of tqdm, which only looks on.
 IDLE = ("jemalloc_bg_thd", "tqdm_monitor")
@@ -66,7 +67,8 @@ def check_leaks(
         return
     packages = packages_of(config, algorithm)
     generator = torch.Generator().manual_seed(0)
-    signature, targets = data.signature, data.task.made_up(TARGETS, generator)
+    targets = data.task.made_up(TARGETS, generator)
+    signature, targets = shortened(data.signature, targets)
     found = settings(config, own=not packages) | {"task": asdict(data.task.settings())}
     asked = {
         "config": found,
@@ -152,10 +154,10 @@ def tried(asked: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RuntimeError: one of them broke down.
     """
-    untouched = libraries()
     (kind, shape), (dtype, values) = asked["signature"], asked["targets"]
     made = Signature(kind, tuple(shape)), torch.tensor(values, dtype=getattr(torch, dtype))
     config = config_from_json(json.dumps(asked["config"]))
+    untouched = libraries(config.model.name.startswith((PREFIX, SENTENCE)))
     threads = torch.get_num_threads()
     try:
         known = (asked["algorithm"], asked["server_params"], *made, asked["clients"], untouched)

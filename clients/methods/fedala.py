@@ -12,6 +12,7 @@ from clients.base import LocalAlgorithm, algorithms
 from clients.training.trainer import Trainer
 from fedpers.config import setting
 from fedpers.context import Context
+from fedpers.models import PersonalModel
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 from fedpers.seeding import torch_generator
@@ -49,6 +50,11 @@ class FedALA(LocalAlgorithm):
     keeps = ("body", "head")
     accounted = False  # W is learned from the data and shapes what is sent
     scored = "after local aggregation, before local training"
+
+    def check(self, model: PersonalModel) -> None:
+        """Without a head there is nothing to mix but all of it."""
+        if self.params.layers == "head":
+            self.needs_head(model)
 
     def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, with W and the initialisation ``mixed.*`` that it gives."""

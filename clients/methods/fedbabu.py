@@ -37,9 +37,11 @@ class FedBABU(LocalAlgorithm):
     scored = "after fine-tuning the received model"
 
     def extend(self, model: PersonalModel) -> None:
-        """Give the head its random values: frozen zeros would teach the body nothing."""
-        with seeded(self.config.seed, "fedbabu", "head"):
-            model.head.reset_parameters()
+        """Give the head its random values: frozen zeros would teach the body nothing. Adapters of
+        zero leave a model's own last blocks as they are, which do."""
+        if model.own_head:
+            with seeded(self.config.seed, "fedbabu", "head"):
+                model.head.reset_parameters()
 
     def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
         """As the base, with the fixed head; the personal copy starts anew each time."""

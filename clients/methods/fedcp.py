@@ -13,6 +13,7 @@ from torch import Tensor
 from clients.base import LocalAlgorithm, algorithms
 from fedpers.config import setting
 from fedpers.context import Context
+from fedpers.errors import ConfigError
 from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import FrozenHead, PolicyGate
 from fedpers.parts import Part, Parts
@@ -50,6 +51,12 @@ class FedCP(LocalAlgorithm):
     keeps = ("head",)
     sends = ("body", "head", "gate")
     scored = "after combining, before local training"
+
+    def check(self, model: PersonalModel) -> None:
+        """As the base; what is split is what one layer reads."""
+        if not model.own_head:
+            takes = "a method for adapters in blocks: fedcp splits what a layer reads, its head"
+            raise ConfigError("strategy.name", self.config.strategy.name, takes)
 
     def extend(self, model: PersonalModel) -> None:
         """The gate, and the frozen head with the client vector."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from clients.base import LocalAlgorithm, algorithms
 from clients.training.trainer import Trainer
 from clients.training.view import ModelView
+from fedpers.models import PersonalModel
+from fedpers.models.slots import compared
 from fedpers.parts import Part, Parts
 from fedpers.phases import Phase
 
@@ -30,6 +32,10 @@ class PFedSim(LocalAlgorithm):
     derives: ClassVar[tuple[str, ...]] = ("unit",)
     scored = "after local training"
 
+    def check(self, model: PersonalModel) -> None:
+        """Heads are what is compared."""
+        self.needs_head(model)
+
     def phases(self) -> Sequence[Phase]:
         """Everything together."""
         return [self.shared_phase()]
@@ -45,7 +51,7 @@ class PFedSim(LocalAlgorithm):
     def derived(self, name: str, upload: Parts, view: ModelView, public: Tensor) -> Part:
         """The head's rows, each of length 1: the inner product of two clients' is the sum of the
         cosines, over all classes."""
-        rows = F.normalize(upload["head"]["head.weight"].float(), dim=1)
+        rows = F.normalize(compared(upload["head"]), dim=1)
         return Part.of({"rows": rows})
 
     @staticmethod

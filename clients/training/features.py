@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedpers.cache import cached, fingerprint
 from fedpers.data import ClientData, Examples, FederatedData
 from fedpers.errors import ConfigError
 from fedpers.models import PersonalModel
-from fedpers.models.cache import cached, fingerprint
 
 log = logging.getLogger("fedpers")
 
@@ -45,7 +45,7 @@ class FeatureCache:
         self._mapped: dict[str, ClientData] = {}
         self._bytes = 0
         self._encoded: dict[bytes, Tensor] = {}
-        if stem and data.signature.kind == "text":
+        if stem and not data.inputs.is_floating_point():  # tokens
             self._encoded = encode_texts(data, model, limit)
 
     def client(self, client: str) -> ClientData:

@@ -82,6 +82,7 @@ class Scoring:
         self.data, self.examples = data, examples
         self.model, self.device = model, model.device
         self._outside: dict[str, Examples] = {}
+        self._before: dict[str, dict[str, Tensor]] = {}
 
     def score(
         self, client: str, came: Parts, working: Parts, baseline: Parts, *, common: bool = True
@@ -112,6 +113,9 @@ class Scoring:
         predict("personal", view, working, "personal")
         if common:
             predict("global", view, working | came, "global")
+        if self.data.task.has_base:
+            for name, found in self._base(client, view, sets).items():
+                scores[name]["base"] = found
         if baseline:
             predict("local", Splits(self.model, self.local, inputs), baseline, "personal")
         tallies = {
@@ -125,6 +129,18 @@ class Scoring:
             test=tallies[TEST],
             outside=tallies.get(OUTSIDE),
         )
+
+    def _base(
+        self, client: str, view: Splits, sets: Mapping[str, Examples]
+    ) -> Mapping[str, Tensor]:
+        """What the model says that training starts from, of each split: once is enough."""
+        if client not in self._before:
+            filling, initial = {slot: slot for slot in self.algorithm.slots}, self.algorithm.initial
+            self._before[client] = {
+                name: view.outputs(filling, initial, examples.x).scores.cpu()
+                for name, examples in sets.items()
+            }
+        return self._before[client]
 
     def others(self, client: str) -> Examples:
         """A seeded sample of the other clients' test examples, the same in every round. It waits on

@@ -16,7 +16,7 @@ from fedpers.data.sources import load_table
 from fedpers.data.splits import split_rows
 from fedpers.errors import ConfigError, DataError
 
-FORMATS = {".npz": "npz", ".csv": "csv", ".parquet": "parquet"}
+FORMATS = {".npz": "npz", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 def device_data(
@@ -28,8 +28,8 @@ def device_data(
     Args:
         config: the run's settings; its ``data.name`` and ``data.path`` are the server's.
         client: whose they are.
-        path: an npz, csv or parquet file, with the columns that ``data.columns`` names; or a folder
-            of images, ``class/name.png``.
+        path: an npz, csv, jsonl or parquet file, with the columns that ``data.columns`` names; or a
+            folder of images, ``class/name.png``.
         schema: of the server's data; the device's own need not hold every class.
 
     Raises:

@@ -19,8 +19,9 @@ class Examples:
     """Inputs and their targets.
 
     Attributes:
-        x: [n, ...] float32; for text int64 [n, 2, length]: token ids, then the attention mask.
-        y: [n], as the task has them: int64, classes 0..C-1, or float32, numbers.
+        x: [n, ...] float32; for text int64 [n, 2, length]: token ids, then the attention mask;
+            for a language model int64 [n, 3, length]: token ids, which are there, which are scored.
+        y: [n, ...], as the task has them: int64, classes 0..C-1, or float32, numbers.
     """
 
     x: torch.Tensor
@@ -43,7 +44,8 @@ class Signature:
     """What a model reads.
 
     Attributes:
-        kind: "image" ([C, H, W]), "signal" ([C, T]), "tabular" ([d]) or "text" ([2, length]).
+        kind: "image" ([C, H, W]), "signal" ([C, T]), "tabular" ([d]), "text" ([2, length]) or
+            "language" ([3, length]).
         shape: the shape of one example's ``x``.
     """
 

@@ -144,7 +144,7 @@ def load_data(config: Config) -> FederatedData:
         DataError: data that cannot be read or used.
     """
     _check(config)
-    table = with_task(load_table(config), config)
+    table = with_task(only_clients(load_table(config), config), config)
     check_shift(config, table.signature)
     if config.data.split == "group":
         group_names(table)
@@ -166,6 +166,25 @@ def load_data(config: Config) -> FederatedData:
         takes = f"an integer < {len(splits)}, the number of clients"
         raise ConfigError("data.holdout_clients", config.data.holdout_clients, takes)
     return FederatedData(table, public, _limited(dict(splits), config), config)
+
+
+def only_clients(table: Table, config: Config) -> Table:
+    """The examples of the natural clients in ``data.only``; all where it names none.
+
+    Raises:
+        ConfigError: naming one that is not there.
+    """
+    wanted = config.data.only
+    if not wanted:
+        return table
+    owner = natural_clients(table)
+    if missing := [name for name in wanted if name not in owner]:
+        known = ", ".join(sorted(set(owner.tolist()))[:8])
+        raise ConfigError("data.only", missing[0], f"names of natural clients: {known}, ...")
+    rows = np.flatnonzero(np.isin(owner, wanted))
+    group = None if table.group is None else table.group[rows]
+    examples = table.examples.take(torch.from_numpy(rows))
+    return replace(table, examples=examples, client=owner[rows], group=group)
 
 
 def with_task(table: Table, config: Config) -> Table:

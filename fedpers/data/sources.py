@@ -17,7 +17,7 @@ from fedpers.config import Columns, Config
 from fedpers.data.arrays import check_finite, read_npz, to_targets
 from fedpers.data.examples import Examples, Table
 from fedpers.data.images import check_images, folder_table
-from fedpers.data.tables import check_columns, csv_table, dataset_table, parquet_table
+from fedpers.data.tables import check_columns, csv_table, dataset_table, jsonl_table, parquet_table
 from fedpers.data.windows import statistics
 from fedpers.errors import ConfigError, DataError
 from fedpers.registry import Registry
@@ -54,7 +54,7 @@ def load_table(config: Config) -> Table:
         where = config.data.path or config.data.name
         x, filled = table.examples.x, config.data.missing != "error" and table.kind == "tabular"
         check_finite(x.nan_to_num(nan=0.0) if filled else x, f"{where}: inputs")
-        check_finite(table.examples.y[:, None], f"{where}: targets")
+        check_finite(table.examples.y.reshape(len(table), -1), f"{where}: targets")
     return table
 
 
@@ -119,6 +119,12 @@ def images(config: Config) -> Table:
     return folder_table(path, config)
 
 
+@SOURCES.register("jsonl")
+def jsonl(config: Config) -> Table:
+    """A file with a JSON object a line."""
+    return jsonl_table(_path(config), config)
+
+
 @SOURCES.register("folder")
 def folder(config: Config) -> Table:
     """A folder that ``datasets.Dataset.save_to_disk`` wrote."""
@@ -173,10 +179,10 @@ def convabuse(config: Config) -> Table:
 
 def _path(config: Config) -> Path:
     path = config.data.path
-    if path is None or not Path(path).exists():
-        takes = f"the path of something to read as {config.data.name}"
-        raise ConfigError("data.path", path, takes)
-    return Path(path)
+    if path is not None and (found := Path(path) if Path(path).exists() else _local(path)):
+        return found
+    takes = f"the path of something to read as {config.data.name}, here or in the folder {FOLDER}"
+    raise ConfigError("data.path", path, takes)
 
 
 def _local(file: str) -> Path | None:

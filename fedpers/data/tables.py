@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from fedpers.data.arrays import to_inputs, to_names, to_targets
 from fedpers.data.cells import one_hot, to_days, to_numbers
 from fedpers.data.examples import Examples, Table
 from fedpers.data.images import images_of
-from fedpers.data.tokens import tokenize
+from fedpers.data.tokens import continuations, targets_of, tokenize
 from fedpers.errors import ConfigError, DataError
+from fedpers.tasks.base import task_named
 
 Cells = Iterable[Any]
 Read = Callable[[Sequence[str]], dict[str, Cells]]
@@ -58,9 +60,8 @@ def csv_inputs(path: Path, config: Config, columns: Columns) -> tuple[str, torch
         DataError: the file cannot be read, or a cell cannot be used.
     """
     known, read = _csv(path, columns, config)
-    kind, x, _, _ = _inputs(
-        read(_known(known, _input_columns(columns), path)), columns, config, path
-    )
+    asked = _input_columns(columns, task_named(config.task)[0].predicts_text)
+    kind, x, _, _ = _inputs(read(_known(known, asked, path)), columns, config, path)
     return kind, x
 
 
@@ -98,6 +99,30 @@ def _csv(path: Path, columns: Columns, config: Config) -> tuple[list[str], Read]
                 cure = f"set data.separator={shown}"
                 raise DataError(f"{got} {known[0][:60]!r} in {path}; {cure}")
     return known, read
+
+
+def jsonl_table(path: Path, config: Config) -> Table:
+    """A table from a file with a JSON object a line.
+
+    Raises:
+        ConfigError: a column is not there.
+        DataError: the file cannot be read, or a cell cannot be used.
+    """
+
+    def lines() -> list[dict[str, Any]]:
+        with path.open(encoding=config.data.encoding) as file:
+            rows = [json.loads(line) for line in file if line.strip()]
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("takes a JSON object a line")
+        return rows
+
+    rows = _reading(path, lines)
+
+    def read(names: Sequence[str]) -> dict[str, Cells]:
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    known = list(dict.fromkeys(name for row in rows for name in row))
+    return _table(known, read, config.data.columns, config, path)
 
 
 def parquet_table(path: Path, config: Config) -> Table:
@@ -159,9 +184,10 @@ def _table(
     names: list[str] | None = None,
 ) -> Table:
     """Read the columns asked for and turn them into tensors and names."""
+    of_text = task_named(config.task)[0].predicts_text
     asked = {
-        **_input_columns(columns),
-        "label": [columns.label],
+        **_input_columns(columns, of_text),
+        "label": [] if of_text else [columns.label],
         "client": [columns.client] if columns.client else [],
         "group": [columns.group] if columns.group else [],
     }
@@ -172,17 +198,22 @@ def _table(
         _check_complete(values, here)
         return values, here
 
-    learned, y = to_targets(*column(columns.label), columns, config.task, names)
     client = to_names(*column(columns.client)) if columns.client else None
     group = to_names(*column(columns.group)) if columns.group else None
     kind, x, called, scaled = _inputs(cells, columns, config, where)
+    values, here = (targets_of(x).numpy(), str(where)) if of_text else column(columns.label)
+    learned, y = to_targets(values, here, columns, config.task, names)
     return Table(kind, Examples(x, y), client, group, learned, called, scaled)
 
 
-def _input_columns(columns: Columns) -> dict[str, list[str]]:
+def _input_columns(columns: Columns, of_text: bool) -> dict[str, list[str]]:
     check_columns(columns)
+    if of_text and not columns.text:
+        raise ConfigError("data.columns.text", None, "the column of texts, which are learned")
     image = [columns.image] if columns.image else []
-    return {"features": columns.features, "text": columns.text, "image": image}
+    context = [columns.context] if columns.context else []
+    inputs = {"features": columns.features, "text": columns.text, "image": image}
+    return {**inputs, "context": context}
 
 
 def _known(
@@ -207,7 +238,7 @@ def _inputs(
     """The kind of input, the inputs [n, ...], and of features what the columns are called and which
     are ones and zeros."""
     if columns.text:
-        return "text", _tokens([cells[name] for name in columns.text], config.model.name), (), ()
+        return *_texts(cells, columns, config, where), (), ()
     if columns.image:
         size = config.data.image_size
         return *images_of(cells[columns.image], where, Path(where).parent, size), (), ()
@@ -236,11 +267,20 @@ def _check_complete(values: list[Any], where: str) -> None:
         raise DataError(f"{where}: got nothing in row {missing} (from 0); drop or fill that row")
 
 
-def _tokens(texts: Sequence[Cells], model: str) -> torch.Tensor:
-    """The text columns joined by " | ", in order, as token ids and mask [n, 2, length]."""
-    rows = zip(*texts, strict=True)
-    joined = [" | ".join("" if t is None else str(t) for t in row) for row in rows]
-    return tokenize(model, joined)
+def _texts(
+    cells: Mapping[str, Cells], columns: Columns, config: Config, where: Path | str
+) -> tuple[str, torch.Tensor]:
+    """The text columns joined by " | ", in order, as tokens; behind the context, where the text
+    itself is what is learned."""
+    name, most = config.model.name, config.data.max_tokens
+    rows = zip(*(cells[column] for column in columns.text), strict=True)
+    texts = [" | ".join("" if t is None else str(t) for t in row) for row in rows]
+    if not task_named(config.task)[0].predicts_text:
+        return "text", tokenize(name, texts, most)
+    given = cells[columns.context] if columns.context else [""] * len(texts)
+    contexts = ["" if t is None or not str(t) else f"{t}{columns.join}" for t in given]
+    here = f"{where}: {', '.join(columns.text)}"
+    return "language", continuations(name, contexts, texts, most, here)
 
 
 def _reading(where: Path | str, read: Callable[[], Any]) -> Any:

@@ -140,6 +140,7 @@ def _tiles(run: RunRecord) -> str:
         ),
         (f"{better} global", run.number("gain_over_global"), gain),
         (f"{better} local", run.number("gain_over_local"), gain),
+        (f"{better} base", run.number("gain_over_base"), gain),
         ("clients harmed", harmed, lambda v: f"{round(v * (scored or 0))} of {scored or 0:.0f}"),
         (
             "epsilon spent, at most",
@@ -201,8 +202,12 @@ def _of_metric(run: RunRecord, name: str, metric: Metric) -> tuple[str, Callable
 
 def _further(run: RunRecord, modes: list[str]) -> str:
     """Harm, the gate and collapse, by mode; then what exists once."""
-    metric, rows = run.metric, []
+    metric, rows = run.metric, list[list[str]]()
     shares = metric.unit == "share"
+
+    def row(title: str, known: Mapping[str, str]) -> None:
+        if any(known.get(mode, ABSENT) != ABSENT for mode in modes):
+            rows.append([title, *(known.get(mode, ABSENT) for mode in modes)])
 
     def in_percent(value: float | None) -> str:
         return percent(value) + ("" if shares or value is None else " %")
@@ -212,18 +217,15 @@ def _further(run: RunRecord, modes: list[str]) -> str:
         ("fix", "fix_rate"),
         ("harmed", "harmed_share"),
     ):
-        values = [run.number(key), run.number("gated", key)]
-        rows.append([name, in_percent(values[0]), ABSENT, in_percent(values[1]), ABSENT])
-    outside = [run.number("out_of_client", mode) for mode in ("personal", "global")]
-    others = [value_text(metric, value) for value in outside]
-    rows.append([f"{metric.label} on others’ data", *others, ABSENT, ABSENT])
-    answers = [run.number("collapse", mode, "share") for mode in MODES]
-    rows.append(["most frequent answer", *map(percent, answers)])
-    classes = [run.number("collapse", mode, "classes") for mode in MODES]
-    rows.append(["classes answered (number)", *(figure(value, 1) for value in classes)])
-    kept = [k for k, mode in enumerate(MODES) if mode in modes]
-    shown = [[row[0], *(row[1 + k] for k in kept)] for row in rows]
-    shown = [row for row in shown if any(cell != ABSENT for cell in row[1:])]
+        values = {"personal": run.number(key), "gated": run.number("gated", key)}
+        row(name, {mode: in_percent(value) for mode, value in values.items()})
+    outside = {mode: run.number("out_of_client", mode) for mode in ("personal", "global")}
+    others = {mode: value_text(metric, value) for mode, value in outside.items()}
+    row(f"{metric.label} on others’ data", others)
+    answers = {mode: percent(run.number("collapse", mode, "share")) for mode in MODES}
+    row("most frequent answer", answers)
+    classes = {mode: figure(run.number("collapse", mode, "classes"), 1) for mode in MODES}
+    row("classes answered (number)", classes)
     notes = []
     labels = run.number("collapse", modes[0], "classes_labelled")
     share = run.number("collapse", modes[0], "share_labelled")
@@ -250,7 +252,7 @@ def _further(run: RunRecord, modes: list[str]) -> str:
         ]
         if told:
             notes.append(f"Newcomers that never trained: {', '.join(told)}.")
-    again = table(["in %" if shares else "", *modes], shown) + meanings(LOSSES) if shown else ""
+    again = table(["in %" if shares else "", *modes], rows) + meanings(LOSSES) if rows else ""
     return again + "".join(f'<p class="soft">{esc(note)}</p>' for note in notes)
 
 

@@ -18,7 +18,7 @@ from fedpers.evaluation.gate import gate_summary
 from fedpers.evaluation.results import ClientResult
 from fedpers.evaluation.shown import headline_of, in_unit, value_text
 from fedpers.privacy.accounting import rounded_up
-from fedpers.tasks.base import MODES, Metric, task_named
+from fedpers.tasks.base import MODES, Metric, Task, task_named
 
 PACKAGES = ("flwr", "torch", "peft", "transformers", "opacus", "tenseal", "numpy")
 COMMUNICATION = ("uplink_bytes_per_client_round", "downlink_bytes_per_client_round", "total_bytes")
@@ -115,9 +115,10 @@ def build_report(
             "unit": unit,
         },
         "inputs": {**asdict(scaling), "about": scaling.about},
-        headline: {mode: metrics.summary(results, metric, mode) for mode in MODES},
+        headline: {mode: metrics.summary(results, metric, mode) for mode in task.modes()},
         "gain_over_global": metrics.mean_gain(results, metric, "global"),
         "gain_over_local": metrics.mean_gain(results, metric, "local"),
+        "gain_over_base": metrics.mean_gain(results, metric, "base"),
         "breakage_rate": metrics.breakage_rate(results),
         "fix_rate": metrics.fix_rate(results),
         "harmed_share": metrics.harmed_share(results),
@@ -127,9 +128,9 @@ def build_report(
             "fix_rate": metrics.fix_rate(results, "gated"),
             "harmed_share": metrics.harmed_share(results, "gated"),
         },
-        **_other_metrics(task.metrics, headline, results),
-        **task.further({mode: metrics.tallies_of(results, "test", mode) for mode in MODES}),
-        "gini": {mode: metrics.gini(results, metric, mode) for mode in MODES},
+        **_other_metrics(task, results),
+        **task.further({mode: metrics.tallies_of(results, "test", mode) for mode in task.modes()}),
+        "gini": {mode: metrics.gini(results, metric, mode) for mode in task.modes()},
         "gate": gate_summary(results, metric),
         "cold_start": cold_start,
         "privacy": {"enabled": False, **dict.fromkeys(PRIVACY), **(privacy or {})},
@@ -223,16 +224,16 @@ def not_covered(config: Config) -> list[str]:
 
 
 def _other_metrics(
-    known: Mapping[str, Metric], headline: str, results: Sequence[ClientResult]
+    task: type[Task], results: Sequence[ClientResult]
 ) -> dict[str, dict[str, float | None]]:
     """Each metric's mean over clients by mode, and beside it what it is of all their examples, for
     those that are told so."""
-    found = {}
-    for name, metric in known.items():
+    found, (headline, _) = {}, task.headline()
+    for name, metric in task.metrics.items():
         if name != headline:
-            found[name] = {mode: metrics.mean(results, metric, mode) for mode in MODES}
+            found[name] = {mode: metrics.mean(results, metric, mode) for mode in task.modes()}
         if metric.pools:
-            together = {mode: metrics.pooled(results, metric, mode) for mode in MODES}
+            together = {mode: metrics.pooled(results, metric, mode) for mode in task.modes()}
             found[f"{name}_pooled"] = together
     return found
 
@@ -299,7 +300,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
     for name in columns:
         table.add_column(titles.get(name, name), justify="right")
     for mode in MODES:
-        summary = report[headline][mode]
+        summary = report[headline].get(mode)
         if summary is not None:
             table.add_row(mode, *(value_text(metric, summary[name]) for name in columns))
     return table

@@ -35,6 +35,7 @@ def sentences(run: RunRecord) -> list[str]:
         f"{start} on average (mean over clients).",
         *_against(run, "global", "The global model", "personalisation"),
         *_against(run, "local", "A model trained on the client alone", "the federation"),
+        *_against(run, "base", "The model before any training", "training"),
         *_harmed(run),
         *_gate(run),
         *_privacy(run),

@@ -18,6 +18,10 @@ from fedpers.config import Config
 from fedpers.errors import DataError
 from fedpers.models.personal import PersonalModel, clean_name
 from fedpers.parts import Part, Parts
+from fedpers.pretrained import pretrained_name
+
+TRUNK = "trunk.model."
+"""Where a model of transformers is in ours."""
 
 
 def save_adapter(
@@ -27,7 +31,8 @@ def save_adapter(
 
     ``adapter_model.safetensors`` holds the LoRA factors and the head, ``adapter_config.json``
     the LoRA settings; ``PeftModel.from_pretrained(base_model(config, data), folder)`` loads
-    them. With ``lora: null`` the folder holds ``model.safetensors`` (body and head) instead.
+    them, or of a language model ``PeftModel.from_pretrained`` of the model itself. With ``lora:
+    null`` the folder holds ``model.safetensors`` (body and head) instead.
     Slots that a method added go to ``slots.safetensors`` (see ``Parts.load``), the JSON-able
     ``manifest`` to ``manifest.json``. A folder that exists is replaced.
     """
@@ -59,7 +64,7 @@ def write_adapter(model: PersonalModel, folder: Path, config: Config) -> None:
         save_tensors({**model.read("body"), **model.read("head")}, folder / "model.safetensors")
     else:
         _save_peft(model, folder, config)
-    added = [slot for slot in model.slots if slot not in ("body", "head", "private")]
+    added = added_slots(model)
     if added:
         Parts({slot: model.read(slot) for slot in added}).save(folder / "slots.safetensors")
 
@@ -80,10 +85,10 @@ def load_adapter(model: PersonalModel, folder: Path) -> dict[str, Any]:
         else:
             tensors = load_file(folder / "adapter_model.safetensors")
             saved = {name.removeprefix("base_model.model."): t for name, t in tensors.items()}
-            for path, factor in model.trunk.named_parameters(prefix="trunk"):
-                if ".lora_" in path:
-                    factor.copy_(saved[f"{clean_name(path)}.weight"])
-        model.write("head", Part.of({name: saved[name] for name in model.slots["head"]}))
+            for name, factor in lora_factors(model).items():
+                factor.copy_(saved[f"{name}.weight"])
+        if model.own_head:
+            model.write("head", Part.of({name: saved[name] for name in model.slots["head"]}))
         for slot, part in (Parts.load(added) if added.exists() else Parts()).items():
             model.write(slot, part)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -97,25 +102,43 @@ def _save_peft(model: PersonalModel, folder: Path, config: Config) -> None:
 
     lora = config.model.lora
     assert lora is not None
-    factors = {
-        clean_name(path): tensor.detach().cpu().contiguous()
-        for path, tensor in model.trunk.named_parameters(prefix="trunk")
-        if ".lora_" in path
+    factors, heads = lora_factors(model), list[str]()
+    tensors = {
+        f"base_model.model.{name}.weight": factor.cpu().contiguous()
+        for name, factor in factors.items()
     }
-    tensors = {f"base_model.model.{name}.weight": tensor for name, tensor in factors.items()}
-    tensors |= {f"base_model.model.{name}": tensor for name, tensor in model.read("head").items()}
-    # PEFT takes every module whose path ends so; a trunk may have a "head" of its own.
-    ambiguous = any(path.endswith("head") for path, _ in model.trunk.named_modules())
+    if model.own_head:
+        head = model.read("head").items()
+        tensors |= {f"base_model.model.{name}": tensor for name, tensor in head}
+        # PEFT takes every module whose path ends so; a trunk may have a "head" of its own.
+        ambiguous = any(path.endswith("head") for path, _ in model.trunk.named_modules())
+        heads = ["base_model.model.head" if ambiguous else "head"]
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         target_modules=sorted({name.rpartition(".lora_")[0] for name in factors}),
-        modules_to_save=["base_model.model.head" if ambiguous else "head"],
-        base_model_name_or_path=config.model.name,
+        modules_to_save=heads or None,
+        base_model_name_or_path=pretrained_name(config.model.name),
         inference_mode=True,
     )
     save_tensors(tensors, folder / "adapter_model.safetensors")
     settings.save_pretrained(str(folder))
+
+
+def lora_factors(model: PersonalModel) -> dict[str, torch.Tensor]:
+    """The LoRA factors under the names that PEFT has for them: within the model of transformers
+    where that is all there is, else within the whole."""
+    start = "" if model.own_head else TRUNK
+    return {
+        clean_name(path).removeprefix(start): factor.detach()
+        for path, factor in model.trunk.named_parameters(prefix="trunk")
+        if ".lora_" in path
+    }
+
+
+def added_slots(model: PersonalModel) -> list[str]:
+    """The slots that a method added."""
+    return [slot for slot in model.slots if slot not in ("body", "head", "private")]
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpers.errors import ConfigError
+from fedpers.outputs import Outputs
 from fedpers.registry import Registry
 
 
@@ -34,12 +35,20 @@ class Backbone(nn.Module):
     """The kinds of task it fits: image, signal, tabular, text."""
     lora_target: Sequence[str] = ()
     """The modules that get LoRA adapters when ``model.lora.target`` is empty."""
+    blocks_path: str = ""
+    """Where its list of blocks is, the last of which can be adapted alone; "" for no list."""
+    adapts_blocks_alone: ClassVar[bool] = False
+    """Whether an adapter outside of the blocks would do nothing."""
     feature_dim: int
     """d, the number of features."""
 
     def stages(self) -> Sequence[Stage]:
         """The forward pass in steps; none where it cannot be cut."""
         return ()
+
+    def read_out(self, states: torch.Tensor) -> Outputs:
+        """Features and scores, of what ``forward`` gives: for a task that brings no head."""
+        raise NotImplementedError("read_out")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features [batch, feature_dim] of a batch of inputs."""
@@ -194,6 +203,7 @@ class VitTiny(Backbone):
 
     kinds = ("image",)
     lora_target = ("blocks.2.q", "blocks.2.v")
+    blocks_path = "blocks"
     feature_dim = 64
 
     def __init__(self, input_shape: Sequence[int]) -> None:

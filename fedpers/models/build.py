@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fedpers.config import Config
+from fedpers.config import Config, Model
 from fedpers.errors import ConfigError
 from fedpers.models.backbones import BACKBONES, Backbone
 from fedpers.models.base_state import write_base
+from fedpers.models.causal import load_causal
 from fedpers.models.hf import load_hf
-from fedpers.models.lora import add_lora
+from fedpers.models.lora import add_lora, last_blocks
 from fedpers.models.personal import PersonalModel, Scaler, find_batch_norm
 from fedpers.models.pretrain import check_public, feature_scaler, pretrain
 from fedpers.models.sentence import load_sentence
@@ -24,6 +25,10 @@ from fedpers.seeding import seeded
 if TYPE_CHECKING:
     from fedpers.data import FederatedData, Signature
     from fedpers.tasks.base import Task
+
+
+OF_TRANSFORMERS = ("text", "image", "language")
+"""The kinds of data that a model of transformers reads."""
 
 
 def build_model(config: Config, data: FederatedData, base: Parts | None = None) -> PersonalModel:
@@ -75,16 +80,20 @@ def _build(
     if public:
         check_public(config, data)
     with seeded(config.seed, "model", "trunk"):
-        trunk = _trunk(settings.name, data.signature, data.task)
+        trunk = _trunk(settings, data.signature, data.task)
     trunk.eval()
+    with seeded(config.seed, "model", "head"):
+        head = data.task.head(trunk.feature_dim)
+    if head is None:
+        return _with_own_head(config, trunk, data.task, adapters=adapters)
+    if settings.head is not None:
+        raise ConfigError("model.head", settings.head, "null where the task brings a head")
     scaler = None
     if public:
         pretrain(trunk, settings.pretrain, data.public, config.seed)
     if settings.standardise:
         width = torch.ones(trunk.feature_dim)
         scaler = feature_scaler(trunk, data.public.x) if public else Scaler(0 * width, width)
-    with seeded(config.seed, "model", "head"):
-        head = data.task.head(trunk.feature_dim)
     if lora is None:
         model = PersonalModel(trunk, head, scaler=scaler, task=data.task)
         prepare_whitening(model, settings.whiten, data, public=public)
@@ -93,20 +102,53 @@ def _build(
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     if adapters:
-        add_lora(trunk, lora, trunk.lora_target, config.seed)
+        add_lora(trunk, lora, config.seed)
     private = lora.share == "a-only"
     model = PersonalModel(trunk, head, scaler=scaler, private_b=private, task=data.task)
     prepare_whitening(model, settings.whiten, data, public=public)
     return model
 
 
-def _trunk(name: str, signature: Signature, task: Task) -> Backbone:
+def _with_own_head(config: Config, trunk: Backbone, task: Task, *, adapters: bool) -> PersonalModel:
+    """A model that reads its own states out; only its adapters are trained."""
+    settings, lora = config.model, config.model.lora
+    if lora is None:
+        takes = f"settings (rank, alpha, share, ...): of {settings.name} adapters alone are trained"
+        raise ConfigError("model.lora", None, takes)
+    if settings.standardise:
+        raise ConfigError("model.standardise", True, "false where a model has its own head")
+    for key, got in (("pretrain.task", settings.pretrain.task), ("whiten", settings.whiten)):
+        if got != "none":
+            raise ConfigError(f"model.{key}", got, "none where a model has its own head")
+    trunk.requires_grad_(False)
+    upper = _upper(settings, trunk)
+    if adapters:
+        add_lora(trunk, lora, config.seed)
+    model = PersonalModel(trunk, None, upper=upper, private_b=lora.share == "a-only", task=task)
+    if adapters and not all(model.slots.values()):
+        takes = "adapters of fewer blocks than model.lora.layers, which leave some for the body"
+        raise ConfigError("model.head", settings.head, takes)
+    return model
+
+
+def _upper(settings: Model, trunk: Backbone) -> tuple[str, ...]:
+    """The beginnings of the paths of the head's tensors."""
+    if settings.head in (None, "none"):
+        return ()
+    word, _, count = str(settings.head).partition("-")
+    if word != "last" or not count.isdecimal():
+        raise ConfigError("model.head", settings.head, "last-K, for the last K blocks, or none")
+    return last_blocks(trunk, int(count), "model.head")
+
+
+def _trunk(settings: Model, signature: Signature, task: Task) -> Backbone:
+    name = settings.name
     names = BACKBONES.names()
     fitting = [known for known in names if signature.kind in BACKBONES.get(known).kinds]
-    fitting += ["hf:<name or folder>"] * (signature.kind in ("text", "image"))
+    fitting += ["hf:<name or folder>"] * (signature.kind in OF_TRANSFORMERS)
     fitting += ["sentence:<name or folder>"] * (signature.kind == "text")
     if name.startswith(PREFIX):
-        kinds: tuple[str, ...] = ("text", "image")
+        kinds: tuple[str, ...] = OF_TRANSFORMERS
     elif name.startswith(SENTENCE):
         kinds = ("text",)
     elif ":" in name or name in names:
@@ -120,7 +162,9 @@ def _trunk(name: str, signature: Signature, task: Task) -> Backbone:
         raise ConfigError("model.name", name, takes)
     if signature.kind not in kinds:
         raise ConfigError("model.name", name, f"{' or '.join(fitting)} for {signature.kind} data")
-    if name.startswith(PREFIX):
+    if name.startswith(PREFIX) and signature.kind == "language":
+        trunk: Backbone = load_causal(name, settings.dtype, signature.shape[-1])
+    elif name.startswith(PREFIX):
         trunk = load_hf(name, signature.kind, task)
     elif name.startswith(SENTENCE):
         trunk = load_sentence(name)

@@ -14,9 +14,15 @@ from torch import nn
 
 import fedpers
 from fedpers.config import Config
-from fedpers.data.tokens import MAX_TOKENS
 from fedpers.errors import ConfigError
-from fedpers.models.adapter_folder import save_tensors, whole_folder, write_adapter
+from fedpers.models.adapter_folder import (
+    TRUNK,
+    added_slots,
+    save_adapter,
+    save_tensors,
+    whole_folder,
+    write_adapter,
+)
 from fedpers.models.build import base_model
 from fedpers.models.hf import CLASSIFIERS, HfImage, HfText, load_classifier
 from fedpers.models.personal import PersonalModel, clean_name
@@ -25,8 +31,6 @@ from fedpers.seeding import seeded
 
 if TYPE_CHECKING:
     from fedpers.data import FederatedData
-
-TRUNK = "trunk.model."  # where a model of transformers is in ours
 
 
 def export_model(
@@ -38,10 +42,11 @@ def export_model(
 ) -> None:
     """Write a client's model, all at once or not at all; ``manifest.json`` says how to load it.
 
-    A classifier of transformers (``hf:``) becomes a PEFT adapter and a classifier under the names
-    of transformers; the standardisation of features is folded into the classifier. ``base/`` holds
-    the frozen model where it is not the one named: trained on public data, or with layers that its
-    file does not have. With ``lora: null`` the folder is a model of transformers as a whole.
+    A language model becomes a PEFT adapter of the model that is named. A classifier of transformers
+    (``hf:``) becomes a PEFT adapter and a classifier under the names of transformers; the
+    standardisation of features is folded into the classifier. ``base/`` holds the frozen model
+    where it is not the one named: trained on public data, or with layers that its file does not
+    have. With ``lora: null`` the folder is a model of transformers as a whole.
 
     Other backbones, and methods that add slots to the model, get the folder of ``save_adapter`` and
     the frozen model beside it, in ``base.safetensors``.
@@ -49,9 +54,16 @@ def export_model(
     Raises:
         ConfigError: a classifier of transformers without the bias that this one has.
     """
-    added = [slot for slot in model.slots if slot not in ("body", "head", "private")]
+    added = added_slots(model)
     if isinstance(model.trunk, HfText | HfImage) and not added:
         _export_hf(model, model.trunk, folder, config, data, manifest)
+        return
+    if not model.own_head and not added:
+        base = pretrained_name(config.model.name)
+        needs: dict[str, Any] = {"class": "AutoModelForCausalLM", "base": base}
+        needs["preprocessing"] = base
+        needs["load"] = f"PeftModel.from_pretrained({needs['class']}.from_pretrained(base), .)"
+        save_adapter(model, folder, config, {**manifest, "needs": needs})
         return
     needs = {
         "package": f"fedpers=={fedpers.__version__}",
@@ -110,7 +122,7 @@ def _export_hf(
     if not whole:
         needs["load"] = f"PeftModel.from_pretrained({needs['load']}, .)"
     if kind == "text":
-        needs["max_tokens"] = MAX_TOKENS
+        needs["max_tokens"] = config.data.max_tokens
     with whole_folder(folder, {**manifest, "needs": needs}) as new:
         if own:
             frozen.save_pretrained(new if whole else new / "base")

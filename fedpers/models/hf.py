@@ -12,6 +12,7 @@ from torch import nn
 
 from fedpers.errors import ConfigError
 from fedpers.models.backbones import Backbone
+from fedpers.models.lora import linear_layers
 from fedpers.pretrained import load_pretrained, pretrained_name
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ QUERY_VALUE = (
     ("Wqkv",),
     ("qkv",),
     ("in_proj",),
+    ("c_attn",),
 )
 
 
@@ -49,7 +51,7 @@ class HfText(Backbone):
     def __init__(self, model: nn.Module, feature_dim: int, head_path: str) -> None:
         super().__init__()
         self.model, self.feature_dim, self.head_path = model, feature_dim, head_path
-        self.lora_target = _query_value(model)
+        self.lora_target = query_value(model)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features [batch, feature_dim]."""
@@ -73,7 +75,7 @@ class HfImage(Backbone):
     ) -> None:
         super().__init__()
         self.model, self.feature_dim, self.head_path = model, feature_dim, head_path
-        self.lora_target = _query_value(model)
+        self.lora_target = query_value(model)
         config: Any = model.config
         config = getattr(config, "vision_config", config)
         size = getattr(config, "image_size", None)
@@ -161,11 +163,13 @@ def _take_head_off(model: nn.Module, model_name: str, outputs: int) -> tuple[int
     return head.in_features, path
 
 
-def _query_value(model: nn.Module) -> tuple[str, ...]:
+def query_value(model: nn.Module) -> tuple[str, ...]:
+    """The names of the query and value layers of attention, if they have one of those."""
+    kinds = linear_layers()
     layers = {
         path.rpartition(".")[2]
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, kinds)
     }
     return next((names for names in QUERY_VALUE if layers.issuperset(names)), ())
 

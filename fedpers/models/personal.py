@@ -27,12 +27,15 @@ class Scaler(NamedTuple):
 class PersonalModel(nn.Module):
     """Frozen or trainable trunk -> feature scaler -> linear head; its tensors grouped in slots.
 
-    Slots: ``body`` (trainable tensors below the head), ``head`` (its weight and bias),
-    ``private`` (LoRA's B factors, where those stay on the device), and those that a method adds.
+    Slots: ``body`` (trainable tensors below the head), ``head`` (its weight and bias, or the
+    adapters of the last blocks), ``private`` (LoRA's B factors, where those stay on the device),
+    and those that a method adds.
 
     Args:
         trunk: a module from inputs to features [batch, d]; what it has trainable is the body.
-        head: from features to scores.
+        head: from features to scores; None where the trunk reads its own states out.
+        upper: without a head, the beginnings of the paths in the trunk of what forms that slot;
+            there is no such slot if none.
         scaler: how features are standardised, None for not at all.
         private_b: put the LoRA B factors in the slot ``private`` instead of the body.
         task: what is learned; None for as many classes as the head has scores.
@@ -46,27 +49,39 @@ class PersonalModel(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        head: nn.Linear,
+        head: nn.Linear | None,
         *,
         scaler: Scaler | None = None,
+        upper: tuple[str, ...] = (),
         private_b: bool = False,
         task: Task | None = None,
     ) -> None:
         super().__init__()
-        self.trunk, self.head = trunk, head
-        self.feature_dim = head.in_features
-        self.task = task or Classification.numbered(head.out_features)
+        self.trunk, self.own_head = trunk, head is not None
+        if head is not None:
+            self.head, self.feature_dim = head, head.in_features
+            task = task or Classification.numbered(head.out_features)
+        else:
+            assert isinstance(trunk, Backbone)
+            self.feature_dim = trunk.feature_dim
+        assert task is not None
+        self.task = task
         self.standardise = scaler is not None
         self.register_buffer("mean", scaler.mean if scaler else None)
         self.register_buffer("scale", scaler.scale if scaler else None)
         # Slot -> clean name -> path of the tensor. Fixed here, since training a phase may
         # switch requires_grad on and off.
-        self._paths: dict[str, dict[str, str]] = {"body": {}, "head": {}}
-        for path, parameter in trunk.named_parameters(prefix="trunk"):
+        self._paths: dict[str, dict[str, str]] = {"body": {}}
+        if self.own_head:
+            self._paths["head"] = {f"head.{name}": f"head.{name}" for name in ("weight", "bias")}
+        elif upper:
+            self._paths["head"] = {}
+        for path, parameter in trunk.named_parameters():
             if parameter.requires_grad:
-                slot = "private" if private_b and ".lora_B." in path else "body"
+                slot = "head" if upper and path.startswith(upper) else "body"
+                slot = "private" if private_b and ".lora_B." in path else slot
+                path = f"trunk.{path}"
                 self._paths.setdefault(slot, {})[clean_name(path)] = path
-        self._paths["head"] = {f"head.{name}": f"head.{name}" for name in ("weight", "bias")}
         self._owners = {slot: self._find_owners(slot) for slot in self._paths}
         self._stages = trunk.stages() if isinstance(trunk, Backbone) else ()
         self._stem = count_frozen(
@@ -120,22 +135,27 @@ class PersonalModel(nn.Module):
 
         ``x`` are inputs, or with ``after_stem`` set what ``prepared`` made of them.
         """
-        if self.whitener is not None and not self.after_stem:
-            x = self.prepared(x)
-        if self._stages and (self.whitener is not None or (self.after_stem and self._stem)):
-            for stage in self._stages[self._stem :]:
-                x = stage.run(x)
-        else:
-            x = self.trunk(x)
-        features = x.flatten(1)
+        features = self._through_trunk(x).flatten(1)
         if self.mean is not None and self.scale is not None:
             features = (features - self.mean) / self.scale
         return features
 
     def forward(self, x: torch.Tensor) -> Outputs:
         """Features and scores of a batch ``x`` of inputs."""
+        if not self.own_head:
+            assert isinstance(self.trunk, Backbone)
+            return self.trunk.read_out(self._through_trunk(x))
         features = self.features(x)
         return Outputs(features, self.head(features))
+
+    def _through_trunk(self, x: torch.Tensor) -> torch.Tensor:
+        if self.whitener is not None and not self.after_stem:
+            x = self.prepared(x)
+        if self._stages and (self.whitener is not None or (self.after_stem and self._stem)):
+            for stage in self._stages[self._stem :]:
+                x = stage.run(x)
+            return x
+        return self.trunk(x)  # type: ignore[no-any-return]
 
     def uniform(self, *shape: int) -> torch.Tensor:
         """Float32 in [0, 1] for what is random in a forward pass of training.
@@ -151,7 +171,7 @@ class PersonalModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model computes. Parts are on the CPU, wherever that is."""
-        return self.head.weight.device
+        return next(self.parameters()).device
 
     @property
     def slots(self) -> Mapping[str, Mapping[str, torch.Tensor]]:

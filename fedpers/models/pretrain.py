@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedpers.cache import cached, fingerprint
 from fedpers.config import Config, Pretrain
 from fedpers.errors import ConfigError
 from fedpers.models.backbones import Backbone
-from fedpers.models.cache import cached, fingerprint
 from fedpers.models.personal import Scaler
 from fedpers.progress import Progress
 from fedpers.seeding import seed_for, seeded, torch_generator

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from fedpers.seeding import seeded
+
+
+def compared(head: Mapping[str, Tensor]) -> Tensor:
+    """What two clients' heads are compared by, float32 [rows, d]: the rows of a layer, one a class;
+    of adapters the B of each (where it is sent, else A) as one row, filled up with zeros."""
+    if "head.weight" in head:
+        return head["head.weight"].float()
+    written = [tensor for name, tensor in head.items() if name.endswith(".lora_B")]
+    return pad_sequence([t.flatten() for t in written or head.values()], batch_first=True).float()
 
 
 class LabelPrior(nn.Module):

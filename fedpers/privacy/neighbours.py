@@ -15,7 +15,10 @@ from fedpers.data.federated import FederatedData
 from fedpers.data.splits import Split
 
 TRAIN, VAL, TEST, PUBLIC = 6, 2, 2, 6
+OF_TOKENS = ("text", "language")
+"""The kinds of data that are token ids."""
 WORDS = 16  # ids of tokens: every vocabulary has so many
+FEW_TOKENS = 8  # of a text for a language model
 SPREAD = 0.5  # of a class's examples around its typical one
 TARGETS = 256  # made up by the task, of which the distinct ones are taken
 
@@ -146,8 +149,8 @@ def made_up(
 def inputs(signature: Signature, classes: Sequence[int], seed: int, scale: float) -> Tensor:
     """Inputs of the classes given, [n, ...]: a typical one of each class, and some spread."""
     generator = torch.Generator().manual_seed(seed)
-    if signature.kind == "text":
-        return texts(signature.shape[-1], classes, generator)
+    if signature.kind in OF_TOKENS:
+        return texts(signature, classes, generator)
     typical = [
         torch.randn(signature.shape, generator=torch.Generator().manual_seed(kind))
         for kind in classes
@@ -156,13 +159,29 @@ def inputs(signature: Signature, classes: Sequence[int], seed: int, scale: float
     return scale * (torch.stack(typical) + SPREAD * spread)
 
 
-def texts(length: int, classes: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Texts of several lengths, int64 [n, 2, length]: token ids, then the attention mask."""
+def texts(signature: Signature, classes: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Texts of several lengths, int64 [n, 2 or 3, length]: token ids, then which are there; for a
+    language model also which are scored: all but the first."""
+    length = signature.shape[-1]
     ids = torch.randint(1, WORDS, (len(classes), length), generator=generator)
     ids[:, 0] = 1 + torch.tensor(classes) % (WORDS - 1)
     used = torch.randint(1, length + 1, (len(classes), 1), generator=generator)
-    mask = (torch.arange(length) < used).long()
-    return torch.stack([ids * mask, mask], dim=1)
+    return with_masks(signature, ids, (torch.arange(length) < used).long())
+
+
+def with_masks(signature: Signature, ids: Tensor, mask: Tensor) -> Tensor:
+    """Ids and mask [..., length] as inputs [..., 2 or 3, length]."""
+    scored = mask * (torch.arange(ids.shape[-1]) > 0)
+    return torch.stack([ids * mask, mask, scored][: signature.shape[0]], dim=-2)
+
+
+def shortened(signature: Signature, targets: Tensor) -> tuple[Signature, Tensor]:
+    """What a language model reads and is to say, of a few tokens: what leaks of many does of few,
+    and much faster. All else as it is."""
+    if signature.kind != "language":
+        return signature, targets
+    length = min(FEW_TOKENS, signature.shape[-1])
+    return Signature(signature.kind, (signature.shape[0], length)), targets[:, : length - 1]
 
 
 def another(made: Made, row: int) -> tuple[Tensor, int]:
@@ -205,10 +224,11 @@ def beyond(value: float) -> Edit:
 
     def edit(made: Made, row: int) -> tuple[Tensor, int]:
         x = made.x[row]
-        if made.signature.kind != "text":
+        if made.signature.kind not in OF_TOKENS:
             return x.abs() * value, int(made.classes[row])
         mask = (torch.arange(x.shape[-1]) < (x.shape[-1] if value > 0 else 1)).long()
-        return torch.stack([mask * (WORDS - 1), mask]), int(made.classes[row])
+        ids = torch.full_like(mask, WORDS - 1)
+        return with_masks(made.signature, ids, mask), int(made.classes[row])
 
     return edit
 

@@ -20,9 +20,9 @@ from fedpers.outputs import Outputs
 from fedpers.params import NoParams, params_of
 from fedpers.registry import Registry
 
-MODES = ("personal", "global", "gated", "local")
-"""Which model predicts: the client's own, the server's, the gate's mixture of both, or one
-trained on the client alone."""
+MODES = ("personal", "global", "gated", "local", "base")
+"""Which model predicts: the client's own, the server's, the gate's mixture of both, one trained on
+the client alone, or the one that training starts from."""
 
 
 class Tally(ABC):
@@ -119,6 +119,8 @@ class Task(ABC):
         Params: a dataclass of the task's own settings (``task.params``).
         tally_type: its sums.
         metrics: by the name that the report has them under, the headline first.
+        predicts_text: targets are the tokens of the text itself: there is no column of labels.
+        has_base: a model is of use before it is trained, and others are compared with it.
 
     Attributes:
         names: of the classes by number, or of the target.
@@ -128,6 +130,8 @@ class Task(ABC):
     Params: ClassVar[type] = NoParams
     tally_type: ClassVar[type[Tally]]
     metrics: ClassVar[Mapping[str, Metric]]
+    predicts_text: ClassVar[bool] = False
+    has_base: ClassVar[bool] = False
     names: tuple[str, ...]
     unit: str = ""
 
@@ -192,8 +196,9 @@ class Task(ABC):
     def outputs(self) -> int:
         """How many scores a head has for an example."""
 
-    def head(self, width: int) -> nn.Linear:
-        """The layer from features [batch, width] to scores, as PyTorch initialises it."""
+    def head(self, width: int) -> nn.Linear | None:
+        """The layer from features [batch, width] to scores, as PyTorch initialises it; None where
+        a model comes with one (``Backbone.read_out``)."""
         return nn.Linear(width, self.outputs)
 
     @abstractmethod
@@ -252,6 +257,11 @@ class Task(ABC):
     def make_up(cls, tally: Any) -> list[int] | None:
         """The examples of a tally by ``names``, where it counts them."""
         return None
+
+    @classmethod
+    def modes(cls) -> tuple[str, ...]:
+        """The modes that a report has of this task."""
+        return tuple(mode for mode in MODES if mode != "base" or cls.has_base)
 
     @classmethod
     def headline(cls) -> tuple[str, Metric]:

@@ -16,7 +16,7 @@ from fedpers.config import Columns, TaskSettings
 from fedpers.errors import DataError
 from fedpers.outputs import Outputs
 from fedpers.tasks import class_metrics
-from fedpers.tasks.base import MODES, TASKS, Metric, Task
+from fedpers.tasks.base import TASKS, Metric, Task
 from fedpers.tasks.columns import column_of
 from fedpers.tasks.counts import Counts
 
@@ -208,7 +208,7 @@ class Classification(Task):
     @classmethod
     def further(cls, results: Mapping[str, Sequence[Counts]]) -> dict[str, Any]:
         """Whether models answer with few classes only."""
-        return {"collapse": {mode: class_metrics.collapse(results[mode], mode) for mode in MODES}}
+        return {"collapse": {mode: class_metrics.collapse(results[mode], mode) for mode in results}}
 
     @classmethod
     def make_up(cls, tally: Counts) -> list[int] | None:

@@ -51,7 +51,7 @@ def vit(size: str) -> PersonalModel:
     model.classifier = nn.Identity()
     trunk = HfImage(model, shape.hidden_size, "classifier", {})
     trunk.requires_grad_(False)
-    add_lora(trunk, Lora(), trunk.lora_target, 0)
+    add_lora(trunk, Lora(), 0)
     return PersonalModel(trunk, nn.Linear(shape.hidden_size, CLASSES))
 
 

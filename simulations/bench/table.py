@@ -246,7 +246,7 @@ def lora_model(name: str) -> PersonalModel:
     torch.manual_seed(0)
     trunk = BACKBONES.get(name)(SHAPE)
     trunk.requires_grad_(False)
-    add_lora(trunk, Lora(), trunk.lora_target, 0)
+    add_lora(trunk, Lora(), 0)
     model = PersonalModel(trunk, nn.Linear(trunk.feature_dim, CLASSES))
     model.after_stem = True
     return model

@@ -14,6 +14,7 @@ from fedpers.channels.base import State
 from fedpers.config import Config, setting
 from fedpers.data import FederatedData
 from fedpers.models import PersonalModel
+from fedpers.models.slots import compared
 from fedpers.parts import Part, Parts
 from fedpers.records import Row, in_the_clear
 from strategies.base import Needs, strategies
@@ -82,7 +83,7 @@ class PFedSim(FedAvg):
         """First the global parts; then the client's own: its mixture of bodies, and its head."""
         parts = super().broadcast(server_round, client)
         if self.params.signal == "delta":
-            self.sent_heads[client] = in_the_clear(parts)["head"]["head.weight"]
+            self.sent_heads[client] = compared(in_the_clear(parts)["head"])
         return parts
 
     def broadcast_to_evaluate(self, server_round: int, client: str) -> Row:
@@ -122,7 +123,7 @@ class PFedSim(FedAvg):
         self.models.update(self.updates)
         if self.params.signal == "delta":
             for client, update in self.updates.items():
-                head = in_the_clear(update)["head"]["head.weight"]
+                head = compared(in_the_clear(update)["head"])
                 self.moves[client] = head - self.sent_heads[client]
 
     def _weights(self, models: Mapping[str, Parts]) -> Tensor:
@@ -153,7 +154,7 @@ class PFedSim(FedAvg):
         """What is compared: [clients, classes, d]."""
         if self.params.signal == "delta":
             return torch.stack([self.moves[client] for client in models])
-        heads = torch.stack([model["head"]["head.weight"] for model in models.values()])
+        heads = torch.stack([compared(model["head"]) for model in models.values()])
         if self.params.signal == "centred":
             return heads - heads.mean(dim=0)
         return heads

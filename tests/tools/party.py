@@ -122,7 +122,7 @@ def model_of(name: str, share: str) -> PersonalModel:
         return PersonalModel(trunk, nn.Linear(5, 3))
     backbone = BACKBONES.get(name)(SHAPES[name])
     backbone.requires_grad_(False)
-    add_lora(backbone, Lora(rank=2, share=share), backbone.lora_target, 3)
+    add_lora(backbone, Lora(rank=2, share=share), 3)
     head = nn.Linear(backbone.feature_dim, 3)
     return PersonalModel(backbone, head, private_b=share == "a-only")
 

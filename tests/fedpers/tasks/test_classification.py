@@ -79,7 +79,7 @@ def test_settings_make_the_same_task_elsewhere() -> None:
 
 
 def test_an_unknown_task_or_parameter_is_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"^task\.name: got 'ranking', takes one of class"):
+    with pytest.raises(ConfigError, match=r"^task\.name: got 'ranking', takes one of causal-lm, "):
         task_named(TaskSettings("ranking"))
     with pytest.raises(ConfigError, match=r"^task\.params\.unit: got 'kg', takes one of: names"):
         task_named(TaskSettings("classification", {"unit": "kg"}))
