@@ -214,6 +214,15 @@ def test_what_is_left_of_a_budget_and_of_runs(check: Check, tmp_path: Path) -> N
     assert result.exit_code == 2
 
 
+def test_a_node_without_a_policy_does_not_start(tmp_path: Path) -> None:
+    files = ("root-certificates", "key", "data", "state", "policy")
+    options = [f"--{name}={tmp_path / name}" for name in files]
+    run = ["device", "run", "--server=127.0.0.1:1", "--client=clinic-7", *options]
+    line = refusal(CliRunner().invoke(app, run))
+    assert line.startswith("policy: got ") and "takes a file that can be read" in line
+    assert not (tmp_path / "state").exists()
+
+
 def test_the_operator_signs_a_run(tmp_path: Path) -> None:
     def sign(*options: str) -> Result:
         files = ["--key", str(tmp_path / "operator.key"), "--out", str(tmp_path / "permit.json")]
