@@ -169,7 +169,10 @@ def check_scale(config: Config) -> None:
     hidden = config.confidential or config.channel != Config().channel
     if data.scale == "sums" and (hidden or data.partition.name == "devices"):
         takes = "public or declared where clients' sums would have to be hidden, or are on devices"
-        cure = "declare data.columns.ranges, or set public rows aside (data.public_fraction)"
+        cure = (
+            "declare data.columns.ranges: model.whiten=sums then finds the spreads by hidden sums; "
+            "or set public rows aside (data.public_fraction)"
+        )
         raise ConfigError("data.scale", "sums", takes, cure)
     if data.centre and (config.privacy.by_example or data.scale in ("none", "declared")):
         takes, cure = f"false with data.scale={data.scale}", "set data.scale to public or sums"
