@@ -36,8 +36,8 @@ def sklearn_frame(name: str, client: Callable[[Any], Any] | None = None) -> Fram
 
 def offsets() -> tuple[pd.DataFrame, str | None]:
     """Each client's device measures from another zero."""
-    rng, who = np.random.default_rng(5), np.repeat(np.arange(6), 60)
-    x = rng.standard_normal((360, 3))
+    rng, who = np.random.default_rng(5), np.repeat(np.arange(6), 100)
+    x = rng.standard_normal((600, 3))
     rows = pd.DataFrame(x + np.outer(1000 * who, [1, 0, 0]), columns=list("abc"))
     return rows.assign(owner=who, target=(x[:, 0] + x[:, 1] > 0).astype(int)), "owner"
 
