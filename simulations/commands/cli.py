@@ -20,7 +20,7 @@ from simulations.commands.check import check
 from simulations.commands.compare import compare
 from simulations.commands.console import errors
 from simulations.commands.export import export
-from simulations.commands.map import map_
+from simulations.commands.map import map as map_command
 from simulations.commands.new import new
 from simulations.commands.predict import predict
 from simulations.commands.report import report
@@ -49,7 +49,7 @@ def root(
 
 for command in (new, check, run, compare, attack, audit, bench, report, predict, export, watch):
     app.command()(command)
-app.command("map")(map_)
+app.command()(map_command)
 app.add_typer(device.app, name="device")
 app.add_typer(keys.app, name="keys")
 app.add_typer(devices.app, name="devices")

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from fedpers.errors import RunError
-from simulations.commands.backend import Backend
-from simulations.commands.console import errors, find_plug_ins, progress, signals
+from simulations.commands.console import Backend, errors, find_plug_ins, progress, signals
 
 
 def compare(

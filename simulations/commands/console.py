@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -25,6 +26,13 @@ Client = Annotated[str, typer.Option(help="A client's id, or its place from 0.")
 STOPPED = 130
 # What a disk, or the system for it, says of files that it will not have written or read.
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+
+
+class Backend(StrEnum):
+    """Where the clients of a run are."""
+
+    RAY = "ray"
+    SERIAL = "serial"
 
 
 def find_plug_ins() -> None:

@@ -15,7 +15,7 @@ from simulations.commands.console import errors, find_plug_ins, progress, signal
 STRATEGIES = "fedavg,local:choose=true,intercept,fedavg-ft:choose=true,eb"
 
 
-def map_(
+def map(
     config: Annotated[Path, typer.Argument(help="A YAML file, as configs/digits.yaml.")],
     sizes: Annotated[
         str, typer.Option(help="Training examples a client, separated by commas.")
@@ -44,9 +44,9 @@ def map_(
         plan = maps.plan_of(*given, seeds)
         folder = (out or Path("runs") / f"map-{config.stem}").resolve()
         every, reports, failed = [c for own in plan.values() for c in own], {}, []
-        with progress(len(every)) as advance:
+        with progress(len(every)) as steps:
             for cell, report in compare(config, every, folder, jobs=jobs):
-                advance(f"{cell.name}{'' if report else '  failed'}")
+                steps.done(f"{cell.name}{'' if report else '  failed'}")
                 if report is None:
                     failed.append(cell.name)
                 else:

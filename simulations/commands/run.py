@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from simulations.commands.backend import Backend
 from simulations.commands.console import (
+    Backend,
     Overrides,
     errors,
     find_plug_ins,
