@@ -37,6 +37,8 @@ NOT_RELEASED = {
     "fedpers/models/build.py _build": "the first weights",
     "fedpers/models/lora.py add_lora": "the first adapters",
     "fedpers/models/slots.py PolicyGate.__init__": "the gate's first weights",
+    "fedpers/models/slots.py Valve.__init__": "the valve's first weights",
+    "strategies/methods/ifca.py IFCA.first": "how far apart models start",
     "fedpers/models/export.py _published": "a model that is overwritten at once",
     "clients/methods/fedbabu.py FedBABU.extend": "the head that all clients share",
     # -- who has which data, before the run
@@ -60,8 +62,8 @@ NOT_RELEASED = {
     "clients/methods/feddpa.py FedDPA.recall": "which own examples a prediction is likened to",
     "clients/training/scoring.py Scoring.others": "whose test examples a simulation borrows",
     "clients/training/groups.py disagreement": "a trial of the model on made-up weights",
-    "fedpers/privacy/plan.py _per_sample": "a trial of the method on made-up values",
-    "fedpers/privacy/plan.py _per_sample.made_up": "likewise",
+    "fedpers/privacy/plan.py _each_alone": "a trial of the method on made-up values",
+    "fedpers/privacy/plan.py _each_alone.made_up": "likewise",
     "fedpers/privacy/plan.py _spread": "likewise",
     "fedpers/privacy/neighbours.py inputs": "made-up examples of the leak test",
     "fedpers/privacy/neighbours.py texts": "likewise",
@@ -78,6 +80,8 @@ NOT_RELEASED = {
     "fedpers/tasks/regression.py Regression.made_up": "likewise",
     # -- on a server: what is made of releases
     "strategies/base.py PersonalizedStrategy.select": "who is asked; no privacy rests on it",
+    "strategies/methods/dfedalt.py DFedAlt.mixing": "who is whose neighbour in a round",
+    "strategies/methods/dfedalt.py edges_of": "likewise",
     "strategies/methods/perada.py PerAda.refine": "the order of public batches",
     # -- names
     "fedpers/channels/sealed/keys.py generate": "the name of a key",
