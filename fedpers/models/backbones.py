@@ -50,6 +50,11 @@ class Backbone(nn.Module):
         """Features and scores, of what ``forward`` gives: for a task that brings no head."""
         raise NotImplementedError("read_out")
 
+    def generate(self, ids: torch.Tensor, most: int) -> torch.Tensor:
+        """The tokens [m], at most ``most``, that a language model takes for likeliest after ``ids``
+        [L], one after another."""
+        raise NotImplementedError("generate")
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features [batch, feature_dim] of a batch of inputs."""
         for stage in self.stages():

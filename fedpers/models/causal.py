@@ -14,6 +14,7 @@ from fedpers.models.backbones import Backbone, Stage
 from fedpers.models.hf import query_value
 from fedpers.models.token_scores import TokenScores
 from fedpers.outputs import Outputs
+from fedpers.packaged import quiet
 from fedpers.pretrained import load_pretrained
 
 BATCH = 16  # texts of about one length in a forward pass without gradients
@@ -84,6 +85,22 @@ class CausalTrunk(Backbone):
         first = scored.int().argmax(1)
         features = hidden[torch.arange(len(hidden), device=hidden.device), first]
         return Outputs(features, torch.cat(halves, 1))
+
+    @torch.no_grad()
+    def generate(self, ids: Tensor, most: int) -> Tensor:
+        """As any language model's; until it says that the text ends."""
+        given = ids[None]
+        end = self.model.config.get_text_config().eos_token_id
+        end = end[0] if isinstance(end, list) else end
+        with quiet():
+            found: Tensor = self.model.generate(
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=most,
+                do_sample=False,
+                pad_token_id=0 if end is None else end,
+            )
+        return found[0, len(ids) :]
 
     def _whole(self, x: Tensor) -> Tensor:
         """From tokens to the last hidden states; the rows stay in their order, as clients that are

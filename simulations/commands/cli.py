@@ -20,6 +20,7 @@ from simulations.commands.check import check
 from simulations.commands.compare import compare
 from simulations.commands.console import errors
 from simulations.commands.export import export
+from simulations.commands.generate import generate
 from simulations.commands.map import map as map_command
 from simulations.commands.new import new
 from simulations.commands.predict import predict
@@ -47,7 +48,8 @@ def root(
         check_packages()
 
 
-for command in (new, check, run, compare, attack, audit, bench, report, predict, export, watch):
+ON_A_RUN = (report, predict, generate, export, watch)
+for command in (new, check, run, compare, attack, audit, bench, *ON_A_RUN):
     app.command()(command)
 app.command()(map_command)
 app.add_typer(device.app, name="device")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -104,11 +105,15 @@ class FinishedRun:
         takes = f"one of {shown}, or a number from 0 to {len(known) - 1}"
         raise ConfigError("--client", name, takes)
 
+    def load(self, client: str) -> dict[str, Any]:
+        """Put a client's model into the resident one; its manifest."""
+        return load_adapter(self.model, self.clients[client])
+
     def predict(self, client: str, x: Tensor) -> Predictions:
         """The predictions of one client's models for inputs ``x`` [n, ...]."""
-        manifest = load_adapter(self.model, self.clients[client])
+        manifest = self.load(client)
         scores = {"personal": self._scores(x)}
-        if self._fill_global():
+        if self.fill_global():
             scores["global"] = self._scores(x)
         gate, note = manifest.get("gate"), ""
         if self.algorithm.chooses:
@@ -124,10 +129,10 @@ class FinishedRun:
         """
         if folder.exists():
             raise ConfigError("--out", str(folder), "a folder that is not there yet")
-        manifest = load_adapter(self.model, self.clients[client])
+        manifest = self.load(client)
         export_model(self.model, folder.resolve(), self.config, self.data, manifest)
 
-    def _fill_global(self) -> bool:
+    def fill_global(self) -> bool:
         """Put the global model into the resident one, which holds a client's; if there is any."""
         path, filling = self.folder / GLOBAL, self.algorithm.filled("global")
         if filling is None or not path.exists():

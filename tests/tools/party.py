@@ -40,6 +40,7 @@ class Party:
         name: mlp, vit-tiny or conv1d with LoRA; small is an MLP that is trained whole.
         share: LoRA's.
         method: its name.
+        given: another model and the clients' examples, whatever name, sizes and share say.
     """
 
     def __init__(
@@ -49,15 +50,19 @@ class Party:
         sizes: Sequence[int] = SIZES,
         share: str = "both",
         method: str = "ditto",
+        given: tuple[PersonalModel, list[Examples]] | None = None,
     ) -> None:
         self.config = load_config(None, [f"strategy.name={method}", *TRAINING, *overrides])
         torch.manual_seed(5)
-        self.model = model_of(name, share)
+        self.model = given[0] if given else model_of(name, share)
         found, params = find_algorithm(method, self.config, ["gate_width"])
         self.algorithm: LocalAlgorithm = found(self.config, self.model, params)
-        self.examples = [
-            Examples(torch.randn(n, *SHAPES[name]), torch.randint(0, 3, (n,))) for n in sizes
-        ]
+        if given:
+            self.examples, sizes = given[1], [len(own) for own in given[1]]
+        else:
+            self.examples = [
+                Examples(torch.randn(n, *SHAPES[name]), torch.randint(0, 3, (n,))) for n in sizes
+            ]
         first = {s: p.like(p.vector + shake(p.vector)) for s, p in self.algorithm.initial.items()}
         self.workings = []
         for _ in sizes:

@@ -1,0 +1,47 @@
+"""Language models: folded as one by one, private without hooks as with Opacus'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from languages import save_model, settings
+from party import PRIVACY, Party, assert_same
+
+from clients.base import find_algorithm
+from fedpers.data import load_data
+from fedpers.errors import ConfigError
+from fedpers.models import build_model
+
+
+def party(folder: Path, kind: str, *overrides: str) -> Party:
+    """Clients of one node that have texts of their own, one of them none."""
+    config = settings(folder, save_model(kind, folder / kind), overrides)
+    data = load_data(config)
+    model = build_model(config, data)
+    model.after_stem = True
+    examples = [data.client(client).train for client in data.clients]
+    examples[1] = examples[1].take(examples[1].y[:0, 0])
+    cut = [type(e)(model.stem(e.x), e.y) for e in examples]
+    return Party("small", *PRIVACY, "privacy.lr=0.2", given=(model, cut))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "lora", ["{rank: 2, share: both, layers: 2}", "{rank: 2, share: ffa}"], ids=["cut", "whole"]
+)
+def test_at_once_as_one_by_one(kind: str, lora: str, tmp_path: Path) -> None:
+    own = party(tmp_path, kind, f"model.lora={lora}")
+    shared = own.algorithm.phases()[1]
+    assert_same(own.alone(shared), own.together(shared))
+    one = own.alone(shared, own.accounts(tmp_path))  # by Opacus' hooks
+    assert_same(one, own.together(shared, own.accounts(tmp_path)))
+
+
+@pytest.mark.parametrize("method", ["fedper", "fedrep", "fedbabu", "pfedsim", "fedala", "fedcp"])
+def test_a_method_that_has_a_head_apart_is_refused_without_one(method: str, tmp_path: Path) -> None:
+    overrides = ["model.head=none", f"strategy.name={method}"]
+    config = settings(tmp_path, save_model("llama", tmp_path / "llama"), overrides)
+    found, params = find_algorithm(method, config, ["rho", "signal", "gate_width"])
+    with pytest.raises(ConfigError, match=method):
+        found(config, build_model(config, load_data(config)), params)
