@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpers.channels.base import Channel, Needs, State
-from fedpers.channels.build import channel_of, check_channel
+from fedpers.channels.build import channel_of, check_channel, settle
 from fedpers.cohorts import cohort_of
 from fedpers.config import Config, NoParams, params_of
 from fedpers.data import FederatedData
@@ -170,7 +170,9 @@ class PersonalizedStrategy:
         params = cls.own_params(config)
         if config.model.whiten == "sums":
             check_pools(config, "model.whiten", "sums", "public")
-        check_channel(config, cls.needs(params), cls.weights)
+        needed = cls.needs(params)
+        settle(config, needed, cls.weights, len(data.clients))
+        check_channel(config, needed, cls.weights)
         return params
 
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedpers.channels.base import Channel, Method, Needs
 from fedpers.channels.client_noise import ClientNoise
 from fedpers.channels.client_noise_node import ClientNoiseNode
+from fedpers.channels.identity.home import REGISTRY
 from fedpers.channels.masked.channel import Masked
 from fedpers.channels.masked.node import MaskedNode
 from fedpers.channels.named import channel_named
@@ -61,6 +62,31 @@ def check_channel(config: Config, needs: Needs, weighted: str) -> None:
         takes, cure = "plain with encryption.enabled=true", "leave one of them out"
         raise ConfigError("channel", config.channel, takes, cure)
     _kind(config).check(config, needs, weighted)
+
+
+def settle(config: Config, needs: Needs, weighted: str, clients: int) -> None:
+    """Have ``encryption.scheme: auto`` say what it takes here; ``config`` is changed in place.
+
+    Masked sums, where a server of the method needs sums alone and cohorts are large enough: there
+    is no key that all share. Else it stays, and BFV or CKKS is what it means: under a key of theirs
+    that is given, and with ``privacy.unit: client``.
+
+    Args:
+        weighted: see ``fedpers.channels.base.Method``.
+        clients: how many there are.
+    """
+    settings = config.encryption
+    if not settings.enabled or settings.scheme != "auto" or config.privacy.by_client:
+        return
+    if settings.keys is not None and not (Path(settings.keys) / REGISTRY).is_file():
+        return
+    try:
+        Masked.check(config, needs, weighted)
+        if settings.keys is None:  # else it is of devices, of which there may be any number
+            Masked.check_clients(config, needs, clients)
+    except ConfigError:
+        return
+    settings.scheme = Masked.name
 
 
 def _kind(config: Config) -> type[Channel]:

@@ -30,11 +30,12 @@ class Masks:
 class Encryption:
     """Encrypted aggregation.
 
-    ``scheme``: ``bfv`` (quantised, exact sums, fewest bytes) or ``ckks``, under one key of all
-    clients, of which ``auto`` picks; or ``masked``: the server has sums and no client's update, and
-    there is no such key, see ``masks``. ``keys``: the folder with ``client.key`` on the nodes and
-    ``server.context`` on the server, as made by ``fedpers keys new``; null: the nodes of a
-    simulation make a key for the run. ``range``: values beyond -range..range are clipped to it.
+    ``scheme``: ``masked`` (the server has sums and no client's update, and there is no common key,
+    see ``masks``); ``bfv`` (quantised, exact sums) or ``ckks``, under one key of all clients.
+    ``auto`` takes masked sums where the method's server needs sums alone and no such key is given.
+    ``keys``: the folder with ``client.key`` on the nodes and ``server.context`` on the server, as
+    made by ``fedpers keys new``; null: the nodes of a simulation make a key for the run.
+    ``range``: values beyond -range..range are clipped to it.
     ``honest``: of a cohort, the share of clients that is trusted to answer and to add its part of
     the noise, where the server cannot (``privacy.unit: client``). ``rotate_at``: from this round on
     updates are sealed under the key in ``next.key`` and ``next.context`` beside the other files;

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from fedpers.parts import Parts
+
 ROOT = Path(__file__).parents[2]
 SMALL = """
 rounds: 2
@@ -46,6 +48,22 @@ def test_ray_and_serial_give_the_same_numbers(tmp_path: Path) -> None:
     ray = run(tmp_path / "ray")
     for kind in ("personal", "global", "local"):
         assert ray["accuracy"][kind] == pytest.approx(serial["accuracy"][kind], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_masked_sums_are_the_same_bits_through_ray_and_serial_whoever_hosts_whom(
+    tmp_path: Path,
+) -> None:
+    """Masks are fresh in each run, and of the mean nothing is left of them."""
+    found = []
+    for name, how in [("serial", ["--backend", "serial"]), ("ray", []), ("six", [])]:
+        more = ["simulation.nodes=6"] if name == "six" else []
+        settings = ["encryption.enabled=true", "strategy.name=fedavg", *more]
+        report = run(tmp_path / name, *settings, *how)
+        assert report["encryption"]["scheme"] == "masked"
+        (state,) = (tmp_path / name).glob("runs/*/checkpoint/*/parts.safetensors")
+        found.append(Parts.load(state).digest())
+    assert len(set(found)) == 1
 
 
 @pytest.mark.slow

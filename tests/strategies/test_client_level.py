@@ -17,6 +17,7 @@ from fedpers.channels.base import Opening, Turn
 from fedpers.channels.client_noise import ClientNoise
 from fedpers.channels.plain import Plain
 from fedpers.config import Config, load_config
+from fedpers.data import load_data
 from fedpers.errors import ClientError, ConfigError
 from fedpers.mixing import Mixing
 from fedpers.parts import Layout, Part, Parts
@@ -291,7 +292,7 @@ def test_a_plugins_own_mixing_is_refused(bind: Any) -> None:
     config = bind("fedavg").config
     config.privacy.enabled, config.privacy.unit = True, "client"
     with pytest.raises(ConfigError, match=r"has weights of its own; set privacy\.") as found:
-        Favourite.check(config, None)  # type: ignore[arg-type]
+        Favourite.check(config, load_data(config))
     assert "\n" not in str(found.value)
 
 

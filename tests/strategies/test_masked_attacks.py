@@ -102,9 +102,11 @@ def sums(digits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return Sums(tmp_path / "run", digits, monkeypatch)
 
 
-def test_who_is_lost_at_any_moment_costs_itself_or_the_round(sums: Sums) -> None:
+@pytest.mark.parametrize("rounds", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_who_is_lost_at_any_moment_costs_itself_or_the_round(sums: Sums, rounds: int) -> None:
     rng, moments = Random(3), ("train", "sign", "reveal")
-    lost = {(r, k): rng.choice(moments) for r in range(1, 9) for k in rng.sample(range(6), 2)}
+    every = range(1, rounds + 1)
+    lost = {(r, k): rng.choice(moments) for r in every for k in rng.sample(range(6), 2)}
 
     def meddle(said: Said) -> list[Row] | None:
         (client,) = said.clients  # a node each
@@ -113,8 +115,9 @@ def test_who_is_lost_at_any_moment_costs_itself_or_the_round(sums: Sums) -> None
         )
         return None if lost.get((terms.round, int(client))) == said.kind else said.answer
 
-    lines = sums.run(*LOOSE, "rounds=8", "evaluation.every=8", meddle=meddle)
-    assert len(sums.found) == 8 and set(lost.values()) == set(moments)
+    settings = [f"rounds={rounds}", f"evaluation.every={rounds}"]
+    lines = sums.run(*LOOSE, *settings, meddle=meddle)
+    assert len(sums.found) == rounds and set(lost.values()) == set(moments)
     sums.check()
     for line in lines:  # who was lost after its upload is in the sum
         late = [k for (r, k), at in lost.items() if r == line["round"] and at == "train"]

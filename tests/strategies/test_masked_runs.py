@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from fedpers.channels.masked.masks import Words
 from fedpers.channels.masked.server import MaskedServer
 from fedpers.channels.masked.session import Terms
 from fedpers.config import load_config
+from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from simulations.backends import checks
+from strategies.base import find_strategy
 
 ON = ["encryption.enabled=true", "encryption.scheme=masked"]
 LEARN = ["training.epochs=4", "model.pretrain.task=clusters", "model.pretrain.epochs=3"]
@@ -93,6 +96,14 @@ def test_the_sum_is_that_of_the_vectors_whoever_hosts_whom(
             ["strategy.combine=median"],
             r"strategy\.combine: .* mean with masked sums",
         ),
+        ("dfedalt", [], r"strategy\.name: .*this one has mixtures for single clients"),
+        ("ifca", [], r"strategy\.name: .*a method whose server needs sums alone"),
+        ("fedavg", ["strategy.combine=krum"], r"strategy\.combine: .* mean with masked sums"),
+        (
+            "fedavg",
+            ["encryption.keys=/of/devices"],
+            r"encryption\.keys: got '/of/devices', takes null with masked sums in a simulation",
+        ),
         ("fedavg", ["encryption.rotate_at=2"], r"encryption\.rotate_at: .* no common key"),
         ("fedavg", ["encryption.masks.minimum=7"], r"encryption\.masks\.minimum: got 7, .* of 7 "),
         (
@@ -131,3 +142,37 @@ def test_keys_are_each_clients_own_and_pinned(run: Any) -> None:
     for path in paths:
         secrets = json.loads(path.read_text())
         assert not any(secrets[name] in public for name in ("agreement", "signing", "chain"))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "taken"),
+    [
+        ("fedavg", [], "masked"),
+        ("perada", [], "masked"),
+        ("ditto", ["privacy.enabled=true"], "masked"),
+        ("pfedsim", [], "auto"),  # BFV or CKKS, as it needs
+        ("dfedalt", [], "auto"),
+        ("fedavg", ["encryption.rotate_at=2"], "auto"),
+        ("fedavg", ["privacy.enabled=true", "privacy.unit=client"], "auto"),
+        ("fedavg", ["encryption.masks.minimum=7"], "auto"),  # cohorts are too small
+        ("fedavg", ["encryption.scheme=bfv"], "bfv"),
+    ],
+)
+def test_auto_takes_masked_sums_where_sums_are_all_that_the_server_needs(
+    digits: list[str], name: str, overrides: list[str], taken: str
+) -> None:
+    settings = ["encryption.enabled=true", "strategy.name=" + name, *overrides]
+    config = load_config(None, [*digits, *settings])
+    find_strategy(config).check(config, load_data(config))
+    assert config.encryption.scheme == taken
+
+
+def test_auto_keeps_to_a_key_that_is_given(digits: list[str], tmp_path: Path) -> None:
+    for held, taken in [("server.context", "auto"), (REGISTRY, "masked")]:
+        folder = tmp_path / taken
+        folder.mkdir()
+        (folder / held).touch()
+        settings = ["encryption.enabled=true", "strategy.name=fedavg", f"encryption.keys={folder}"]
+        config = load_config(None, [*digits, *settings])
+        find_strategy(config).check(config, load_data(config))
+        assert config.encryption.scheme == taken

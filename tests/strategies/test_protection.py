@@ -10,6 +10,7 @@ import pytest
 from fedpers.channels.build import check_channel
 from fedpers.cohorts import check_cohort
 from fedpers.config import load_config
+from fedpers.data import load_data
 from fedpers.errors import ConfigError, RunError
 from fedpers.parts import Parts
 from strategies.base import Mixing, Needs, PersonalizedStrategy
@@ -215,7 +216,7 @@ def test_it_is_refused_before_a_run_starts(run: Any, setting: str) -> None:
 def test_with_weights_of_its_own_it_is_refused() -> None:
     config = load_config(None, ["strategy.combine=trimmed"])
     with pytest.raises(ConfigError, match="for a method with a mixing of its own; set"):
-        OwnMixing.check(config, None)  # type: ignore[arg-type]
+        OwnMixing.check(config, load_data(config))
 
 
 def test_without_distillation_perada_may(bind: Any) -> None:

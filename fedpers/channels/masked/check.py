@@ -53,14 +53,18 @@ def check_method(config: Config, needs: Needs, weighted: str) -> None:
 
 
 def check_cohorts(config: Config, clients: int) -> None:
-    """Refuse cohorts below the minimum that clients stand on.
+    """Refuse cohorts below the minimum that clients stand on, and keys where a run makes them.
 
     Args:
-        clients: how many there are.
+        clients: of a simulation.
 
     Raises:
         ConfigError: naming the setting and the cure.
     """
+    if (keys := config.encryption.keys) is not None:
+        takes = "null with masked sums in a simulation, whose clients make keys of their own"
+        cure = "leave it out, or set encryption.scheme=bfv for a key of fedpers keys new"
+        raise ConfigError("encryption.keys", keys, takes, cure)
     least = config.encryption.masks.minimum
     cohort = cohort_of(config, clients)
     if cohort < least:

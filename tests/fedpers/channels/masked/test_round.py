@@ -168,15 +168,24 @@ def test_a_hundred_rounds_with_three_in_ten_lost_somewhere(tmp_path: Path, polic
     assert 60 <= exact <= 100
 
 
-@pytest.mark.slow
-def test_a_thousand_clients_with_three_in_ten_lost(tmp_path: Path) -> None:
-    cohort = Cohort(tmp_path, 1000, Policy(corrupt=0.1, dropouts=0.3))
+@pytest.mark.parametrize(
+    "clients",
+    [
+        200,
+        pytest.param(1000, marks=pytest.mark.slow),
+        pytest.param(5000, marks=pytest.mark.slow),
+    ],
+)
+def test_of_many_clients_three_in_ten_are_lost_somewhere(tmp_path: Path, clients: int) -> None:
+    """Of them one in ten may be corrupt and one in five be lost before the upload; more are lost
+    after it."""
+    cohort = Cohort(tmp_path, clients, Policy(corrupt=0.1, dropouts=0.2))
     terms = cohort.terms()
     words = cohort.words(terms)
     order = np.random.default_rng(0).permutation(terms.cohort).tolist()
-    there = sorted(order[:800])
+    there = sorted(order[: int(0.85 * clients)])
     server = cohort.uploaded(terms, words, there)
     server.close()
-    cohort.signed(terms, server, order[:750])
-    cohort.revealed(terms, server, order[:700])
+    cohort.signed(terms, server, order[: int(0.8 * clients)])
+    cohort.revealed(terms, server, order[: int(0.7 * clients)])
     assert (server.unmask() == added(words, there)).all()
