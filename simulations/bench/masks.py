@@ -2,8 +2,9 @@
 
     python -m simulations.bench.masks
 
-In a cohort of 32 all pairs mask, in one of 1,000 the neighbours on a random graph. Of both three in
-ten are lost before their upload is in, which is when unmasking takes longest. BFV and CKKS are
+In a cohort of 32 all pairs mask, in one of 1,000, of which a tenth may be corrupt, the neighbours
+on a random graph. Of both three in ten are lost before their upload is in, which is when unmasking
+takes longest. BFV and CKKS are
 under one key of all clients, and their sum comes down sealed.
 """
 
@@ -47,10 +48,13 @@ class Costs:
     open: float
 
 
+POLICIES = {COHORT: Policy(), MANY: Policy(corrupt=0.1)}
+
+
 def cohort(clients: int, size: int, folder: Path) -> tuple[Terms, dict[str, MaskedClient]]:
     """Terms of a sum of ``size`` values, and the clients that agree to them."""
     identities = [Identity.new(f"{k:04d}") for k in range(clients)]
-    registry, policy = Registry([one.public for one in identities]), Policy()
+    registry, policy = Registry([one.public for one in identities]), POLICIES[clients]
     memory = Memory(folder / "served.json", durable=False)
     memory.enrol([one.client for one in identities])
     made = {one.client: MaskedClient(one, registry, policy, memory) for one in identities}
