@@ -11,6 +11,7 @@ from typing import Any
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedpers.channels.wire import Answers
 from fedpers.errors import ClientError, RunError
@@ -61,8 +62,17 @@ def send_and_receive(
 
 
 def push(grid: Grid, messages: Sequence[Message]) -> dict[str, Message]:
-    """Push messages; by their ids, as ``receive`` takes them."""
-    grid.push_messages(messages)
+    """Push messages; by their ids, as ``receive`` takes them.
+
+    One at a time: a node may let go of a message before all of it is there, and then its own is
+    lost, and no other.
+    """
+    for message in messages:
+        try:
+            grid.push_messages([message])
+        except ObjectPushError:
+            node = message.metadata.dst_node_id
+            log.warning("node %s let go of a message before it was there", node)
     return {message.metadata.message_id: message for message in messages}
 
 

@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedpers.config import load_config
 from fedpers.errors import ConfigError
@@ -91,6 +92,23 @@ def test_the_file_says_whom_a_key_may_speak_for_whatever_its_name(
     assert look(roster, grid) == ["b", "c"]
     assert "it claims client 'b', and the key of 'three' names no such client" in log.text
     assert "its key is in no line of the federation's file" in log.text
+
+
+def test_a_node_that_lets_go_of_its_message_early_costs_itself(
+    registered: Any, log: pytest.LogCaptureFixture
+) -> None:
+    """By a call that it may make; the push of its message then fails in the server's hands."""
+    grid, roster = registered([["a"], ["b"], ["c"]], ["a", "b", "c"]), Roster(strangers=True)
+    push = grid.push_messages
+
+    def push_messages(messages: Any) -> Any:
+        if grid.node_id(1) in [message.metadata.dst_node_id for message in messages]:
+            raise ObjectPushError("an object", 1, "a session")
+        return push(messages)
+
+    grid.push_messages = push_messages
+    assert look(roster, grid) == ["a", "c"]
+    assert f"node {grid.node_id(1)} let go of a message" in log.text
 
 
 def test_in_a_simulation_there_are_no_keys(nodes: Any, registered: Any) -> None:

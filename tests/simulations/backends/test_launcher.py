@@ -154,7 +154,11 @@ def test_other_signals_stop_everything_too(tmp_path: Path, sign: signal.Signals)
 def test_a_run_that_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = launch_toy(tmp_path, monkeypatch, "complete")
     # An empty working folder, both nodes' answers, and no line of Flower's own.
-    assert lines == [f"started in [] with {tmp_path / 'run'}", "answers [40, 41]"]
+    assert lines == [
+        "starting Flower and Ray",
+        f"started in [] with {tmp_path / 'run'}",
+        "answers [40, 41]",
+    ]
     assert not (tmp_path / "run").exists()
 
 
