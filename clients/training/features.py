@@ -117,7 +117,8 @@ def mapped(examples: Examples) -> Examples:
     try:
         with tempfile.TemporaryDirectory(prefix="fedpers-features-") as folder:  # this user's alone
             path = Path(folder) / "x"
-            path.write_bytes(flat.numpy().data)  # tofile would not say that the disk is full
+            # tofile would not say that the disk is full; and numpy has no bfloat16.
+            path.write_bytes(flat.view(torch.uint8).numpy().data)
             kept = torch.from_file(str(path), shared=False, size=x.numel(), dtype=x.dtype)
     except OSError as error:
         takes = f"a folder with room for {x.nbytes} bytes of features ({error})"

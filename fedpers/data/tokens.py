@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from fedpers.errors import ConfigError, DataError
 from fedpers.pretrained import PREFIX, SENTENCE, load_pretrained
 from fedpers.tasks.causal_lm import NOT_SCORED
+
+log = logging.getLogger("fedpers")
 
 
 def tokenize(model_name: str, texts: list[str], max_tokens: int) -> torch.Tensor:
@@ -60,6 +63,10 @@ def continuations(
     befores, owns = (
         tokenizer(list(given), add_special_tokens=False)["input_ids"] for given in (contexts, texts)
     )
+    if cut := sum(len(own) > max_tokens - len(start) for own in owns):
+        log.info(
+            "%s: %d of %d texts are cut at data.max_tokens=%d", where, cut, len(owns), max_tokens
+        )
     for row, (before, own) in enumerate(zip(befores, owns, strict=True)):
         own = own[: max_tokens - len(start)]
         room = max_tokens - len(start) - len(own)

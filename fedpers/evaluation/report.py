@@ -218,6 +218,8 @@ def not_covered(config: Config) -> list[str]:
     named.append(
         "personal models that stay with their clients, where they are trained without noise"
     )
+    if config.privacy.by_example and task_named(config.task)[0].predicts_text:
+        named.append("a document or a person as a whole, of whom each text is protected by itself")
     if config.evaluation.diagnostics:
         named.append("results and losses, which were sent as they are (evaluation.diagnostics)")
     return named

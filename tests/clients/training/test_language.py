@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from languages import save_model, settings
 from party import PRIVACY, Party, assert_same
 
 from clients.base import find_algorithm
+from clients.training.features import FeatureCache
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
+from fedpers.models.causal import unpacked
 
 
 def party(folder: Path, kind: str, *overrides: str) -> Party:
@@ -36,6 +39,20 @@ def test_at_once_as_one_by_one(kind: str, lora: str, tmp_path: Path) -> None:
     assert_same(own.alone(shared), own.together(shared))
     one = own.alone(shared, own.accounts(tmp_path))  # by Opacus' hooks
     assert_same(one, own.together(shared, own.accounts(tmp_path)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_lies_below_is_kept_in_memory_or_in_files(dtype: str, tmp_path: Path) -> None:
+    overrides = [f"model.dtype={dtype}"]
+    config = settings(tmp_path, save_model("llama", tmp_path / "llama"), overrides)
+    data = load_data(config)
+    kept = FeatureCache(data, build_model(config, data)).client("play/2")
+    mapped = FeatureCache(data, build_model(config, data), limit=0).client("play/2")
+    # Texts of one batch are other ones, so that last bits differ; those of the tokens must not.
+    (hidden, *tokens), (other, *same) = (unpacked(own.train.x, 16) for own in (kept, mapped))
+    close = 1e-4 if dtype == "float32" else 0.1
+    torch.testing.assert_close(hidden, other, atol=close, rtol=close)
+    assert all(map(torch.equal, tokens, same)) and str(other.dtype) == f"torch.{dtype}"
 
 
 @pytest.mark.parametrize("method", ["fedper", "fedrep", "fedbabu", "pfedsim", "fedala", "fedcp"])
