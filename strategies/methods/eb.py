@@ -24,6 +24,10 @@ from strategies.methods.fedavg import FedAvg
 
 log = logging.getLogger("fedpers")
 
+NOISED = (
+    "eb: each client's noise is in the sums by which models are chosen: with few examples the choice "
+    "is by chance, and training alone (strategy.name=local), which sends nothing, may be far better"
+)
 MODELS = ("global", "fine-tuned", "empirical Bayes", "local")
 
 
@@ -53,7 +57,9 @@ class EB(FedAvg):
         assumed = torch.full((len(RIDGES),), ASSUMED)
         population = Population(moments.share, moments.mean, moments.within, assumed)
         self.known |= {"eb": population.to_part()}
-        if not frame.apart:
+        if frame.apart:
+            log.warning("%s", NOISED)
+        else:
             population = population.with_spread(self.pools("eb spread", 3 * len(RIDGES)))
             self.known |= {"eb": population.to_part()}
         tuned = len(choosing.epochs(self.params.tune_epochs))
