@@ -25,8 +25,8 @@ from strategies.methods.fedavg import FedAvg
 log = logging.getLogger("fedpers")
 
 NOISED = (
-    "eb: each client's noise is in the sums by which models are chosen: with few examples the choice "
-    "is by chance, and training alone (strategy.name=local), which sends nothing, may be far better"
+    "eb: each client's noise is in the sums by which models are chosen: with few examples that is "
+    "by chance, and training alone (strategy.name=local), which sends nothing, may be far better"
 )
 MODELS = ("global", "fine-tuned", "empirical Bayes", "local")
 
