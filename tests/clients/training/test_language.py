@@ -14,7 +14,7 @@ from clients.training.features import FeatureCache
 from fedpers.data import load_data
 from fedpers.errors import ConfigError
 from fedpers.models import build_model
-from fedpers.models.causal import unpacked
+from fedpers.models.causal import HERE, unpacked
 
 
 def party(folder: Path, kind: str, *overrides: str) -> Party:
@@ -51,7 +51,8 @@ def test_what_lies_below_is_kept_in_memory_or_in_files(dtype: str, tmp_path: Pat
     # Texts of one batch are other ones, so that last bits differ; those of the tokens must not.
     (hidden, *tokens), (other, *same) = (unpacked(own.train.x, 16) for own in (kept, mapped))
     close = 1e-4 if dtype == "float32" else 0.1
-    torch.testing.assert_close(hidden, other, atol=close, rtol=close)
+    there = (tokens[1] & HERE).bool()  # behind a text there may be anything, which nothing reads
+    torch.testing.assert_close(hidden[there], other[there], atol=close, rtol=close)
     assert all(map(torch.equal, tokens, same)) and str(other.dtype) == f"torch.{dtype}"
 
 
