@@ -14,6 +14,7 @@ from clients.training.trainer import Trainer
 from clients.training.view import ModelView
 from fedpers import choosing, moments
 from fedpers.config import setting
+from fedpers.context import Context
 from fedpers.discriminant import Heads, Own, Population
 from fedpers.outputs import Outputs
 from fedpers.parts import Parts
@@ -48,6 +49,10 @@ class EB(Alone):
     scored = "after mixing"
     chooses = "a mixture of global, fine-tuned, empirical-Bayes and local predictions"
     accounted = True  # the model of its own influences nothing that leaves
+
+    def receive(self, broadcast: Parts, personal: Parts, context: Context) -> Parts:
+        """As the base, with what each model of the mixture is at first."""
+        return self._started(super().receive(broadcast, personal, context))
 
     def phases(self) -> Sequence[Phase]:
         """The model of its own, then the shared one."""
@@ -96,10 +101,11 @@ class EB(Alone):
 
     def tune(self, working: Parts, trainer: Trainer, batches: int | None = None) -> Parts:
         """The models as they were chosen; a newcomer's is fine-tuned, and nothing else."""
-        working, chosen = self._started(working), choosing.chosen(working)
+        chosen = choosing.chosen(working)
         if batches is not None or chosen is None:
             tuned = super().tune(working, trainer, batches)
-            return tuned.only(name for name in tuned if name != choosing.CHOSEN)
+            others = [name for name in tuned if name != choosing.CHOSEN]
+            return tuned if len(others) == len(tuned) else tuned.only(others)
         for phase in self.tuning()[: chosen[0]]:
             working = trainer.run(phase, working)
         alone = Parts({"body": working["personal.body"], "head": working["personal.head"]})
@@ -132,7 +138,7 @@ class EB(Alone):
     def _losses(self, working: Parts, trainer: Trainer) -> tuple[Tensor, float]:
         """After each stretch, of each empirical-Bayes head, and of each model of its own."""
         x, y, found = trainer.validation.x, trainer.validation.y, list[Tensor]()
-        tuned = self._started(working)
+        tuned = working
         for phase in (None, *self.tuning()):
             tuned = tuned if phase is None else trainer.run(phase, tuned)
             found.append(self.task.loss(trainer.outputs(self.branch(()) | TUNED, tuned, x), y))

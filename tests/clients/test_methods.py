@@ -342,7 +342,7 @@ def test_a_only_adapters_are_for_methods_that_share_a_body_and_keep_none(
     config = load_config(None, [*settings, f"data.partition.path={tmp_path / 'split.npz'}"])
     found, params = find_algorithm(name, config, ())
     model = build_model(config, load_data(config))
-    whole = {"apfl", "ditto", "fedala", "fedavg-ft", "fedbabu", "feddpa", "perada", "pfedsim"}
+    whole = {"apfl", "ditto", "eb", "fedala", "fedavg-ft", "fedbabu", "feddpa", "perada", "pfedsim"}
     if name in whole:
         with pytest.raises(ConfigError, match=r"model\.lora\.share: got 'a-only', takes ffa or"):
             found(config, model, params)
