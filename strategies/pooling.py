@@ -85,9 +85,9 @@ class Pools:
         self.method, self.roster, self.budgets = method, roster, budgets
         self.server_round = self.asked = 0
 
-    def open(self, wire: Post, state: Path) -> None:
+    def open(self, wire: Post, state: Path, resumed: bool) -> None:
         """Take up the run, its nodes being there."""
-        self._wire, self._state = wire, state
+        self._wire, self._state, self._resumed = wire, state, resumed
 
     def __call__(self, what: str, size: int) -> Tensor:
         """The mean [size] over all clients' examples of the vectors that their side makes.
@@ -102,7 +102,7 @@ class Pools:
         post = Post(vector, self.roster)
         post.grid, post.run_folder = self._wire.grid, self._wire.run_folder
         clients, said = len(self.roster.clients), self.roster.said
-        vector.channel.open(Opening(post, clients, said, self._state))
+        vector.channel.open(Opening(post, clients, said, self._state, self._resumed))
         # It goes on where the method's own is, and that one where it ends.
         vector.channel.load_state({}, method.channel.state()[1])
         # Numbers of their own, above all rounds': what clients keep for a round is not mixed up.

@@ -165,6 +165,11 @@ class Post:
     # -- what a channel asks ---------------------------------------------------------------------
 
     @property
+    def run(self) -> str:
+        """The name of the run, that of its folder."""
+        return Path(self.run_folder).name
+
+    @property
     def nodes(self) -> Sequence[int]:
         """The nodes that are there."""
         return list(self.roster.hosts)

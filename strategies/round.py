@@ -225,6 +225,7 @@ class Round:
         before = method.parts
         mixed = self.channel.mix(Turn(self.number, self.cohort, before), mixing, updates)
         answers.leave_out(mixed.failures)
+        self.reports = {c: r for c, r in self.reports.items() if c not in mixed.failures}
         self.unused = mixed.unused
         if self.unused:
             return True

@@ -226,7 +226,7 @@ class Run(Strategy):
         tally, first = self.method.task.tally_type, 1
         if files.resumed:
             first = files.restore(self.load_state, tally) + 1
-        self.pools.open(self.post, state)
+        self.pools.open(self.post, state, files.resumed)
         if config.model.whiten == "sums" and not files.resumed:
             self.method.known |= files.keep_known(self.pools.whitening())
         if first > config.rounds:

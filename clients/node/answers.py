@@ -69,7 +69,7 @@ def roster(host: ClientHost, _: Rows, body: Body) -> Answered:
 def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """Train the clients named; their updates are one row each, in the order of ``clients``; none
     where the channel keeps them."""
-    opened = _arrived(host, rows)
+    opened = _arrived(host, rows, body)
     updates: Rows = []
     reports: dict[str, dict[str, Any]] = {}
     server_round, terms = body["round"], body.get("channel", {})
@@ -97,7 +97,7 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
 
 def poll(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """What the clients named tell before a round, see ``LocalAlgorithm.poll``."""
-    opened = _arrived(host, rows)
+    opened = _arrived(host, rows, body)
     told: dict[str, dict[str, float]] = {}
 
     def one(host: ClientHost, client: str) -> None:
@@ -112,7 +112,7 @@ def poll(host: ClientHost, rows: Rows, body: Body) -> Answered:
 def pool(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """What the clients named add to a sum over all, see ``LocalAlgorithm.pool``; it leaves as an
     update does."""
-    opened, vectors = _arrived(host, rows), list[Row]()
+    opened, vectors = _arrived(host, rows, body), list[Row]()
     reports: dict[str, dict[str, Any]] = {}
 
     def one(host: ClientHost, client: str) -> None:
@@ -131,7 +131,7 @@ def pool(host: ClientHost, rows: Rows, body: Body) -> Answered:
 
 def method(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """What the clients named answer to a message of the method's own."""
-    opened = _arrived(host, rows)
+    opened = _arrived(host, rows, body)
     answers: dict[str, Mapping[str, Any]] = {}
 
     def one(host: ClientHost, client: str) -> None:
@@ -167,7 +167,7 @@ def baseline(host: ClientHost, _: Rows, body: Body) -> Answered:
 
 def evaluate(host: ClientHost, rows: Rows, body: Body) -> Answered:
     """Evaluate the clients named: counts of right and wrong answers, no example."""
-    opened = _arrived(host, rows)
+    opened = _arrived(host, rows, body)
     results: list[dict[str, Any]] = []
 
     def one(host: ClientHost, client: str) -> None:
@@ -187,7 +187,7 @@ def newcomers(host: ClientHost, rows: Rows, body: Body) -> Answered:
     results: dict[int, list[dict[str, Any]]] = {batches: [] for batches in body["batches"]}
     if host.holds_back:
         return [], {"results": results, "failures": {}}
-    opened = _arrived(host, rows)
+    opened = _arrived(host, rows, body)
 
     def one(host: ClientHost, client: str) -> None:
         for batches, found in results.items():
@@ -212,9 +212,9 @@ def export(host: ClientHost, _: Rows, body: Body) -> Answered:
     return [], {"failures": {} if host.holds_back else failures}
 
 
-def _arrived(host: ClientHost, rows: Rows) -> list[Parts]:
+def _arrived(host: ClientHost, rows: Rows, body: Body) -> list[Parts]:
     """What came, in the clear, with what all clients have."""
-    return [host.channel.arrive(row) | host.known for row in rows]
+    return [parts | host.known for parts in host.channel.arrive(host, rows, body)]
 
 
 def _each(host: Node, body: Body, work: Callable[[Node, str], None]) -> dict[str, Exception]:

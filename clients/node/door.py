@@ -92,8 +92,13 @@ def flag(value: Any, asked: Asked) -> bool:
     return bool(_of(value, bool))
 
 
+def flags(value: Any, asked: Asked) -> list[bool]:
+    """Whether sums of updates are as honest clients' are, which theirs are whatever their data."""
+    return [bool(_of(one, bool)) for one in value]
+
+
 def text(value: Any, asked: Asked) -> str:
-    """Of the code, or of the key's public half."""
+    """Of the code, of a key's public half, or a signature."""
     return str(_of(value, str))
 
 
@@ -176,7 +181,13 @@ FIELDS: dict[str, dict[str, Field]] = {
         **TIMES,
     },
     "method": {"failures": Each("clients", word)},  # no noise covers what it would answer
-    "channel": {"failures": Each("clients", word), "rows": Each("clients", weights), **TIMES},
+    "channel": {
+        "failures": Each("clients", word),
+        "rows": Each("clients", weights),
+        "opens": flags,
+        "agreed": Each("clients", text),
+        **TIMES,
+    },
     # What no noise covers, whether it worked included.
     "baseline": {"failures": diagnostic},
     "evaluate": {"results": diagnostic, "held_back": flag, "failures": diagnostic},

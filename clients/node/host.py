@@ -106,7 +106,7 @@ class ClientHost(Keeper):
                 self.examples = FeatureCache(self.data, self.model, stem=config.model.cache)
         self.groups = Groups(config.training.fold, self.model, self.algorithm, stores / "fold.size")
         clients = len(self.data.clients)
-        super().__init__(config, stores, device, clients, found.weights_of, sources)
+        super().__init__(config, stores, device, clients, found, sources)
         self.known = Parts()  # what all clients have, see ``clients.node.pooling``
         self.hosted = [*self.data.clients, *self.data.held_out]
         self.declared = self.algorithm.declared.layouts

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from clients.base import algorithms
+from clients.base import LocalAlgorithm, algorithms
 from clients.node.device import Device
 from clients.node.failures import Reasons
 from clients.node.store import ClientStore
+from clients.policy.policy import read_policy
 from fedpers.channels.build import node_channel
+from fedpers.channels.node import ClientSide
 from fedpers.config import Config, config_from_json
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Layout, Parts
+from fedpers.pooling import POOLED
 from fedpers.privacy import noise
 from fedpers.stats import Stat
 
@@ -28,7 +31,7 @@ class Keeper:
         stores: the folder of the clients' stores.
         device: where the node is one.
         population: how many clients there are, for a key that is made for the run.
-        weights_of: of the method, for a channel that compares updates; see ``LocalAlgorithm``.
+        method: its client side, of which the channel asks what it derives and compares.
         sources: of what has to be secret; None for what ``privacy.deterministic_for_tests`` says.
 
     Raises:
@@ -46,7 +49,7 @@ class Keeper:
         stores: Path,
         device: Device | None,
         population: int,
-        weights_of: Callable[[Sequence[float]], list[float]],
+        method: type[LocalAlgorithm],
         sources: noise.Sources | None = None,
     ) -> None:
         self.config, self.stores, self.device = config, stores, device
@@ -66,7 +69,8 @@ class Keeper:
             population,
             self.sources,
             keys=device.keys if device else None,
-            weights_of=weights_of,
+            method=ClientSide((*method.derives, POOLED), method.weights_of),
+            least=read_policy(device.policy).cohort if device and device.policy else 1,
         )
 
     def store(self, client: str) -> ClientStore:
@@ -105,4 +109,4 @@ def keeper_of(settings: str, algorithm: str, run_folder: str, device: Device) ->
     """A device's, for what needs no model."""
     device.claim()
     config, stores = config_from_json(settings), stores_of(run_folder, device)
-    return Keeper(config, stores, device, 1, algorithms.get(algorithm).weights_of)
+    return Keeper(config, stores, device, 1, algorithms.get(algorithm))

@@ -145,6 +145,8 @@ class Channel(ABC):
         in_the_clear: whether single updates can be read, and nothing is added to their mean.
         splits: whether a node may answer for its clients in several messages.
         hides_reports: whether clients' reports come as their mean alone, see ``Mixed.report``.
+        fewest: updates that a mixture of the round is made of, at the least; with fewer nothing
+            may be opened.
         adds_noise: whether its sums are of integers, to which clients add shares of the noise where
             privacy is by client, see ``take_noise``.
     """
@@ -155,6 +157,7 @@ class Channel(ABC):
     in_the_clear: ClassVar[bool] = False
     splits: bool = False
     hides_reports: bool = False
+    fewest: int = 1
     adds_noise: ClassVar[bool] = False
 
     def __init__(self, method: Method) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from fedpers.channels.base import Channel, Method, Needs
 from fedpers.channels.client_noise import ClientNoise
 from fedpers.channels.client_noise_node import ClientNoiseNode
 from fedpers.channels.identity.home import REGISTRY
+from fedpers.channels.identity.registry import Public
 from fedpers.channels.masked.channel import Masked
-from fedpers.channels.masked.node import MaskedNode
+from fedpers.channels.masked.node import MaskedNode, enrol
 from fedpers.channels.named import channel_named
-from fedpers.channels.node import NodeChannel
+from fedpers.channels.node import ClientSide, NodeChannel
 from fedpers.channels.sealed.channel import Sealed
+from fedpers.channels.sealed.keys import SERVER_FILE
 from fedpers.channels.sealed.node import SealedNode
 from fedpers.config import Config, Encryption
 from fedpers.errors import ConfigError
@@ -78,7 +80,8 @@ def settle(config: Config, needs: Needs, weighted: str, clients: int) -> None:
     settings = config.encryption
     if not settings.enabled or settings.scheme != "auto" or config.privacy.by_client:
         return
-    if settings.keys is not None and not (Path(settings.keys) / REGISTRY).is_file():
+    folder = None if settings.keys is None else Path(settings.keys)
+    if folder and ((folder / SERVER_FILE).is_file() or not (folder / REGISTRY).is_file()):
         return
     try:
         Masked.check(config, needs, weighted)
@@ -115,6 +118,15 @@ def with_keys(
     return _kind(config).deal(config, needs, clients, server, nodes)
 
 
+def identify(client: str, folder: Path) -> Public:
+    """Make the identity of a client, in a folder of its owner; its public half.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    return enrol(client, folder).public
+
+
 def hides_updates(config: Config) -> bool:
     """Whether the server cannot read single updates."""
     return config.encryption.enabled
@@ -145,31 +157,33 @@ def channel_of(method: Method) -> Channel:
 
 def node_channel(
     config: Config,
-    run_folder: str,
+    stores: str,
     population: int,
     sources: Sources,
     *,
     keys: Path | None = None,
-    weights_of: Callable[[Sequence[float]], list[float]] | None = None,
+    method: ClientSide | None = None,
+    least: int = 1,
 ) -> NodeChannel:
     """The nodes' half.
 
     Args:
-        run_folder: names the run.
+        stores: the folder of the clients' stores, in that of the run.
         population: how many clients there are.
         sources: of what has to be secret.
-        keys: the folder with a device's key; None for ``encryption.keys``.
-        weights_of: of the method, see ``SealedNode``.
+        keys: the folder with a device's keys; None for ``encryption.keys``.
+        method: the client side of the method.
+        least: clients in a sum, at the least, as a device's owner has it.
     """
     inner: NodeChannel
     kind = _kind(config)
     if kind is Masked:
         inner = MaskedNode(config, sources, keys)
     elif kind is Sealed:
-        inner = SealedNode(config, run_folder, population, sources, keys, weights_of)
+        inner = SealedNode(config, stores, population, sources, keys, method, least)
     else:
         inner = kind.node()
     if not config.privacy.by_client:
         return inner
-    least = least_noise(config) if shares_noise(config) else 0.0
-    return ClientNoiseNode(config, inner, sources, least)
+    noise = least_noise(config) if shares_noise(config) else 0.0
+    return ClientNoiseNode(config, inner, sources, noise)

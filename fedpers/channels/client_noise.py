@@ -162,6 +162,8 @@ class ClientNoise(Channel):
     def begin(self, server_round: int, cohort: Sequence[str]) -> None:
         """Charge the round, before anything is released."""
         self.inner.begin(server_round, cohort)
+        if self.shares:
+            self.inner.fewest = self.least_answers(len(cohort))
         if self.shares and not self.inner.adds_noise:
             self._check_range(len(cohort))
         assert self.budget is not None

@@ -56,9 +56,9 @@ class ClientNoiseNode(NodeChannel):
         """
         return sent, {"examples": 1, "loss": None}
 
-    def arrive(self, row: Row) -> Parts:
+    def arrive(self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]) -> list[Parts]:
         """As the channel within."""
-        return self.inner.arrive(row)
+        return self.inner.arrive(kept, rows, body)
 
     def leave(self, kept: Kept, leaving: Leaving) -> Row | None:
         """With this client's share of the noise, if it has to add one: those of as many clients as

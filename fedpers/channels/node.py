@@ -50,6 +50,18 @@ class Leaving(NamedTuple):
     sent: Parts = Parts({})
 
 
+class ClientSide(NamedTuple):
+    """What a channel has to know of the client side of a method, see ``LocalAlgorithm``.
+
+    Attributes:
+        opens: the parts of which the server may have the mean.
+        weights_of: what it makes of cosines of a client's compared slot with the others'.
+    """
+
+    opens: tuple[str, ...]
+    weights_of: Callable[[Sequence[float]], list[float]]
+
+
 class NodeChannel(ABC):
     """The nodes' half.
 
@@ -95,11 +107,14 @@ class NodeChannel(ABC):
         return None
 
     @abstractmethod
-    def arrive(self, row: Row) -> Parts:
+    def arrive(self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]) -> list[Parts]:
         """What came, in the clear.
 
+        Args:
+            body: of the message, whose ``rows`` says of each client which one it receives.
+
         Raises:
-            ClientError: it cannot be opened.
+            ClientError: one cannot be opened, or is not to be.
         """
 
     @abstractmethod

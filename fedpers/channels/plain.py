@@ -30,9 +30,9 @@ class PlainNode(NodeChannel):
         """As it is."""
         return update
 
-    def arrive(self, row: Row) -> Parts:
+    def arrive(self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]) -> list[Parts]:
         """As it came."""
-        return in_the_clear(row)
+        return [in_the_clear(row) for row in rows]
 
     def leave(self, kept: Kept, leaving: Leaving) -> Row:
         """As it is."""

@@ -64,6 +64,10 @@ class Wire(Protocol):
     """The nodes of a run, for whoever has something to ask them."""
 
     @property
+    def run(self) -> str:
+        """The name of the run."""
+
+    @property
     def nodes(self) -> Sequence[int]:
         """The nodes that are there."""
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fedpers.errors import ConfigError
 from simulations.commands.console import errors
+
+PUBLIC = "public.json"
 
 app = typer.Typer(
     help="Keys of encrypted aggregation.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -54,6 +58,52 @@ def show(
     """Show what a key is for, and never the key."""
     with errors():
         _show(file)
+
+
+@app.command()
+def identity(
+    client: Annotated[str, typer.Argument(help="The client's id.")],
+    out: Annotated[Path, typer.Option(help="The folder of the device's keys.")],
+) -> None:
+    """Make a client's identity on its device: identity.json stays there, public.json is for the
+    registry."""
+    with errors():
+        from fedpers.channels.build import identify
+        from fedpers.channels.identity.home import IDENTITY
+
+        public = identify(client, out)
+        (out / PUBLIC).write_text(json.dumps(public.to_json(), indent=1), encoding="utf-8")
+        typer.echo(f"{out / IDENTITY}: who signs as {client}, for this device alone")
+        typer.echo(f"{out / PUBLIC}: its public half, for the registry")
+
+
+@app.command()
+def registry(
+    publics: Annotated[list[Path], typer.Argument(help="Each client's public.json.")],
+    out: Annotated[Path, typer.Option(help="The file, registry.json.")],
+) -> None:
+    """Put the public halves of all clients together: for the server and every device, by a way that
+    you trust."""
+    with errors():
+        from fedpers.channels.identity.registry import Public, Registry
+
+        found = Registry(Public.from_json(_read(path)) for path in publics)
+        out.write_text(found.to_json(), encoding="utf-8")
+        typer.echo(f"{out}: {len(found.publics)} clients")
+
+
+def _read(path: Path) -> dict[str, str]:
+    """A public half.
+
+    Raises:
+        ConfigError: no such file, or it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): str(value) for name, value in found.items()}
+    except (OSError, ValueError, AttributeError):
+        takes = "a public half, as `fedpers keys identity` writes it"
+        raise ConfigError(str(path), "no such file", takes) from None
 
 
 def _show(file: Path) -> None:

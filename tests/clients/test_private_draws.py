@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sealing_nodes import Stores
 from torch import Tensor
 
 from clients.methods.fedavg import FedAvg
@@ -16,6 +17,7 @@ from fedpers.channels.client_noise_node import ClientNoiseNode
 from fedpers.channels.node import Leaving
 from fedpers.channels.sealed import bfv_for, ckks_for, client_from, generate
 from fedpers.channels.sealed.node import SealedNode
+from fedpers.channels.sealed.sealed_parts import SealedParts
 from fedpers.config import Config, load_config
 from fedpers.context import Context
 from fedpers.data import ClientData
@@ -110,23 +112,20 @@ def test_a_private_round_comes_out_of_its_sources_alone(
     assert [count for _, count in first] != [count for _, count in again]
 
 
-NOTHING_KEPT: Any = None  # as weights are known
-
-
-def test_shares_and_rounding_are_nobodys_to_know() -> None:
+def test_shares_and_rounding_are_nobodys_to_know(tmp_path: Path) -> None:
     nothing = Parts({"body": Part.of({"w": torch.full((500,), 0.1)})})
     settings = ("privacy.enabled=true", "privacy.unit=client")
 
     def opened(scheme: Any, noise: dict[str, Any], *overrides: str) -> Tensor:
         config = load_config(None, list(overrides))
-        sealer = SealedNode(config, "run", 8, secret)
+        sealer, kept = SealedNode(config, "run", 8, secret), Stores(tmp_path)
         sealer.__dict__["cipher"] = client_from(generate(scheme(8)).client)
         node = ClientNoiseNode(config, sealer, secret)
         terms = {"groups": [[["body"], False]], "seal_at_once": True, **noise}
         leaving = Leaving("a", 1, nothing, {}, {"channel": terms})
-        sealed = node.leave(NOTHING_KEPT, leaving)
-        assert sealed is not None
-        return node.arrive(sealed)["body"].vector
+        sealed = node.leave(kept, leaving)
+        assert isinstance(sealed, SealedParts)
+        return sealer.cipher.open(sealed.sealed[0])
 
     noise = {"noise": {"sigma": 1.0, "honest": 2}}
     one, other = (opened(ckks_for, noise, *settings) for _ in range(2))

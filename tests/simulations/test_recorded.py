@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,7 +152,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Go]:
                 described = {"client-id": client, "data": str(data), "state": str(homes[client])}
                 described["policy"] = str(policy)
                 if config.encryption.enabled:
-                    described["keys"] = str(config.encryption.keys)
+                    described["keys"] = f"{config.encryption.keys}-{client}"
                 context.node_config = described
             made._contexts = dict(list(made._contexts.items())[: len(clients)])
             return made
@@ -222,10 +223,10 @@ def check_declared(one: Sent) -> None:
             assert set(body) <= {"clients", "held_out", "nodes", "scored", "channel"}
             assert body["clients"][0] in CLIENTS and body["nodes"] == 1 and body["held_out"] == []
             assert body["scored"] == "after combining"
-            assert set(body.get("channel", {})) <= {"id"}
+            assert set(body.get("channel", {})) <= {"id", "identities"}
     elif one.kind in ("train", "query.channel"):
-        assert set(body) <= {"reports", "failures", "spent", "encrypt", "decrypt"}
-        assert set(body["failures"].values()) <= {"failed", "spent"}
+        assert set(body) <= {"reports", "failures", "spent", "opens", "encrypt", "decrypt"}
+        assert set(body.get("failures", {}).values()) <= {"failed", "spent"}
         assert body["encrypt"] in (0, 1, 2, 4) and body["decrypt"] in (0, 1, 2, 4)
         for report in body.get("reports", {}).values():
             assert set(report) <= {"examples", "loss", "noise", *NUMBERS}
@@ -274,9 +275,13 @@ def test_nothing_but_declared_fields_leaves_a_device(go: Go, undeclared: list[st
 
 
 def test_nor_under_encryption(go: Go, undeclared: list[str], tmp_path: Path) -> None:
-    from fedpers.channels.sealed import new_keys
+    from fedpers.channels.identity.home import deal_identities, new_identity
+    from fedpers.channels.sealed.keys import deal_keys
 
-    new_keys(tmp_path / "keys", "bfv", 3)
+    homes = {name: tmp_path / f"keys-{name}" for name in ("well", "raises", "hands-out")}
+    deal_keys("bfv", 3, False, tmp_path / "keys", [*homes.values()])
+    deal_identities(new_identity, tmp_path / "keys", homes)
+    shutil.copy2(homes["well"] / "client.key", tmp_path / "keys")  # for the check before the run
     sealed = ("encryption.enabled=true", f"encryption.keys={tmp_path / 'keys'}", "rounds=1")
     ran = go("well", "raises", "hands-out", settings=sealed)
     undeclared.clear()

@@ -60,14 +60,13 @@ def cases() -> Iterator[tuple[str, str | None]]:
 
 
 def sent(run: Any, name: str, settings: list[str], patch: pytest.MonkeyPatch) -> list[Parts]:
-    """What clients were sent, in the clear, but for what they opened for the server."""
+    """What clients were sent, in the clear."""
     seen: list[Parts] = []
 
     def noted(arrive: Any) -> Any:
-        def note(self: Any, row: Any) -> Parts:
-            parts: Parts = arrive(self, row)
-            if "logits" not in parts:
-                seen.append(parts)
+        def note(self: Any, *message: Any) -> list[Parts]:
+            parts: list[Parts] = arrive(self, *message)
+            seen.extend(parts)
             return parts
 
         return note
@@ -93,7 +92,10 @@ def test_encrypted_as_in_the_clear(
     assert len(plain) == len(sealed)
     # The last message of each round is its mean, to be evaluated. What pFedSim's clients are sent
     # to train in between is mixed by rounded weights.
-    for place, most in ((3, 1e-5), (-1, 0.01 if name == "pfedsim" else 1e-4)):
+    # What is opened for PerAda's server is rounded, and then distilled: Adam's steps do not shrink.
+    rounded = 1e-3 if name == "perada" else 0.0
+    last = 0.01 if name == "pfedsim" else max(1e-4, rounded)
+    for place, most in ((3, max(1e-5, rounded)), (-1, last)):
         one, other = plain[place], sealed[place]
         assert list(one) == list(other)
         assert max(float((one[n].vector - other[n].vector).abs().max()) for n in one) < most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedpers.channels.base import Opening
+from fedpers.channels.identity.identity import Identity
+from fedpers.channels.identity.registry import Registry
+from fedpers.channels.node import ClientSide
 from fedpers.channels.sealed import (
     ClientCipher,
     KeyPair,
@@ -20,7 +24,17 @@ from fedpers.channels.sealed import (
     generate,
     parameters_for,
 )
-from fedpers.channels.sealed.sealed_parts import Group, SealedParts, open_parts, seal_parts
+from fedpers.channels.sealed.node import SealedNode
+from fedpers.channels.sealed.sealed_parts import (
+    Group,
+    SealedParts,
+    open_parts,
+    seal_parts,
+    sign_parts,
+)
+from fedpers.channels.sealed.statement import Place, Statement, Term, digest_of
+from fedpers.config import load_config
+from fedpers.errors import ClientError
 from fedpers.parts import Part, Parts
 from fedpers.privacy.noise import known
 from fedpers.records import pack, unpack
@@ -49,17 +63,38 @@ def raw(data: bytes) -> Raw:
     return made
 
 
+class Stores:
+    """What clients keep, in memory, and their folders."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.updates = home, dict[tuple[str, int], Parts]()
+
+    def hold(self, client: str, server_round: int, update: Parts) -> None:
+        self.updates[client, server_round] = update
+
+    def held(self, client: str, server_round: int) -> Parts:
+        return self.updates[client, server_round]
+
+    def folder(self, client: str) -> Path:
+        return self.home / client
+
+
 class SealingNodes(SerialGrid):
     """Nodes whose clients send parts that are all their number, and have as many examples.
 
+    They open what the server asks for as real ones do.
+
     Args:
-        spoils: by client, what it makes of its sealed parts; by node, of its whole reply.
+        home: for the clients' stores.
+        spoils: by client, what it makes of its sealed parts before it signs them; by node, of its
+            whole reply.
         keys: by node, another key than the others'.
     """
 
     def __init__(
         self,
         scheme: str,
+        home: Path,
         hosts: Sequence[Sequence[str]] = HOSTS,
         spoils: Mapping[str | int, Any] | None = None,
         keys: Mapping[int, int] | None = None,
@@ -68,30 +103,44 @@ class SealingNodes(SerialGrid):
         self.pairs = [pair(scheme, (keys or {}).get(node, 0)) for node in range(len(hosts))]
         self.cipher: ClientCipher = client_from(pair(scheme, 0).client)
         self.heads: dict[str, torch.Tensor] = {}
-        self.opens: Any = None  # what nodes say that they opened, by node; None: what it is
-        self.weighs: Any = None  # the same of the similarities
+        self.after: Any = None  # what becomes of a client's signed parts on their way
+        self.says: Any = None  # what a node answers to the channel's messages instead, by kind
+        self.asked: list[tuple[int, str]] = []  # each such message: to which node, of which kind
+        self.kept = Stores(home)
+        method = ClientSide(("logits", "unit"), lambda row: [1.0] * len(row))
+        self.nodes = [
+            SealedNode(load_config(None, []), "stores", 8, known(0), None, method) for _ in hosts
+        ]
+        for node in self.nodes:
+            node.__dict__["cipher"] = self.cipher
         app = ClientApp()
         app.query("roster")(self._roster)
         app.train()(self._train)
         app.query("channel")(self._channel)
         super().__init__(app, nodes=len(self.hosts))
 
+    def identity(self, client: str) -> Identity:
+        """A client's keys."""
+        return self.nodes[0].identities.identity(self.kept, client)
+
     def _roster(self, message: Message, context: Context) -> Message:
         node = int(context.node_config["partition-id"])
         made = self.pairs[node]
         key = {"id": made.key_id, "context": base64.b64encode(made.server).decode()}
+        publics = Registry([self.identity(client).public for client in self.hosts[node]])
         body = {
             "clients": self.hosts[node],
             "nodes": len(self.hosts),
             "scored": "toy",
-            "channel": key,
+            "channel": {**key, "identities": publics.to_json()},
         }
         return Message(pack([], body), reply_to=message)
 
     def _train(self, message: Message, context: Context) -> Message:
         rows, body = unpack(message.content)
         terms, uploads = body["channel"], []
-        layouts = {n: p.layout for row in rows for n, p in open_any(self.cipher, row).items()}
+        opened = self.nodes[0].arrive(self.kept, rows, body)
+        layouts = {n: p.layout for row in opened for n, p in row.items()}
         for client in body["clients"]:
             parts = {n: Part(x, torch.full((x.size,), float(client))) for n, x in layouts.items()}
             for names, _ in terms["groups"]:
@@ -100,7 +149,7 @@ class SealingNodes(SerialGrid):
                 parts["unit"] = Part.of({"rows": self.heads[client]})
             if terms["seal_at_once"]:
                 weight = body.get("weights", {}).get(client, 1.0)
-                uploads.append(self._sealed(client, Parts(parts), terms, weight))
+                uploads.append(self._sealed(client, Parts(parts), body, weight))
             else:
                 self.layouts = layouts
         reports = {c: {"examples": int(c), "loss": 0.5} for c in body["clients"]}
@@ -112,8 +161,16 @@ class SealingNodes(SerialGrid):
         return Part.of({"rows": torch.ones(2, 2) / 2**0.5})
 
     def _channel(self, message: Message, context: Context) -> Message:
-        kinds = {"seal": self._seal, "open": self._open, "similarity": self._similarity}
-        return kinds[unpack(message.content)[1]["kind"]](message, context)
+        rows, body = unpack(message.content)
+        kind, node = str(body["kind"]), int(context.node_config["partition-id"])
+        self.asked.append((node, kind))
+        if kind == "seal":
+            return self._seal(message, context)
+        answered, told = self.nodes[node].kinds[kind](self.kept, rows, body)
+        if self.says is not None:
+            answered, told = self.says(node, kind, answered, told)
+        told["failures"] = {c: str(why) for c, why in told.get("failures", {}).items()}
+        return Message(pack(answered, told), reply_to=message)
 
     def _seal(self, message: Message, context: Context) -> Message:
         _, body = unpack(message.content)
@@ -122,17 +179,31 @@ class SealingNodes(SerialGrid):
             parts = {
                 n: Part(x, torch.full((x.size,), float(client))) for n, x in self.layouts.items()
             }
-            weight = body["weights"][client]
-            uploads.append(self._sealed(client, Parts(parts), body["channel"], weight))
+            uploads.append(self._sealed(client, Parts(parts), body, body["weights"][client]))
         return self._reply(message, context, uploads, {})
 
-    def _sealed(
-        self, client: str, parts: Parts, terms: Mapping[str, Any], weight: float
-    ) -> SealedParts:
-        groups = [Group.from_json(group) for group in terms["groups"]]
+    def _sealed(self, client: str, parts: Parts, body: Mapping[str, Any], weight: float) -> Any:
+        groups = [Group.from_json(group) for group in body["channel"]["groups"]]
         source = known(int(client))()
         sealed = seal_parts(self.cipher, parts, groups, range=8.0, weight=weight, source=source)
-        return self.spoils.get(client, lambda found: found)(sealed)  # type: ignore[no-any-return]
+        made = self.spoils.get(client, lambda found: found)(sealed)
+        if isinstance(made, SealedParts) and not isinstance(made, Raw):
+            made = self.signed(client, made, body["round"], weight)
+        return made if self.after is None else self.after(client, body["round"], made)
+
+    def signed(
+        self, client: str, sealed: SealedParts, server_round: int, weight: float = 1.0
+    ) -> SealedParts:
+        """Parts with a client's word for them, whatever they are."""
+        own = self.identity(client)
+        try:
+            return sign_parts(self.cipher, own, "", server_round, sealed, weight)
+        except ClientError:  # it has no tag, so it is given one
+            terms = []
+            for group, blob in zip(sealed.groups, sealed.blobs, strict=True):
+                word = Statement(client, server_round, weight, digest_of(blob), bytes(16))
+                terms.append((Term(word.by(own, Place("", group.part))),))
+            return replace(sealed, terms=tuple(terms))
 
     def _reply(
         self, message: Message, context: Context, rows: Sequence[Any], body: dict[str, Any]
@@ -142,20 +213,6 @@ class SealingNodes(SerialGrid):
         if spoil is not None and rows:
             spoil(content)
         return Message(content, reply_to=message)
-
-    def _open(self, message: Message, context: Context) -> Message:
-        ((row,), _) = unpack(message.content)
-        node = int(context.node_config["partition-id"])
-        assert isinstance(row, SealedParts)
-        answer = self.opens(node, row) if self.opens else open_parts(self.cipher, row)
-        return Message(pack([answer], {}), reply_to=message)
-
-    def _similarity(self, message: Message, context: Context) -> Message:
-        _, body = unpack(message.content)
-        rows = {client: [1.0] * body["of"] for client in body["clients"]}
-        if self.weighs is not None:
-            rows = self.weighs(int(context.node_config["partition-id"]), rows)
-        return Message(pack([], {"rows": rows}), reply_to=message)
 
 
 def open_any(cipher: ClientCipher, row: Any) -> Parts:

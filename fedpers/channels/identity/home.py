@@ -58,17 +58,28 @@ class Home:
             self._identities[path] = found
         return self._identities[path]
 
-    def registry(self, kept: Kept, client: str, offered: str) -> Registry:
+    def registry(self, kept: Kept, client: str, offered: str | None) -> Registry:
         """The registry that is pinned: with the owner's keys, or in a simulation once for all.
 
         Args:
-            offered: what the server shows as the registry.
+            offered: what the server shows as the registry; None where it takes it to be known.
 
         Raises:
             Refused: it is another; a client whose key has changed is named.
         """
         path = (self.keys or kept.folder(client).parent) / REGISTRY
         return _pinned(path, offered, self.keys is None)
+
+
+def new_identity(client: str, folder: Path) -> Identity:
+    """Make a client's keys.
+
+    Raises:
+        ConfigError: it has keys.
+    """
+    made = Identity.new(client)
+    made.save(folder / IDENTITY)
+    return made
 
 
 def deal_identities(enrol: Enrol, server: Path, nodes: Mapping[str, Path]) -> None:
@@ -114,7 +125,7 @@ def identified(keys: Path | None) -> str:
 
 
 @lru_cache(4)
-def _pinned(path: Path, offered: str, first: bool) -> Registry:
+def _pinned(path: Path, offered: str | None, first: bool) -> Registry:
     """The registry that is pinned at ``path``, if the one offered is the same.
 
     Args:
@@ -125,14 +136,14 @@ def _pinned(path: Path, offered: str, first: bool) -> Registry:
     """
     with alone_with(path):
         text = read_own(path)
-        if text is None and first:
+        if text is None and first and offered is not None:
             registry = Registry.from_json(offered)
             write_own(path, offered)
             return registry
     if text is None:
         raise Refused(f"registry: {path} is not there, takes the one of the deployment")
     pinned = Registry.from_json(text)
-    if text != offered:
+    if offered is not None and offered != text:
         shown = Registry.from_json(offered)
         for public in shown.publics.values():
             pinned.check(public)

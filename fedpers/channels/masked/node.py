@@ -59,9 +59,9 @@ class MaskedNode(NodeChannel):
         registry = Registry([one.public for one in identities])
         return {"identities": registry.to_json(), "tag": max(served, default=0)}
 
-    def arrive(self, row: Row) -> Parts:
+    def arrive(self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]) -> list[Parts]:
         """As it came: sums are for all to see."""
-        return in_the_clear(row)
+        return [in_the_clear(row) for row in rows]
 
     def derives(self, terms: Mapping[str, Any], sent: Sequence[str]) -> list[str]:
         """What the server sums beside what was sent."""

@@ -50,7 +50,8 @@ class BfvClient(SealClient):
         """The sums of the integers, int64 [n], before they are scaled back.
 
         Raises:
-            ClientError: a message that does not fit, or a sum beyond terms * (2^B - 1).
+            ClientError: a message that does not fit, a sum beyond terms * (2^B - 1), or anything
+                where honest vectors have ended.
         """
         sealed.expect(self.parameters, self.key_id, ("vector", "sum"))
         pieces = []
@@ -61,10 +62,11 @@ class BfvClient(SealClient):
                 for place in range(self.parameters.values):
                     fields = words >> np.uint64(place * self.parameters.field_bits)
                     pieces.append(fields & np.uint64((1 << self.parameters.field_bits) - 1))
-        sums = torch.from_numpy(np.concatenate(pieces).astype(np.int64))[: sealed.size]
+        found = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
+        sums, rest = found[: sealed.size], found[sealed.size :]
         most = sealed.terms * self.levels
-        if int(sums.max()) > most:
-            raise ClientError(f"open: a sum of {int(sums.max())}, at most {most} if honest")
+        if int(sums.max()) > most or bool(rest.any()):
+            raise ClientError(f"open: a sum beyond {most}, or of more values: not an honest one")
         return sums
 
     def open(self, sealed: SealedVector) -> Tensor:

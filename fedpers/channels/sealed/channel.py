@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import glob
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,29 +13,39 @@ from typing import Any
 from torch import Tensor
 
 from fedpers.channels.base import Channel, Method, Mixed, Needs, Opening, Reveals, State, Turn
+from fedpers.channels.identity.home import deal_identities, identified, new_identity
+from fedpers.channels.identity.registry import Registry
+from fedpers.channels.sealed import sums
+from fedpers.channels.sealed.accepting import as_asked_for, check_signed
+from fedpers.channels.sealed.asking import Asking
 from fedpers.channels.sealed.check import check_keys, check_method, described
 from fedpers.channels.sealed.cipher import ServerCipher
-from fedpers.channels.sealed.compare import compare
+from fedpers.channels.sealed.culprits import Sets, culprits
 from fedpers.channels.sealed.groups import UNIT, groups_of, layouts_of
 from fedpers.channels.sealed.keys import (
-    NEXT_CONTEXT,
-    SERVER_FILE,
     deal_keys,
-    load_server,
-    server_from,
+)
+from fedpers.channels.sealed.meeting import (
+    cipher_for,
+    deployed,
+    next_cipher,
+    registry_for,
+    stranger,
 )
 from fedpers.channels.sealed.sealed_parts import Group, SealedParts, with_groups
+from fedpers.channels.sealed.statement import Statement
 from fedpers.channels.wire import Answers, Question, Wire
 from fedpers.config import Config
 from fedpers.errors import ClientError, ConfigError, FedpersError, RunError
 from fedpers.mixing import Mixing
 from fedpers.parts import Layout, Part, Parts
-from fedpers.records import Row, in_the_clear
+from fedpers.records import Row
 
 log = logging.getLogger("fedpers")
 
 LONE = "the mean of a single update is not opened"
-FRESH = {False: ("vector",), True: ("head",)}
+MUTE = "no node tells whether the sum opens"
+SHUT = "the sum does not open, and nobody can tell whose update spoils it"
 
 
 class Sealed(Channel):
@@ -63,6 +73,8 @@ class Sealed(Channel):
         self._known: dict[str, float] = {}  # the weights that were sent with the broadcast
         self._weights: dict[str, float] = {}  # by which updates were multiplied before the sealing
         self._opened: Parts | None = None  # the last mixture
+        self.run, self.round, self.registry = "", 0, Registry([])
+        self._state, self._resumed = Path(), False  # of what outlives rounds
 
     @classmethod
     def check(cls, config: Config, needs: Needs, weighted: str) -> None:
@@ -78,14 +90,15 @@ class Sealed(Channel):
     def deal(
         cls, config: Config, needs: Needs, clients: int, server: Path, nodes: Mapping[str, Path]
     ) -> Config:
-        """The halves of one key."""
+        """The halves of one key, and each client's identity."""
         deal_keys(config.encryption.scheme, clients, needs.rows, server, [*nodes.values()])
+        deal_identities(new_identity, server, nodes)
         return replace(config, encryption=replace(config.encryption, keys=str(server)))
 
     @classmethod
     def described(cls, keys: Path | None) -> str:
-        """The key that all clients have."""
-        return described(keys)
+        """The key that all clients have, and whose identity."""
+        return f"{described(keys)}; {identified(keys)}"
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -115,54 +128,39 @@ class Sealed(Channel):
             ConfigError: parameters without room for so many clients.
         """
         self.wire, said, clients = opening.wire, opening.said, opening.clients
-        if self.config.encryption.keys is not None:
-            self.cipher = load_server(Path(self.config.encryption.keys) / SERVER_FILE)
-        else:
-            context = next((str(k["context"]) for k in said.values() if k.get("context")), None)
-            if context is None:
-                cure = "make keys: fedpers keys new --out DIR"
-                raise ConfigError("encryption.keys", None, f"a folder with {SERVER_FILE}", cure)
-            self.cipher = server_from(base64.b64decode(context, validate=True))
-        if self.config.encryption.rotate_at is not None:
-            self.next = self._rotation(Path(self.config.encryption.keys or ""), clients)
+        self.run, self._state, self._resumed = opening.wire.run, opening.state, opening.resumed
+        settings, rows = self.config.encryption, self.method.needed.rows
+        self.cipher = cipher_for(settings, said.values())
+        self.next = next_cipher(settings, clients, rows=rows)
         cure = "give all nodes the same client.key, and next.key where keys rotate"
         for node, key in said.items():
             for name, cipher in (("id", self.cipher), ("next", self.next)):
                 if cipher is not None and (got := key.get(name)) != cipher.key_id:
                     raise FedpersError(f"node {node} has key {got}, takes {cipher.key_id}; {cure}")
+        self.registry = registry_for(settings, said.values())
         parameters = self.cipher.parameters
         parameters.check(max(1, clients))
         told = parameters.scheme, self.cipher.key_id, parameters.security
         log.info("encryption: %s, key %s, %d bits of security", *told)
 
-    def _rotation(self, folder: Path, clients: int) -> ServerCipher:
-        turn = self.config.encryption.rotate_at
-        if self.config.encryption.keys is None:
-            takes, cure = "null with a key that is made for the run", "or give encryption.keys"
-            raise ConfigError("encryption.rotate_at", turn, takes, cure)
-        if self.method.needed.rows:
-            takes = "null for a method that mixes rows of several rounds' updates"
-            raise ConfigError("encryption.rotate_at", turn, takes)
-        cipher = load_server(folder / NEXT_CONTEXT)
-        cipher.parameters.check(max(1, clients))
-        return cipher
-
     def admits(self, said: Mapping[str, Any]) -> str | None:
-        """It has the key of the run."""
+        """It has the key of the run, and its clients the identities that are pinned."""
         assert self.cipher is not None
         own, other = self.cipher.key_id, said.get("id")
-        return None if other == own else f"key {other}, not {own}"
+        return f"key {other}, not {own}" if other != own else stranger(self.registry, said)
 
     def begin(self, server_round: int, cohort: Sequence[str]) -> None:
         """Take up the next key if it is time."""
+        self.round = server_round
         turn = self.config.encryption.rotate_at
         if self.next is not None and turn is not None and server_round >= turn:
             self.cipher, self.next = self.next, None
             log.info("encryption: key %s from round %d on", self.cipher.key_id, server_round)
 
     def header(self, asked: Sequence[str]) -> dict[str, Any]:
-        """What is sealed together and when."""
+        """What is sealed together and when, and whose signatures count."""
         return {
+            **({} if deployed(self.config.encryption) else {"registry": self.registry.to_json()}),
             "groups": [group.to_json() for group in self.groups],
             "layouts": {name: layout.to_json() for name, layout in self.layouts.items()},
             "mixes_rows": self.method.needed.rows,
@@ -173,7 +171,7 @@ class Sealed(Channel):
         """Each client's weight, 1 being the largest; none if they cannot be known yet."""
         self._known = {}
         counts = {client: self.counts[client] for client in clients if client in self.counts}
-        by_examples = self.method.weighted == "examples"
+        by_examples = self.method.weighted == "examples" and not self.method.needed.rows
         if by_examples and len(counts) == len(clients) and any(counts.values()):
             most = max(counts.values())
             self._known = {client: count / most for client, count in counts.items()}
@@ -184,25 +182,15 @@ class Sealed(Channel):
         assert self.cipher is not None
         if not isinstance(update, SealedParts):
             return "update: got plain parts, takes sealed ones"
+        weight = self._weights.get(client) if self.later else self._known.get(client)
+        word = Statement(client, self.round, 1.0 if weight is None else weight, b"")
+        known = self.groups, self.layouts, self.cipher, self.config.encryption.range
         try:
-            found, layouts = update.sealed, self.layouts
-            if list(update.groups) != self.groups or update.layouts != layouts:
-                return f"update: got other parts than {[list(g.names) for g in self.groups]}"
-            if update.divisor != 1:
-                return f"update: got divisor {update.divisor:g}, takes 1"
-            for group, one in zip(update.groups, found, strict=True):
-                size = sum(layouts[name].size for name in group.names)
-                if one.size != size:
-                    return f"update: got {one.size} values in {list(group.names)}, takes {size}"
-                takes = 1.0 if group.unit else self.config.encryption.range
-                if one.range != takes:
-                    return f"update: got range {one.range:g}, takes {takes:g}"
-                one.expect(self.cipher.parameters, self.cipher.key_id, FRESH[group.unit])
-                if group.unit:  # not in a sum, which would find it malformed
-                    self.cipher.check(one)
+            if (reason := as_asked_for(update, *known)) is None:
+                check_signed(update, self.registry, self.run, word)
         except ClientError as error:
             return f"update: {error}"
-        return None
+        return reason
 
     def gather(
         self, server_round: int, mixing: Mixing, reports: Mapping[str, Any], answers: Answers
@@ -234,47 +222,94 @@ class Sealed(Channel):
         answers.leave_out({client: reason for client, reason in judged.items() if reason})
 
     def mix(self, turn: Turn, mixing: Mixing, updates: Mapping[str, Row]) -> Mixed:
-        """The sum, or the mixtures.
+        """The sum, or the mixtures, of updates whose sum opens well.
 
-        A ciphertext that turns out to be malformed while it is added costs its client alone.
+        A ciphertext that turns out to be malformed while it is added costs its client alone; so
+        does one that spoils the sum, which is found out by sums of others.
         """
-        columns, failures = list(updates), dict[str, str]()
+        columns = list(updates)
         good = {c: update for c, update in updates.items() if isinstance(update, SealedParts)}
-        if self.at_once and not self.method.needed.rows:
+        if self.method.needed.rows:
+            self._weights = dict.fromkeys(columns, 1.0)
+        elif self.at_once:
             # Clients without examples have nothing to add.
             weighs = dict(zip(columns, mixing.weights[0].tolist(), strict=True))
             known = self._known or dict.fromkeys(columns, 1.0)
             self._weights = {c: known[c] for c in columns if weighs[c] > 0 and known[c] > 0}
             good = {client: update for client, update in good.items() if client in self._weights}
+        good, total, mixed = self._well_opening(good)
+        if total is None or mixed.unused:
+            return mixed
+        self.bytes_per_parameter = sums.per_parameter(next(iter(good.values())))
+        if self.method.needed.derived:
+            mixed.unused = self._open_mean(total)
+        mixed.rows = self._rows(mixing, columns, good) if self.method.needed.rows else [total]
+        return mixed
+
+    def _well_opening(
+        self, good: dict[str, SealedParts]
+    ) -> tuple[dict[str, SealedParts], SealedParts | None, Mixed]:
+        """The updates whose sum opens well, their sum, and whom that cost what."""
+        assert self.cipher is not None
+        mixed, total, least = Mixed(), None, max(1, self.config.strategy.min_clients)
         while good:
             try:
-                if self.method.needed.rows:
-                    return Mixed(self._rows(mixing, columns, good), failures)
-                total, opened = self.total(good), bool(self.method.needed.derived)
-                alone = opened and any(one.terms < 2 for one in total.sealed)
-                return Mixed([total], failures, unused=LONE if alone else None)
+                total = sums.total(self.cipher, good, self._weights)
+                told = self._asking.opens([total])
+                wrong = {} if told is None or all(told) else self._spoiling(good)
             except ClientError:
-                wrong = self._malformed(good)
-                if not wrong:
-                    raise
-                failures |= wrong
-                good = {c: u for c, u in good.items() if c not in wrong}
-        raise RunError(f"no update can be added: {next(iter(failures.items()), 'nobody sent one')}")
+                told, wrong = [False], sums.malformed(self.cipher, good)
+            if told == [True]:
+                break
+            if not wrong:
+                mixed.unused = MUTE if told is None else SHUT
+                return good, None, mixed
+            mixed.failures |= wrong
+            good = {c: update for c, update in good.items() if c not in wrong}
+        if not good or len(good) < self.fewest or (mixed.failures and len(good) < least):
+            least = max(least, self.fewest)
+            client, why = next(iter(mixed.failures.items()), ("none", "nobody has anything to add"))
+            few = f"{len(good)} of at least {least} clients are left"
+            mixed.unused = f"{few}; client {client}: {why}"
+        return good, total, mixed
 
-    def total(self, updates: Mapping[str, SealedParts]) -> SealedParts:
-        """The sum of all groups but the unit vectors, to be divided by the sum of the weights."""
-        assert self.cipher is not None
-        first = next(iter(updates.values()))
-        kept = [index for index, group in enumerate(first.groups) if not group.unit]
-        sums = [self.cipher.add(update.sealed[k] for update in updates.values()) for k in kept]
-        divisor = sum(self._weights[client] for client in updates)
-        groups = tuple(first.groups[k] for k in kept)
-        layouts = {name: first.layouts[name] for group in groups for name in group.names}
-        self._note_bytes(first)
-        return SealedParts(layouts, groups, tuple(one.to_bytes() for one in sums), divisor)
+    @property
+    def _asking(self) -> Asking:
+        assert self.wire is not None and self.cipher is not None
+        grid = self.config.encryption.range * self.cipher.parameters.grid
+        return Asking(self.wire, self.run, self.registry, self.round, grid)
 
-    def _note_bytes(self, update: SealedParts) -> None:
-        self.bytes_per_parameter = update.nbytes / sum(one.size for one in update.sealed)
+    def _spoiling(self, updates: Mapping[str, SealedParts]) -> dict[str, str]:
+        """Whose updates keep the sum from opening, as far as can be told."""
+        cipher = self.cipher
+        assert cipher is not None
+
+        def opens(sets: Sets) -> list[bool] | None:
+            some_of = [{c: updates[c] for c in some} for some in sets]
+            return self._asking.opens([sums.total(cipher, s, self._weights) for s in some_of])
+
+        found = culprits(list(updates), opens, self.config.strategy.min_clients) or ()
+        return dict.fromkeys(found, "update: no sum with it opens")
+
+    def _open_mean(self, total: SealedParts) -> str | None:
+        """Have the mean opened that the method needs in the clear; why it is not.
+
+        It is opened once a round: a server that is started anew goes by what it was told before.
+        """
+        if any(one.terms < 2 for one in total.sealed):
+            return LONE
+        before = self._state / f"opened-{self.run}-{self.round}.safetensors"
+        if self._resumed and before.exists():
+            self._opened = Parts.load(before)
+            return None
+        self._opened = self._asking.open(total)
+        if self._opened is None:
+            return "no two nodes open the same mean"
+        self._state.mkdir(parents=True, exist_ok=True)
+        for other in self._state.glob(f"opened-{glob.escape(self.run)}-*.safetensors"):
+            other.unlink()
+        self._opened.save(before)
+        return None
 
     def _rows(
         self, mixing: Mixing, columns: list[str], good: Mapping[str, SealedParts]
@@ -282,42 +317,19 @@ class Sealed(Channel):
         weights = mixing.weights[:, [columns.index(client) for client in good]]
         weights = weights / weights.sum(dim=1, keepdim=True)
         first = next(iter(good.values()))
-        self._note_bytes(first)
         names = [n for group in first.groups if not group.unit for n in group.names]
         return self.mix_slots(weights, list(good.values()), names)
 
-    def _malformed(self, updates: Mapping[str, SealedParts]) -> dict[str, str]:
-        assert self.cipher is not None
-        wrong = {}
-        for client, update in updates.items():
-            try:
-                for group, one in zip(update.groups, update.sealed, strict=True):
-                    if not group.unit:
-                        self.cipher.add([one])
-            except ClientError as error:
-                wrong[client] = f"update: {error}"
-        return wrong
-
     def reveal(self, row: Row) -> Parts:
-        """Have one node open a mean; the next is asked if it fails."""
+        """As nodes open it; of a method with derived parts they have, when it was mixed."""
         if isinstance(row, Parts):
             return row
-        assert self.wire is not None
-        reason = "there is no node"
-        for node in self.wire.nodes:
-            came = self.wire.ask("open", {node: Question([], [row], {})})
-            try:
-                if came.failures or not came.rows:
-                    raise ClientError(next(iter(came.failures.values()), "it sent nothing"))
-                (opened,) = came.rows.values()
-                parts = in_the_clear(opened)
-                if parts.layouts != row.layouts or parts.first_not_finite():
-                    raise ClientError(f"node {node} opened other parts than were sent")
-                self._opened = parts
-                return parts.only(self.method.layouts)
-            except (ClientError, ValueError) as error:
-                reason = str(error)
-        raise RunError(f"no node could open a mean: {reason}")
+        assert isinstance(row, SealedParts)
+        if not self.method.needed.derived and (why := self._open_mean(row)) is not None:
+            raise RunError(f"a mean cannot be opened: {why}")
+        if self._opened is None:
+            raise RunError("reveal: got nothing that was mixed")
+        return self._opened.only(self.method.layouts)
 
     def derived(self, name: str) -> Part:
         """As the clients made it of their updates."""
@@ -328,22 +340,16 @@ class Sealed(Channel):
     def compare(
         self, models: Mapping[str, Row], weights: Callable[[Mapping[str, Parts]], Tensor]
     ) -> dict[str, Tensor]:
-        """Each client's own node opens the inner products of its unit vectors with the others' and
-        returns what the method's client side makes of them: the server learns that, and no head."""
-        assert self.wire is not None and self.cipher is not None
+        """Two nodes open the unit vectors and return what the method's client side makes of their
+        inner products: the server learns that, and no vector."""
         units = {c: m.of([UNIT]) for c, m in models.items() if isinstance(m, SealedParts)}
-        return compare(self.wire, self.cipher, units)
+        return self._asking.similar(units)
 
     def mix_slots(self, weights: Tensor, updates: Sequence[Row], names: Sequence[str]) -> list[Row]:
         """Products of weights and ciphertexts."""
         assert self.cipher is not None
-        kept = [update.of(names) for update in updates if isinstance(update, SealedParts)]
-        mixed: list[list[bytes]] = [[] for _ in weights]
-        for index in range(len(kept[0].groups)):
-            found = self.cipher.mix(weights, [update.sealed[index] for update in kept])
-            for row, one in zip(mixed, found, strict=True):
-                row.append(one.to_bytes())
-        return [SealedParts(kept[0].layouts, kept[0].groups, tuple(row)) for row in mixed]
+        sealed = [update for update in updates if isinstance(update, SealedParts)]
+        return sums.mixtures(self.cipher, weights, sealed, names)
 
     def join(self, row: Row, update: Row, names: Sequence[str]) -> Row:
         """Both one's groups."""

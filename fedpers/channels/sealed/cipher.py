@@ -22,9 +22,9 @@ from fedpers.errors import ClientError
 from fedpers.privacy.noise import Source
 
 MAGIC = b"FPSEAL1\n"
-# vector: fresh from a client; sum; mix: a row of weights times vectors; head: a unit vector for
-# inner products; product: one inner product.
-KINDS = ("vector", "sum", "mix", "head", "product")
+# vector: fresh from a client; sum; mix: a row of weights times vectors; head: a fresh unit vector,
+# to be compared with others.
+KINDS = ("vector", "sum", "mix", "head")
 MAX_SIZE = 1 << 32
 
 
@@ -100,8 +100,6 @@ class SealedVector:
             raise ClientError(f"sealed: weight: got {self.weight} for {self.terms} terms")
         if self.kind == "mix" and self.weight > MAX_ROW_WEIGHT:
             raise ClientError(f"sealed: weight: got {self.weight}, takes <= {MAX_ROW_WEIGHT:g}")
-        if self.kind == "product" and self.size != 1:
-            raise ClientError(f"sealed: size: got {self.size}, takes 1 for a product")
         count, length = shape_of(parameters, self.kind, self.size)
         if len(self.chunks) != count:
             raise ClientError(
@@ -126,8 +124,6 @@ _FIELDS: dict[str, tuple[type, Callable[[Any], bool]]] = {
 def shape_of(parameters: Parameters, kind: str, size: int) -> tuple[int, int]:
     """How many chunks a sealed vector of ``size`` values has, and the bytes of each."""
     degree, widths = parameters.degree, [(bits + 7) // 8 for bits in parameters.bits]
-    if kind == "product":
-        return 1, (degree + 1) * widths[0]
     # A stand-in for the primes: chunk_bytes asks only for their widths.
     primes = [1 << (8 * w - 1) for w in widths[: level_of(kind)]]
     seeded = kind in ("vector", "head")
@@ -175,15 +171,6 @@ class ServerCipher(ABC):
             ConfigError: weights of another shape or size, or a scheme that cannot.
         """
 
-    @abstractmethod
-    def inner_products(self, sealed: Sequence[SealedVector]) -> list[SealedVector]:
-        """<u_i, u_j> of unit vectors, for i < j: (0, 1), (0, 2), .., (1, 2), ..
-
-        Raises:
-            ClientError: as in ``add``.
-            ConfigError: a scheme that cannot.
-        """
-
 
 class ClientCipher(ABC):
     """What a client does, with the secret key."""
@@ -222,15 +209,39 @@ class ClientCipher(ABC):
         """
 
     @abstractmethod
-    def open_products(self, sealed: Sequence[SealedVector]) -> Tensor:
-        """The inner products, float32 [pairs] in [-1, 1].
-
-        Not to be handed to the server as they are: exact CKKS decryptions tell about the key.
-        Round them, or return what follows from them.
+    def open_unit(self, sealed: SealedVector) -> Tensor:
+        """A unit vector, float64 [n]; zeros where it has another length than 1.
 
         Raises:
-            ClientError: a message that does not fit, or a value beyond 1.
+            ClientError: a message that does not fit.
         """
+
+    @abstractmethod
+    def tag(self, sealed: SealedVector, said: bytes) -> bytes:
+        """The tag of a fresh vector, see ``Tags``.
+
+        Args:
+            said: what is said of it, and of no other.
+
+        Raises:
+            ClientError: it is none of this key, or malformed.
+        """
+
+    @abstractmethod
+    def fit(self, sealed: SealedVector, terms: Sequence[tuple[bytes, bytes, int]]) -> bool:
+        """Whether a sum or mixture is the one of these terms and no other ciphertext, see ``Tags``.
+
+        Raises:
+            ClientError: a message that does not fit, or is malformed.
+        """
+
+    def told(self, opened: Tensor, range: float) -> Tensor:
+        """Opened values as they may be told to a server. Default: as they are.
+
+        Args:
+            range: of what was sealed.
+        """
+        return opened
 
 
 def clip(vector: Tensor, range: float) -> Tensor:
@@ -259,17 +270,19 @@ def check_values(vector: Tensor, range: float) -> None:
 
 
 def check_sum(values: Tensor, sealed: SealedVector, slack: float) -> None:
-    """Refuse a result that no sum of values in the range has.
+    """Refuse a result that no sum of values in the range has, or that goes on behind its end.
+
+    Args:
+        values: all that were opened, ``sealed.size`` of them and the padding.
 
     Raises:
-        ClientError: naming the largest value.
+        ClientError: which does not say what was found, as a server may read it.
     """
-    limit = sealed.range * sealed.weight
-    largest = float(values.abs().max())
-    if not largest <= limit * (1 + slack):
-        raise ClientError(
-            f"open: {largest:g} is beyond {limit:g} = range x weight: not an honest sum"
-        )
+    limit, rest = sealed.range * sealed.weight, values[sealed.size :]
+    inside = float(values.abs().max()) <= limit * (1 + slack)  # NaN is not
+    if not inside or bool((rest.abs() > limit * slack).any()):
+        takes = f"values within {limit:g} = range x weight, and no more than {sealed.size}"
+        raise ClientError(f"open: not an honest sum, which has {takes}")
 
 
 def new_sealed(parameters: Parameters, key_id: str, **fields: Any) -> SealedVector:

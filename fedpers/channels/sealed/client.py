@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedpers.channels.sealed.cipher import (
 )
 from fedpers.channels.sealed.lattice import Channel, Lattice
 from fedpers.channels.sealed.parameters import Parameters
+from fedpers.channels.sealed.tags import Tags
 from fedpers.errors import ClientError, ConfigError
 from fedpers.privacy.noise import Source
 
@@ -44,6 +45,7 @@ class SealClient(ClientCipher):
         key = seal.SecretKey()
         with Channel() as channel:
             key.load(context, channel.write(secret))
+        self.tags = Tags(secret, self.lattice.primes(1)[0])
         self._encryptor, self._decryptor = (
             seal.Encryptor(context, key),
             seal.Decryptor(context, key),
@@ -63,8 +65,27 @@ class SealClient(ClientCipher):
     def seal_unit(self, vector: Tensor) -> SealedVector:
         raise self._cannot()
 
-    def open_products(self, sealed: Sequence[SealedVector]) -> Tensor:
+    def open_unit(self, sealed: SealedVector) -> Tensor:
         raise self._cannot()
+
+    def tag(self, sealed: SealedVector, said: bytes) -> bytes:
+        sealed.expect(self.parameters, self.key_id, ("vector",))
+        with Channel() as channel:
+            return self.tags.of(self._polynomials(channel, sealed), said)
+
+    def fit(self, sealed: SealedVector, terms: Sequence[tuple[bytes, bytes, int]]) -> bool:
+        sealed.expect(self.parameters, self.key_id, ("sum", "mix"))
+        with Channel() as channel:
+            return self.tags.fit(self._polynomials(channel, sealed), terms)
+
+    def _polynomials(self, channel: Channel, sealed: SealedVector) -> Iterator[guard.Words]:
+        """Both polynomials [2, 1, N] of each chunk."""
+        for index in range(len(sealed.chunks)):
+            words, seed = self._words(sealed, index)
+            if seed:
+                ciphertext = self.lattice.ciphertext(channel, words, seed)
+                words = self.lattice.polynomials(channel, ciphertext)
+            yield words
 
     @abstractmethod
     def _encode(self, channel: Channel, values: Tensor, source: Source) -> Any:
@@ -92,18 +113,7 @@ class SealClient(ClientCipher):
         self, channel: Channel, sealed: SealedVector, index: int, scale: float = 1.0
     ) -> Any:
         """The SEAL plaintext of a chunk."""
-        seeded = sealed.kind == "vector"
-        data = sealed.chunks[index]
-        try:
-            words = guard.unpack(
-                data, self.lattice.primes(1), self.parameters.degree, 1 if seeded else 2
-            )
-        except guard.Malformed as error:
-            raise ClientError(f"sealed: chunk {index}: {error}") from None
-        seed = data[-guard.SEED_BYTES :] if seeded else b""
-        return self._plain(channel, words, seed, scale)
-
-    def _plain(self, channel: Channel, words: guard.Words, seed: bytes, scale: float) -> Any:
+        words, seed = self._words(sealed, index)
         plain = self.lattice.seal.Plaintext()
         try:
             ciphertext = self.lattice.ciphertext(channel, words, seed, scale)
@@ -112,9 +122,19 @@ class SealClient(ClientCipher):
             raise ClientError(f"open: {error}") from None
         return plain
 
+    def _words(self, sealed: SealedVector, index: int) -> tuple[guard.Words, bytes]:
+        """A chunk's coefficients, and the seed of the second polynomial of a fresh one."""
+        fresh, data = sealed.kind in ("vector", "head"), sealed.chunks[index]
+        primes = self.lattice.primes(level_of(sealed.kind))
+        try:
+            words = guard.unpack(data, primes, self.parameters.degree, 1 if fresh else 2)
+        except guard.Malformed as error:
+            raise ClientError(f"sealed: chunk {index}: {error}") from None
+        return words, data[-guard.SEED_BYTES :] if fresh else b""
+
     def _cannot(self) -> ConfigError:
         scheme = self.parameters.scheme
-        return ConfigError("encryption.scheme", scheme, "ckks-rows for inner products", "new keys")
+        return ConfigError("encryption.scheme", scheme, "ckks-rows for unit vectors", "new keys")
 
 
 def padded(values: Tensor, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -75,21 +75,15 @@ def parameters_for(scheme: str, cohort: int, *, rows: bool = False) -> Parameter
 def generate(parameters: Parameters) -> KeyPair:
     """A fresh key, in memory.
 
-    The server's half holds no key, except in the three-prime set, whose inner products need the
-    public key and keys to relinearise.
+    The server's half holds no key: sums and mixtures need none.
 
     Raises:
         ConfigError: parameters that are unsafe or have no room.
     """
     lattice = Lattice(parameters)
     generator = lattice.seal.KeyGenerator(lattice.context)
-    public: list[bytes] = []
     with Channel() as channel:
         secret = channel.save(generator.secret_key())
-        if parameters.scheme == "ckks-rows":
-            key = lattice.seal.PublicKey()
-            generator.create_public_key(key)
-            public = [channel.save(key), channel.save(generator.create_relin_keys())]
     key_id = hashlib.sha256(secrets.token_bytes(32)).hexdigest()[:16]
     header = {
         "format": FORMAT,
@@ -102,7 +96,7 @@ def generate(parameters: Parameters) -> KeyPair:
     return KeyPair(
         key_id,
         frame(MAGIC, {**header, "holds": "client"}, [secret]),
-        frame(MAGIC, {**header, "holds": "server"}, public),
+        frame(MAGIC, {**header, "holds": "server"}, []),
     )
 
 
@@ -195,11 +189,7 @@ def server_from(data: bytes, name: str = "context") -> ServerCipher:
     Raises:
         ConfigError: not such bytes.
     """
-    header, parameters, blobs = _parse(data, name, "server", None)
-    if parameters.scheme == "ckks-rows" and len(blobs) == 2:
-        return SealServer(parameters, header["key_id"], (blobs[0], blobs[1]))
-    if blobs:
-        raise ConfigError(name, f"{len(blobs)} keys", "none for this scheme")
+    header, parameters, _ = _parse(data, name, "server", 0)
     return SealServer(parameters, header["key_id"])
 
 
@@ -213,13 +203,13 @@ def show(path: Path) -> dict[str, Any]:
 
 
 def _parse(
-    data: bytes, name: str, holds: str, blobs: int | None
+    data: bytes, name: str, holds: str, blobs: int
 ) -> tuple[dict[str, Any], Parameters, tuple[bytes, ...]]:
     header, found = _unframed(data, name)
     if header["holds"] != holds:
         raise ConfigError(name, f"a {header['holds']} file", f"a {holds} file")
-    if blobs is not None and len(found) != blobs:
-        raise ConfigError(name, f"{len(found)} keys", f"{blobs}")
+    if len(found) != blobs:
+        raise ConfigError(name, f"{len(found)} keys", f"{blobs}", "make new keys")
     parameters = Parameters.from_json(header["parameters"])
     if parameters.scheme != header["scheme"]:
         raise ConfigError(name, header["scheme"], parameters.scheme)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -17,8 +17,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from fedpers.channels.node import Kept, Leaving, NodeChannel
-from fedpers.channels.sealed.cipher import ClientCipher, SealedVector
+from fedpers.channels.identity.home import Home, new_identity
+from fedpers.channels.identity.registry import Registry
+from fedpers.channels.node import ClientSide, Handler, Kept, Leaving, NodeChannel
+from fedpers.channels.sealed.cipher import ClientCipher
+from fedpers.channels.sealed.inspection import Inspection
 from fedpers.channels.sealed.keys import (
     CLIENT_FILE,
     NEXT_KEY,
@@ -26,7 +29,14 @@ from fedpers.channels.sealed.keys import (
     load_client,
     new_keys,
 )
-from fedpers.channels.sealed.sealed_parts import Group, SealedParts, open_parts, seal_parts
+from fedpers.channels.sealed.opener import Opener
+from fedpers.channels.sealed.sealed_parts import (
+    Group,
+    SealedParts,
+    open_parts,
+    seal_parts,
+    sign_parts,
+)
 from fedpers.config import Config
 from fedpers.errors import ClientError, ConfigError
 from fedpers.parts import Layout, Parts
@@ -45,11 +55,13 @@ class SealedNode(NodeChannel):
 
     Args:
         config: the run's settings.
-        run_folder: names the run.
+        stores: the folder of the clients' stores, in that of the run.
         population: how many clients there are.
         sources: of what is drawn to round a value.
-        keys: the folder with the key; None for ``encryption.keys``.
-        weights_of: what the method makes of cosines of a client's compared slot with the others'.
+        keys: the folder of a device's owner, with the key and its identity; None for
+            ``encryption.keys``, and identities that are made for the run.
+        method: the client side of the method.
+        least: clients in a sum, at the least, as a device's owner has it.
     """
 
     opens = ("open",)
@@ -57,23 +69,29 @@ class SealedNode(NodeChannel):
     def __init__(
         self,
         config: Config,
-        run_folder: str,
+        stores: str,
         population: int,
         sources: Sources,
         keys: Path | None = None,
-        weights_of: Callable[[Sequence[float]], list[float]] | None = None,
+        method: ClientSide | None = None,
+        least: int = 1,
     ) -> None:
         super().__init__()
         named = keys or (Path(config.encryption.keys) if config.encryption.keys else None)
         self.config, self.named, self.population = config, named, population
-        self.sources, self.weights_of = sources, weights_of
-        digest = hashlib.sha256(run_folder.encode()).hexdigest()[:16]
+        self.sources, self.least = sources, least
+        self.run, self.identities = Path(stores).parent.name, Home(new_identity, keys)
+        known = self.run, self.identities, self._opening, self._inspection, method
+        self.opener = opener = Opener(*known)
+        digest = hashlib.sha256(stores.encode()).hexdigest()[:16]
         home = Path(tempfile.gettempdir()) / f"fedpers-keys-{os.getuid()}"
         self.throw_away = home / digest
         self.kinds = {
             "seal": self._seal_kept,
-            "open": self._open,
-            "similarity": self._similarity,
+            "check": self._timing(opener.check),
+            "agree": opener.agree,
+            "open": self._timing(opener.open),
+            "similarity": self._timing(opener.similarity),
             "forget": self._forget,
         }
         self._opened: dict[bytes, Parts] = {}
@@ -117,10 +135,11 @@ class SealedNode(NodeChannel):
     def introduction(
         self, kept: Kept, clients: Sequence[str], terms: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The key's id, the next one's, and a context without the secret key where the pair was
-        made here: which must allow for how the server mixes."""
+        """The key's id, the next one's, the clients' public identities, and a context without the
+        secret key where the pair was made here: which must allow for how the server mixes."""
         self._mixes_rows = bool(terms["mixes_rows"])
-        said: dict[str, Any] = {"id": self.cipher.key_id}
+        publics = Registry([self.identities.identity(kept, client).public for client in clients])
+        said: dict[str, Any] = {"id": self.cipher.key_id, "identities": publics.to_json()}
         if self.next_cipher is not None:
             said["next"] = self.next_cipher.key_id
         if self.named is None:
@@ -128,20 +147,45 @@ class SealedNode(NodeChannel):
             said["context"] = base64.b64encode(context).decode()
         return said
 
-    def arrive(self, row: Row) -> Parts:
-        """Opened. What all clients of a node receive is opened once."""
-        if isinstance(row, Parts):
-            return row
-        if not isinstance(row, SealedParts):
-            raise ClientError("message: got parts of another channel, takes sealed ones")
-        name = hashlib.sha256(row.to_bytes()).digest()
+    def arrive(self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]) -> list[Parts]:
+        """Opened, if it is what clients of the run have signed. What all clients of a node receive
+        is opened once."""
+        found, receivers = [], dict[int, list[str]]()
+        for client, k in body.get("rows", {}).items():
+            receivers.setdefault(k, []).append(client)
+        for k, row in enumerate(rows):
+            if isinstance(row, SealedParts):
+                inspection, rounds = self._inspection(kept, body), range(int(body["round"]) + 1)
+                with self._timed("decrypt"):
+                    found.append(self._arrived(inspection, row, rounds, receivers.get(k, ())))
+            elif isinstance(row, Parts):
+                found.append(row)
+            else:
+                raise ClientError("message: got parts of another channel, takes sealed ones")
+        return found
+
+    def _arrived(
+        self,
+        inspection: Inspection,
+        row: SealedParts,
+        rounds: Collection[int],
+        receivers: Collection[str],
+    ) -> Parts:
+        name = hashlib.sha256(row.to_bytes() + repr(sorted(receivers)).encode()).digest()
         if name not in self._opened:
-            with self._timed("decrypt"):
-                parts = open_parts(self._opening(row), row)
+            cipher = self._opening(row)
+            inspection.check(cipher, row, rounds, receivers)
+            parts = open_parts(cipher, row)
             if len(self._opened) >= KEPT:
                 self._opened.pop(next(iter(self._opened)))
             self._opened[name] = parts
         return self._opened[name]
+
+    def _inspection(self, kept: Kept, body: Mapping[str, Any]) -> Inspection:
+        """What has to be made sure of before something is opened."""
+        offered, (client, *_) = body["channel"].get("registry"), body["clients"]
+        registry = self.identities.registry(kept, client, offered)
+        return Inspection(self.run, registry, self.config.encryption.range, self.least)
 
     def derives(self, terms: Mapping[str, Any], sent: Sequence[str]) -> list[str]:
         """What is sealed beside what was sent."""
@@ -155,7 +199,8 @@ class SealedNode(NodeChannel):
             kept.hold(client, server_round, update)
             return None
         weight = float(body.get("weights", {}).get(client, 1.0))
-        return self.sealed(update, terms, weight=weight, client=client, server_round=server_round)
+        where: dict[str, Any] = {"client": client, "server_round": server_round}
+        return self.sealed(kept, update, terms, weight=weight, **where)
 
     def as_declared(
         self, row: Row, declared: Mapping[str, Layout], terms: Mapping[str, Any]
@@ -170,6 +215,7 @@ class SealedNode(NodeChannel):
 
     def sealed(
         self,
+        kept: Kept,
         update: Parts,
         terms: Mapping[str, Any],
         *,
@@ -177,22 +223,19 @@ class SealedNode(NodeChannel):
         client: str,
         server_round: int,
     ) -> SealedParts:
-        """An update under encryption.
+        """An update under encryption, with its client's word for it.
 
         Raises:
             ClientError: it is not finite.
         """
+        cipher, identity = self._sealing(server_round), self.identities.identity(kept, client)
+        groups = [Group.from_json(group) for group in terms["groups"]]
         # Rounding is drawn anew each time, unless somebody has to see the same bits twice.
         draws = self.sources if self.config.privacy.enabled else known(self.config.seed)
+        source, most = draws("rounding", server_round, client), self.config.encryption.range
         with self._timed("encrypt"):
-            return seal_parts(
-                self._sealing(server_round),
-                update,
-                [Group.from_json(group) for group in terms["groups"]],
-                range=self.config.encryption.range,
-                weight=weight,
-                source=draws("rounding", server_round, client),
-            )
+            row = seal_parts(cipher, update, groups, range=most, weight=weight, source=source)
+            return sign_parts(cipher, identity, self.run, server_round, row, weight)
 
     # -- its own kinds of message --------------------------------------------------------------
 
@@ -206,32 +249,10 @@ class SealedNode(NodeChannel):
             where: dict[str, Any] = {"client": client, "server_round": body["round"]}
             try:
                 update, weight = kept.held(client, body["round"]), float(body["weights"][client])
-                sealed.append(self.sealed(update, body["channel"], weight=weight, **where))
+                sealed.append(self.sealed(kept, update, body["channel"], weight=weight, **where))
             except Exception as error:  # it costs itself, not the node's others
                 failures[client] = error
         return sealed, {"failures": failures, **self.take_seconds()}
-
-    def _open(
-        self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
-    ) -> tuple[list[Row], dict[str, Any]]:
-        """Open means that the server needs in the clear, as the method's strategy says."""
-        return [self.arrive(row) for row in rows], {}
-
-    def _similarity(
-        self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
-    ) -> tuple[list[Row], dict[str, Any]]:
-        """For each client named, the weights of all clients by the similarity of their heads,
-        rounded: products as they are would tell about the key, and more about heads than is
-        needed."""
-        (row,) = rows
-        assert isinstance(row, SealedParts) and self.weights_of is not None
-        others, weights = body["of"] - 1, {}
-        products = self._cosines(row)
-        for k, (client, place) in enumerate(zip(body["clients"], body["places"], strict=True)):
-            cosines = products[k * others : (k + 1) * others]
-            cosines.insert(place, 1.0)
-            weights[client] = self.weights_of(cosines)
-        return [], {"rows": weights}
 
     def _forget(
         self, kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
@@ -243,20 +264,6 @@ class SealedNode(NodeChannel):
             shutil.rmtree(self.throw_away, ignore_errors=True)
             Path(f"{self.throw_away}.lock").unlink(missing_ok=True)
         return [], {}
-
-    def _cosines(self, row: SealedParts) -> list[float]:
-        """The inner products in a row, in -1..1; 0 for one that no unit vectors have."""
-        with self._timed("decrypt"):
-            try:
-                return [float(x) for x in self.cipher.open_products(row.sealed)]
-            except ClientError:
-                return [self._cosine(one) for one in row.sealed]
-
-    def _cosine(self, product: SealedVector) -> float:
-        try:
-            return float(self.cipher.open_products([product]))
-        except ClientError:  # its sender's head is no unit vector, or it was changed on the way
-            return 0.0
 
     def _made(self) -> Path:
         home = self.throw_away.parent
@@ -270,6 +277,18 @@ class SealedNode(NodeChannel):
                 scheme = self.config.encryption.scheme
                 new_keys(self.throw_away, scheme, max(1, self.population), rows=self._mixes_rows)
         return self.throw_away
+
+    def _timing(self, answer: Handler) -> Handler:
+        """An answer that counts as time to decrypt."""
+
+        def timed(
+            kept: Kept, rows: Sequence[Row], body: Mapping[str, Any]
+        ) -> tuple[list[Row], dict[str, Any]]:
+            with self._timed("decrypt"):
+                answered, told = answer(kept, rows, body)
+            return answered, {**told, **self.take_seconds()}
+
+        return timed
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -22,6 +22,8 @@ STANDARD = {
 }
 LEVELS = (128, 192, 256)
 
+COARSE_BITS = 16  # of a scale, that are rounded off in what is told
+
 # Fresh noise a coefficient in BFV: SEAL cuts its normal distribution at 19.2, and rounding the
 # scaled message adds less than 1.
 NOISE_BITS = 5
@@ -69,6 +71,13 @@ class Parameters:
     def chunk(self) -> int:
         """How many values one ciphertext holds (CKKS: two, as a complex number, in each slot)."""
         return self.degree * self.values
+
+    @property
+    def grid(self) -> float:
+        """To what opened values are rounded that a server is told, as a share of the range: to 10
+        to 100 times CKKS' error, which tells of the key (Li and Micciancio 2020/1533); 0 for BFV,
+        which has none."""
+        return 0.0 if self.scheme == "bfv" else 2.0 ** (COARSE_BITS - self.value_bits)
 
     @property
     def security(self) -> int:

@@ -11,9 +11,19 @@ from typing import Any, ClassVar
 
 import torch
 
+from fedpers.channels.identity.encoding import Refused, encode
+from fedpers.channels.identity.identity import Identity
 from fedpers.channels.opaque import Opaque
 from fedpers.channels.sealed.cipher import ClientCipher, SealedVector, clip
 from fedpers.channels.sealed.guard import Malformed, frame, unframe
+from fedpers.channels.sealed.statement import (
+    Place,
+    Statement,
+    Term,
+    digest_of,
+    terms_from_bytes,
+    terms_to_bytes,
+)
 from fedpers.errors import ClientError
 from fedpers.parts import Layout, Part, Parts
 from fedpers.privacy.noise import Source
@@ -22,7 +32,7 @@ log = logging.getLogger("fedpers")
 
 MAGIC = b"FPPARTS\n"
 # What reading a stranger's JSON may raise.
-UNREADABLE = (Malformed, ValueError, KeyError, TypeError, AttributeError, IndexError)
+UNREADABLE = (Malformed, Refused, ValueError, KeyError, TypeError, AttributeError, IndexError)
 BEYOND = (OverflowError, RecursionError)
 
 
@@ -37,6 +47,11 @@ class Group:
 
     names: tuple[str, ...]
     unit: bool = False
+
+    @property
+    def part(self) -> bytes:
+        """As a statement names it."""
+        return encode(str(self.unit), *self.names)
 
     def to_json(self) -> list[Any]:
         """A JSON form; ``from_json`` reads it back."""
@@ -60,14 +75,16 @@ class SealedParts(Opaque):
         groups: which of them are sealed together.
         blobs: the sealed vectors, a message each, in the groups' order.
         divisor: the opened values are divided by it: the weights of a sum add up to it.
+        terms: of each group, whose signed updates it is made of; none before it is signed.
         broken: why the message could not be read, if so.
     """
 
-    stype: ClassVar[str] = "fedpers.sealed.v1"
+    stype: ClassVar[str] = "fedpers.sealed.v2"
     layouts: Mapping[str, Layout]
     groups: tuple[Group, ...]
     blobs: tuple[bytes, ...]
     divisor: float = 1.0
+    terms: tuple[tuple[Term, ...], ...] = ()
     broken: str = ""
 
     @property
@@ -88,12 +105,11 @@ class SealedParts(Opaque):
 
     def of(self, names: Sequence[str]) -> SealedParts:
         """The groups that hold these parts and no others."""
-        kept = [
-            (g, b) for g, b in zip(self.groups, self.blobs, strict=True) if {*g.names} <= {*names}
-        ]
-        layouts = {name: self.layouts[name] for group, _ in kept for name in group.names}
-        groups, blobs = tuple(group for group, _ in kept), tuple(blob for _, blob in kept)
-        return SealedParts(layouts, groups, blobs, self.divisor)
+        kept = [k for k, group in enumerate(self.groups) if {*group.names} <= {*names}]
+        groups, blobs = tuple(self.groups[k] for k in kept), tuple(self.blobs[k] for k in kept)
+        layouts = {name: self.layouts[name] for group in groups for name in group.names}
+        terms = tuple(self.terms[k] for k in kept) if self.terms else ()
+        return SealedParts(layouts, groups, blobs, self.divisor, terms)
 
     def to_bytes(self) -> bytes:
         """All of it as one message; ``from_bytes`` reads it back."""
@@ -102,8 +118,9 @@ class SealedParts(Opaque):
             "groups": [group.to_json() for group in self.groups],
             "divisor": self.divisor,
         }
+        signed = [terms_to_bytes(terms) for terms in self.terms or [()] * len(self.groups)]
         # The layouts of a large model do not fit into a header's 4,096 bytes.
-        return frame(MAGIC, {}, [json.dumps(header).encode(), *self.blobs])
+        return frame(MAGIC, {}, [json.dumps(header).encode(), *self.blobs, *signed])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SealedParts:
@@ -118,14 +135,15 @@ class SealedParts(Opaque):
             layouts = {str(n): Layout.from_json(x) for n, x in header["layouts"].items()}
             groups = tuple(Group.from_json(group) for group in header["groups"])
             divisor = float(header["divisor"])
-            if len(groups) != len(blobs) or not 0 < divisor < float("inf"):
-                raise ValueError(f"{len(blobs)} vectors for {len(groups)} groups")
+            if 2 * len(groups) != len(blobs) or not 0 < divisor < float("inf"):
+                raise ValueError(f"{len(blobs)} vectors and terms for {len(groups)} groups")
             if [n for group in groups for n in group.names] != list(layouts):
                 raise ValueError("groups and layouts name other parts")
+            terms = tuple(terms_from_bytes(signed) for signed in blobs[len(groups) :])
         except (*UNREADABLE, *BEYOND) as error:
             reason = " ".join(str(error).split())[:200]  # it may quote what a stranger wrote
             raise ClientError(f"sealed parts: cannot be read ({reason})") from None
-        return cls(layouts, groups, tuple(blobs), divisor)
+        return cls(layouts, groups, tuple(blobs[: len(groups)]), divisor, terms)
 
     @classmethod
     def unreadable(cls, reason: str) -> SealedParts:
@@ -168,6 +186,30 @@ def seal_parts(
     return SealedParts(layouts, tuple(groups), tuple(blobs))
 
 
+def sign_parts(
+    cipher: ClientCipher,
+    identity: Identity,
+    run: str,
+    server_round: int,
+    sealed: SealedParts,
+    weight: float = 1.0,
+) -> SealedParts:
+    """With its client's word for each group.
+
+    Args:
+        run: name of the run.
+        weight: as the parts were multiplied by.
+    """
+    terms = []
+    for group, blob, one in zip(sealed.groups, sealed.blobs, sealed.sealed, strict=True):
+        place, weighs = Place(run, group.part), 1.0 if group.unit else weight
+        word = Statement(identity.client, server_round, weighs, digest_of(blob))
+        if not group.unit:
+            word = replace(word, tag=cipher.tag(one, word.said(place)))
+        terms.append((Term(word.by(identity, place)),))
+    return replace(sealed, terms=tuple(terms))
+
+
 def open_parts(cipher: ClientCipher, sealed: SealedParts) -> Parts:
     """Decrypt and divide.
 
@@ -195,4 +237,5 @@ def with_groups(sealed: SealedParts, other: SealedParts) -> SealedParts:
         layouts={**sealed.layouts, **other.layouts},
         groups=sealed.groups + other.groups,
         blobs=sealed.blobs + other.blobs,
+        terms=sealed.terms + other.terms,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from fedpers.channels.sealed import guard
 from fedpers.channels.sealed.cipher import SealedVector, ServerCipher, level_of, new_sealed
 from fedpers.channels.sealed.lattice import Channel, Lattice
 from fedpers.channels.sealed.parameters import (
-    HEAD_SCALE_BITS,
     MAX_ROW_WEIGHT,
     WEIGHT_BITS,
     Parameters,
@@ -30,22 +28,11 @@ class SealServer(ServerCipher):
     Args:
         parameters: the scheme's.
         key_id: of the clients' key.
-        public: SEAL's public and relinearisation keys, which only inner products need.
     """
 
-    def __init__(
-        self, parameters: Parameters, key_id: str, public: tuple[bytes, bytes] | None = None
-    ) -> None:
+    def __init__(self, parameters: Parameters, key_id: str) -> None:
         self.parameters, self.key_id = parameters, key_id
         self.lattice = Lattice(parameters)
-        self._keys: tuple[Any, Any] | None = None
-        if public is not None:
-            seal, context = self.lattice.seal, self.lattice.context
-            key, relinearisation = seal.PublicKey(), seal.RelinKeys()
-            with Channel() as channel:
-                key.load(context, channel.write(public[0]))
-                relinearisation.load(context, channel.write(public[1]))
-            self._keys = seal.Encryptor(context, key), relinearisation
         self._evaluator = self.lattice.seal.Evaluator(self.lattice.context)
 
     def add(self, sealed: Iterable[SealedVector]) -> SealedVector:
@@ -80,7 +67,8 @@ class SealServer(ServerCipher):
             self._words(sealed, index)
 
     def mix(self, weights: Tensor, sealed: Sequence[SealedVector]) -> list[SealedVector]:
-        self._needs_rows("mix")
+        if (scheme := self.parameters.scheme) != "ckks-rows":
+            raise ConfigError("encryption.scheme", scheme, "ckks-rows for mixtures", "new keys")
         if weights.ndim != 2 or weights.shape[1] != len(sealed) or not sealed:
             got = tuple(weights.shape)
             raise ConfigError("weights", got, f"[rows, {len(sealed)}], a column a vector")
@@ -90,8 +78,7 @@ class SealServer(ServerCipher):
         for one in sealed:
             one.expect(self.parameters, self.key_id, ("vector",))
             _check_alike(sealed[0], one)
-        # Exact integers in float64: 2^21 * 4 times 2^28 stays below 2^53.
-        integers = (weights.double() * 2**WEIGHT_BITS).round().numpy()
+        integers = whole(weights).numpy()
         rows: list[list[bytes]] = [[] for _ in range(weights.shape[0])]
         (prime,) = primes = self.lattice.primes(1)
         with Channel() as channel:
@@ -105,75 +92,11 @@ class SealServer(ServerCipher):
             for s, row in zip(size, rows, strict=True)
         ]
 
-    def inner_products(self, sealed: Sequence[SealedVector]) -> list[SealedVector]:
-        """As the base class says.
-
-        The products of the slots tell more than their sum, and the clients, who hold the secret
-        key, may not learn it. So of a product's first polynomial only the sum over the roots is
-        sent: its constant coefficient, which is the sum over the slots. And as the second
-        polynomial follows from the factors' ciphertexts, a public encryption of zero is added
-        first, after which it is fresh.
-        """
-        encryptor, relinearisation = self._needs_rows("inner products")
-        with Channel() as channel:
-            heads = []
-            for one in sealed:
-                one.expect(self.parameters, self.key_id, ("head",))
-                _check_alike(sealed[0], one)
-                scale = 2.0**HEAD_SCALE_BITS
-                heads.append(
-                    [self._load(channel, one, index, scale) for index in range(len(one.chunks))]
-                )
-            found = []
-            for left, right in combinations(heads, 2):
-                product = self._product(left, right, encryptor, relinearisation)
-                words = self.lattice.polynomials(channel, product)
-                found.append(self._only_the_sum(sealed[0], words))
-        return found
-
-    def _product(self, left: list[Any], right: list[Any], encryptor: Any, keys: Any) -> Any:
-        seal, evaluator = self.lattice.seal, self._evaluator
-        total = seal.Ciphertext()
-        try:
-            for index, (a, b) in enumerate(zip(left, right, strict=True)):
-                product = seal.Ciphertext()
-                evaluator.multiply(a, b, product)
-                if index == 0:
-                    total = product
-                else:
-                    evaluator.add_inplace(total, product)
-            evaluator.relinearize_inplace(total, keys)
-            evaluator.rescale_to_next_inplace(total)
-            zero = seal.Ciphertext()
-            encryptor.encrypt_zero(self.lattice.ids[1], zero)
-            zero.scale = total.scale
-            evaluator.add_inplace(total, zero)
-        except (RuntimeError, ValueError) as error:
-            raise ClientError(f"inner products: {error}") from None
-        return total
-
-    def _only_the_sum(self, like: SealedVector, words: guard.Words) -> SealedVector:
-        (prime,) = primes = self.lattice.primes(1)
-        first = words[0, 0]
-        high, low = int((first >> _HALF).sum()), int((first & ((1 << _HALF) - 1)).sum())
-        total = ((high << _HALF) + low) % prime
-        data = total.to_bytes(guard.width(prime), "little") + guard.pack(words[1:], primes)
-        return new_sealed(
-            self.parameters,
-            self.key_id,
-            kind="product",
-            size=1,
-            range=1.0,
-            terms=1,
-            weight=1.0,
-            chunks=(data,),
-        )
-
-    def _load(self, channel: Channel, one: SealedVector, index: int, scale: float = 1.0) -> Any:
+    def _load(self, channel: Channel, one: SealedVector, index: int) -> Any:
         """Chunk ``index`` as a SEAL ciphertext, every coefficient checked."""
         fresh, data = one.kind in ("vector", "head"), one.chunks[index]
         seed = data[-guard.SEED_BYTES :] if fresh else b""
-        return self.lattice.ciphertext(channel, self._words(one, index), seed, scale)
+        return self.lattice.ciphertext(channel, self._words(one, index), seed)
 
     def _words(self, one: SealedVector, index: int) -> guard.Words:
         polynomials = 1 if one.kind in ("vector", "head") else 2
@@ -207,13 +130,6 @@ class SealServer(ServerCipher):
             chunks=chunks,
         )
 
-    def _needs_rows(self, what: str) -> tuple[Any, Any]:
-        if self._keys is None:
-            raise ConfigError(
-                "encryption.scheme", self.parameters.scheme, f"ckks-rows for {what}", "new keys"
-            )
-        return self._keys
-
 
 def _check_alike(first: SealedVector, other: SealedVector) -> None:
     if (other.size, other.range) != (first.size, first.range):
@@ -221,6 +137,13 @@ def _check_alike(first: SealedVector, other: SealedVector) -> None:
             f"sealed: size and range: got {other.size} in {other.range:g}, "
             f"takes {first.size} in {first.range:g} as the others have"
         )
+
+
+def whole(weights: Tensor) -> Tensor:
+    """Weights as ciphertexts are multiplied by them: integers in float64, where 2^21 * 4 times 2^28
+    stays below 2^53."""
+    integers: Tensor = (weights.double() * 2**WEIGHT_BITS).round()
+    return integers
 
 
 def _times(

@@ -21,6 +21,7 @@ from clients.node.device import Device
 from clients.node.host import ClientHost
 from clients.node.keeper import Keeper, stores_of
 from clients.node.store import ClientStore
+from fedpers.channels.identity.home import deal_identities, new_identity
 from fedpers.channels.sealed.sealed_parts import SealedParts
 from fedpers.config import Config
 from fedpers.data import Schema, Signature
@@ -232,15 +233,17 @@ def test_in_a_simulation_nothing_is_flushed(
 def test_a_device_seals_and_opens_without_its_data_or_model(
     small: Callable[..., Config], device: Device, tmp_path: Path
 ) -> None:
-    from fedpers.channels.sealed import new_keys
+    from fedpers.channels.sealed import load_client, new_keys
+    from fedpers.channels.sealed.keys import CLIENT_FILE
 
     new_keys(tmp_path / "keys", "auto", 2)
+    deal_identities(new_identity, tmp_path / "server", {device.client: tmp_path / "keys"})
     config = small("fedavg", "encryption.enabled=true")
     held = Parts({"body": Part.of({"w": torch.tensor([1.0, -2.0, 0.5])})})
     device = replace(device, keys=tmp_path / "keys")
     stores = stores_of("/server/runs/a", device)
     assert stores == device.state / "runs" / "a" / "state"
-    Keeper(config, stores, device, 1, FedAvg.weights_of).hold(device.client, 3, held)
+    Keeper(config, stores, device, 1, FedAvg).hold(device.client, 3, held)
     device.data.unlink()  # a host could not be made any more
     grid = SerialGrid(app, nodes=1)
     (node,) = grid.get_node_ids()
@@ -268,5 +271,11 @@ def test_a_device_seals_and_opens_without_its_data_or_model(
         terms = {"groups": [[["body"], False]], "mixes_rows": False}
         sealed, answer = ask("seal", [], channel=terms, weights={device.client: 0.5})
         assert answer["failures"] == {} and isinstance(sealed[0], SealedParts)
-        (opened,), _ = ask("open", sealed)
-    torch.testing.assert_close(opened["body"].vector, 0.5 * held["body"].vector, atol=1e-3, rtol=0)
+        (word,) = sealed[0].terms[0]
+        assert (word.statement.client, word.statement.weight) == (device.client, 0.5)
+        opened = load_client(tmp_path / "keys" / CLIENT_FILE).open(sealed[0].sealed[0])
+        torch.testing.assert_close(opened, 0.5 * held["body"].vector, atol=1e-3, rtol=0)
+        # For a server it opens nothing: the method has no use for a mean in the clear.
+        mean = {"parts": ["body"], "clients": [device.client, "b"], "sum": "x"}
+        answered, told = ask("agree", [], channel={}, mean=mean)
+        assert answered == [] and list(told["failures"]) == [device.client]

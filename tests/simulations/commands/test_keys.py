@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from fedpers.channels.identity.registry import Registry
 from fedpers.channels.sealed import new_keys
 from fedpers.channels.sealed.guard import unframe
 from fedpers.channels.sealed.keys import MAGIC
@@ -115,3 +117,25 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
         check(load_config(None, [ON, "strategy.name=pfedsim", "encryption.scheme=bfv"]))
     with pytest.raises(ConfigError, match="takes auto or bfv, as the key in"):
         checked(tmp_path / "room", "encryption.scheme=ckks", "data.clients=5")
+
+
+def test_identities_are_made_on_devices_and_put_together(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        made = keys("identity", name, "--out", str(tmp_path / name))
+        assert made.exit_code == 0 and f"who signs as {name}" in made.stdout
+        assert stat.S_IMODE((tmp_path / name / "identity.json").stat().st_mode) == 0o600
+    again = keys("identity", "a", "--out", str(tmp_path / "a"))
+    assert again.exit_code == 2 and "a second key is another client" in again.stderr
+    publics = [str(tmp_path / name / "public.json") for name in ("a", "b")]
+    out = tmp_path / "registry.json"
+    put = keys("registry", *publics, "--out", str(out))
+    assert put.exit_code == 0 and "2 clients" in put.stdout
+    assert list(Registry.from_json(out.read_text()).publics) == ["a", "b"]
+    own = (tmp_path / "a" / "identity.json").read_text()
+    assert json.loads(own)["signing"] not in out.read_text() + put.stdout
+    for odd in ("{}", "[]", "x", own):
+        (tmp_path / "odd.json").write_text(odd)
+        refused = keys("registry", str(tmp_path / "odd.json"), "--out", str(tmp_path / "no"))
+        assert refused.exit_code == 2 and refused.stderr.startswith("error: ")
+    twice = keys("registry", publics[0], publics[0], "--out", str(tmp_path / "no"))
+    assert twice.exit_code == 2 and not (tmp_path / "no").exists()

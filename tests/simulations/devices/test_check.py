@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from clients.node.device import Device
+from fedpers.channels.identity.home import (
+    IDENTITY,
+    REGISTRY,
+    deal_identities,
+    new_identity,
+)
 from fedpers.channels.sealed import new_keys
 from fedpers.config import load_config
 from fedpers.permit import read_permit
@@ -25,9 +32,10 @@ Check = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a key for three clients."""
+    """A folder with a key for three clients, an identity and a registry."""
     folder = tmp_path_factory.mktemp("keys")
     new_keys(folder, "auto", 3)
+    deal_identities(new_identity, folder / "server", {"clinic-7": folder})
     return folder
 
 
@@ -128,6 +136,10 @@ def test_a_key_that_others_can_read(check: Check, keys: Path, tmp_path: Path) ->
     line = refusal(check(keys=copy))
     assert line == (f"key file: got '0o644', takes mode 0600; chmod 600 {copy / 'client.key'}")
     (copy / "client.key").chmod(0o600)
+    assert refusal(check(keys=copy)).startswith("identity: got ")
+    shutil.copy2(keys / IDENTITY, copy)
+    assert "registry.json, as your deployment has it" in refusal(check(keys=copy))
+    shutil.copy2(keys / REGISTRY, copy)
     assert check(keys=copy).exit_code == 0
     (copy / "client.key").write_bytes((keys / "server.context").read_bytes())
     assert "takes a client file" in refusal(check(keys=copy))

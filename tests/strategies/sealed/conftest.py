@@ -20,7 +20,11 @@ def seal(bind: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Ser
         name: str, *overrides: str, scheme: str = "bfv", spoils: Any = None, **more: Any
     ) -> Server:
         settings = ["encryption.enabled=true", f"encryption.scheme={scheme}", *overrides]
-        return Server(bind(name, *settings), SealingNodes(scheme, spoils=spoils, **more), tmp_path)
+        return Server(
+            bind(name, *settings),
+            SealingNodes(scheme, tmp_path / "stores", spoils=spoils, **more),
+            tmp_path,
+        )
 
     with _identity(run_id=1):
         yield seal

@@ -12,7 +12,6 @@ from flwr.clientapp import ClientApp
 from sealing_nodes import MEANS, expected
 from spoils import malformed
 
-from fedpers.errors import RunError
 from fedpers.records import unpack
 
 
@@ -58,10 +57,17 @@ def test_a_message_that_cannot_be_read_costs_its_nodes_clients(
     assert server.mean() == pytest.approx(expected(name, [3, 4]), abs=2e-4)
 
 
-def test_a_round_without_any_good_update_fails_in_one_line(seal: Any) -> None:
-    spoils = dict.fromkeys("1234", malformed)
-    with pytest.raises(RunError, match=r"^no update can be added: .*coefficient"):
-        seal("fedavg", spoils=spoils).train()
+def test_a_round_without_any_good_update_mixes_nothing(
+    seal: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = seal("fedavg", spoils=dict.fromkeys("1234", malformed))
+    before = server.strategy.parts
+    assert sorted(server.train()) == list("1234") and server.strategy.parts is before
+    assert (
+        "round 1: 0 of at least 1 clients are left; client 1: update: sealed: chunk" in caplog.text
+    )
+    server.grid.spoils.clear()
+    assert server.train(2) == {} and server.mean() == pytest.approx(3.0, abs=2e-4)
 
 
 def test_what_comes_before_it_is_asked_for_is_not_mixed(seal: Any) -> None:

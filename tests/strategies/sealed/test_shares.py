@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
-from sealing_nodes import pair
+from garbage import garbage
+from sealing_nodes import Stores, pair
 from spoils import foreign, malformed
 
 from fedpers.channels.client_noise_node import ClientNoiseNode
@@ -21,12 +22,11 @@ from fedpers.parts import Part, Parts
 from fedpers.privacy.noise import known
 from fedpers.records import unpack
 
-NOTHING_KEPT: Any = None  # as weights are known
 BY_CLIENT = ("privacy.enabled=true", "privacy.unit=client", "privacy.deterministic_for_tests=true")
 
 
 @pytest.mark.parametrize("honest", [2, 5])
-def test_shares_of_honest_clients_add_up_to_all_of_the_noise(honest: int) -> None:
+def test_shares_of_honest_clients_add_up_to_all_of_the_noise(honest: int, tmp_path: Path) -> None:
     """The sum of so many, as the server has it sealed and a client opens it."""
     size, sigma, norm = 20_000, 1.5, 0.5
     config = load_config(None, [*BY_CLIENT, f"privacy.max_grad_norm={norm}"])
@@ -37,7 +37,7 @@ def test_shares_of_honest_clients_add_up_to_all_of_the_noise(honest: int) -> Non
     body = {"channel": {**terms, "seal_at_once": True}}
     nothing = Parts({"body": Part.of({"w": torch.zeros(size)})})
     leaving = [Leaving(str(k), 1, nothing, {}, body) for k in range(honest)]
-    shares = [node.leave(NOTHING_KEPT, one) for one in leaving]
+    shares = [node.leave(Stores(tmp_path), one) for one in leaving]
     server = server_from(pair("ckks", 0).server)
     total = server.add(share.sealed[0] for share in shares)
     noise = sealer.cipher.open(total)
@@ -77,3 +77,14 @@ def test_noise_that_would_be_clipped_is_refused_before_it_is_charged(
     with pytest.raises(ConfigError, match=r"encryption\.range: got 8\.0, takes \d+ or more, so"):
         server.train()
     assert server.strategy.channel.budget.spent == spent
+
+
+def test_a_mean_with_too_few_shares_is_not_even_opened(seal: Any) -> None:
+    """Whose noise is missing spoiled the sum, and was left out of it."""
+    server = seal("perada", *BY_CLIENT, "strategy.params.kd_steps=1", "encryption.honest=1.0")
+    server.grid.spoils["3"] = lambda sealed: garbage(server.grid.cipher, sealed)
+    before = server.strategy.parts
+    assert list(server.train()) == ["3"] and server.strategy.parts is before
+    assert "open" not in {kind for _, kind in server.grid.asked}
+    server.grid.spoils.clear()
+    assert server.train(2) == {} and server.strategy.parts is not before
