@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import cycle, islice
 
 from torch import Tensor
 
@@ -65,7 +65,7 @@ class PerFedAvg(LocalAlgorithm):
         return [replace(self.shared_phase(), gradients=self.gradients * self.config.privacy.steps)]
 
     def train(self, working: Parts, trainer: Trainer) -> Parts:
-        """Meta-steps, as long as there are batches for a whole one."""
+        """Meta-steps, as long as there are batches."""
         (phase,) = self.phases()
         batches = trainer.batches(phase)
         while (step := self.step(phase, working, trainer, batches)) is not None:
@@ -75,10 +75,12 @@ class PerFedAvg(LocalAlgorithm):
     def step(
         self, phase: Phase, working: Parts, trainer: Trainer, batches: Iterator[Tensor]
     ) -> Parts | None:
-        """A meta-step; None where the batches are at their end."""
+        """A meta-step; None where the batches are at their end. Where too few are left for a whole
+        one they are taken again in it: a client with a single batch trains, too."""
         drawn = list(islice(batches, self.gradients))
-        if len(drawn) < self.gradients:
+        if not drawn:
             return None
+        drawn = list(islice(cycle(drawn), self.gradients))
         alpha, beta = self.params.alpha, self.params.beta or self.config.training.lr
         first = trainer.private_gradient(phase, working, drawn[0])
         v = trainer.private_gradient(phase, moved(phase, working, first, -alpha), drawn[1])

@@ -18,7 +18,7 @@ from fedpers.errors import ConfigError
 from fedpers.models import build_model
 from fedpers.parts import Parts
 
-METHODS = algorithms.names()
+METHODS = [name for name in algorithms.names() if name != "ifca"]  # copies of a slot: test_ifca.py
 BOTH = ("body", "head")
 # The branch that is sent reads nothing personal: it can be made private alone.
 CLEAN = ["apfl", "ditto", "fedavg", "fedavg-ft", "fedbabu", "feddpa", "perada", "pfedsim"]
@@ -63,7 +63,7 @@ def test_two_rounds_of_any_method(toys: Any, name: str) -> None:
     working = algorithm.recall(working, trainer)
     for mode in ("personal", "global"):
         logits = algorithm.predict(mode, working, torch.randn(5, 2), trainer, "test")
-        has_global = name not in ("local", "fedper", "fedrep")
+        has_global = name not in ("local", "fedper", "fedrep", "dfedalt", "gpfl")
         assert (logits is not None) == (mode == "personal" or has_global)
         assert logits is None or (logits.shape == (5, 2) and bool(logits.isfinite().all()))
 
@@ -342,7 +342,8 @@ def test_a_only_adapters_are_for_methods_that_share_a_body_and_keep_none(
     config = load_config(None, [*settings, f"data.partition.path={tmp_path / 'split.npz'}"])
     found, params = find_algorithm(name, config, ())
     model = build_model(config, load_data(config))
-    whole = {"apfl", "ditto", "eb", "fedala", "fedavg-ft", "fedbabu", "feddpa", "perada", "pfedsim"}
+    whole = {"apfl", "ditto", "eb", "fedala", "fedavg-ft", "fedbabu", "feddpa", "fedsoup", "map"}
+    whole |= {"perada", "pfedgraph", "pfedsim"}
     if name in whole:
         with pytest.raises(ConfigError, match=r"model\.lora\.share: got 'a-only', takes ffa or"):
             found(config, model, params)
