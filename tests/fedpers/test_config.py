@@ -23,7 +23,8 @@ from fedpers.errors import ConfigError
         ("data.columns.features=3", "data.columns.features: got 3, takes a list"),
         (
             "model=4",
-            "model: got 4, takes settings (name, head, dtype, lora, pretrain, standardise, whiten, cache)",
+            "model: got 4, takes settings (name, head, dtype, lora, pretrain, standardise, whiten, "
+            "cache)",
         ),
         ("model.lora.rank=0", "model.lora.rank: got 0, takes an integer >= 1"),
         ("training.lr=.nan", "training.lr: got nan, takes a number > 0"),
