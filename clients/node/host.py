@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -45,7 +44,7 @@ from fedpers.privacy.noise import Sources
 from fedpers.progress import Progress
 from fedpers.robust import clipped
 
-PERSONAL, BASELINE, STEPS = "personal", "baseline", "steps"
+PERSONAL, BASELINE, STEPS, TUNED = "personal", "baseline", "steps", "tuned"
 Answer = tuple[Parts, dict[str, Any]]  # what a client uploads, and its report
 
 
@@ -113,7 +112,7 @@ class ClientHost(Keeper):
         self.reports, self.polls = self.algorithm.reports, self.algorithm.polls
         self.view = ModelView(self.model, self.algorithm)
         self.scoring = self._scoring()
-        self._accounts, self.steps = dict[str, Account](), Counter[str]()
+        self._accounts = dict[str, Account]()
         if config.privacy.enabled:
             self._admit(algorithm)
 
@@ -281,7 +280,8 @@ class ClientHost(Keeper):
     def _finish(self, start: Started, working: Parts) -> Answer:
         """Keep what stays, and say what leaves."""
         client, server_round, broadcast, asked, store, account, trainer, _ = start
-        self.steps[client] += trainer.steps
+        taken = store.load_json(STEPS).get(STEPS, 0) + trainer.steps
+        store.save_json(STEPS, {STEPS: taken})  # for its owner alone
         for phase, error in trainer.broken.items():
             self.reasons.note(f"phase {phase!r} of client {client}", error)
         # One that is not as declared must not spoil its host's other clients' message.
@@ -341,7 +341,7 @@ class ClientHost(Keeper):
         personal = store.load_before(PERSONAL, server_round + 1)
         came = self.algorithm.receive(broadcast, personal, Context(client, server_round, said))
         working = self.algorithm.recall(self.algorithm.tune(came, trainer), trainer)
-        store.save_json(STEPS, {STEPS: self.steps[client] + trainer.steps})  # for its owner alone
+        store.save_json(STEPS, store.load_json(STEPS) | {TUNED: trainer.steps})
         result = self.scoring.score(client, came, working, store.load(BASELINE), common=common)
         if self.config.evaluation.adapters:  # the model that was scored is the one to save
             filling = self.algorithm.filled("personal")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedpers.errors import RunError
+from fedpers.errors import ConfigError, RunError
 from simulations.commands.console import Backend, errors, find_plug_ins, progress, signals
 
 
@@ -48,14 +48,18 @@ def compare(
         return f"stopped; to go on: {shlex.join(['fedpers', *sys.argv[1:]])}"
 
     with errors(again), signals():
+        methods = strategies.split(",")
+        if against is not None and against not in methods:
+            raise ConfigError(
+                "--against", against, f"one of the methods compared: {', '.join(methods)}"
+            )
         typer.echo(f"{config.name}: {strategies} compared", err=True)  # imports take seconds
         from simulations.experiments import compare as comparison
         from simulations.experiments.compare_page import compare_html, conclusion
         from simulations.experiments.following import following
 
         find_plug_ins()
-        plan = comparison.cells(strategies.split(","), seeds, settings or [], first_seed)
-        comparison.check_against(against, plan)
+        plan = comparison.cells(methods, seeds, settings or [], first_seed)
         folder = (out or Path("runs") / f"compare-{config.stem}").resolve()
         reports, failed = {}, []
         runs = [folder / cell.name for cell in plan]

@@ -119,18 +119,6 @@ def cells(
     return made
 
 
-def check_against(against: str | None, plan: Sequence[Cell]) -> None:
-    """Check that what all are compared to is among them.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    methods = list(dict.fromkeys(cell.method for cell in plan))
-    if against is not None and against not in methods:
-        takes = f"one of the methods compared: {', '.join(methods)}"
-        raise ConfigError("--against", against, takes)
-
-
 def compare(
     config: Path,
     plan: Sequence[Cell],

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from clients.node.host import STEPS
+from clients.node.host import STEPS, TUNED
 from clients.node.store import ClientStore
 from fedpers.evaluation import ClientResult
 from fedpers.evaluation.shown import task_of
@@ -46,7 +46,8 @@ def by_client(folder: Path, report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def steps(folder: Path) -> float | None:
-    """The median over clients; of those whose process saw the whole run."""
+    """The median over clients, of training and of what comes before a prediction."""
     stores = [path.parent for path in folder.glob(f"state/*/{STEPS}.json")]
-    known = [ClientStore(path.parent, path.name).load_json(STEPS).get(STEPS) for path in stores]
-    return float(median(found)) if (found := [k for k in known if k is not None]) else None
+    known = [ClientStore(path.parent, path.name).load_json(STEPS) for path in stores]
+    found = [kept.get(STEPS, 0) + kept.get(TUNED, 0) for kept in known if kept]
+    return float(median(found)) if found else None

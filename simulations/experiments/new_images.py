@@ -21,13 +21,15 @@ def write_images(folder: Path, path: Path) -> tuple[Path, str]:
     """Write the config for the images under ``path`` into ``folder``; its path, and what was found.
 
     Raises:
-        ConfigError: there is a config already.
+        ConfigError: there is a config already, or no image.
         DataError: the images cannot be read, or do not lie as ``data.name=images`` takes them.
     """
     target = folder / NAME
     if target.exists():
         raise ConfigError("DIR", str(folder), f"a folder without {NAME}", "name another one")
-    found = image_files(path)
+    if not (found := image_files(path)):
+        takes = "a csv file, or a folder of images as class/name.png or client/class/name.png"
+        raise ConfigError("--from", str(path), takes)
     owned = bool(found) and len(found[0].parts) == 3
     owners = len({file.parts[0] for file in found}) if owned else 0
     clients = owners or max(2, min(10, len(found) // EACH))

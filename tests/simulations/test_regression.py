@@ -32,7 +32,7 @@ PRIVATE = (
     *("privacy.deterministic_for_tests=true", "evaluation.diagnostics=true"),
 )
 ENCRYPTED = "encryption.enabled=true"
-CLASSES_ONLY = {"prior"}
+CLASSES_ONLY = {name for name in algorithms.names() if algorithms.get(name).tasks}
 
 
 def run(folder: Path, method: str, *overrides: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def left(folder: Path) -> dict[str, str]:
     """What must be the same: the clients' stores, the ledgers, the last checkpoint."""
     paths = [*folder.glob("state/**/*"), *folder.glob("checkpoint/round-000006/*")]
     found = {str(path.relative_to(folder)): path for path in paths if path.is_file()}
-    # Names of the run are in these two, and they say nothing more.
+    # Names of the run, or the bytes of metadata in no fixed order, are all that these add.
     return {k: content(p) for k, p in found.items() if p.name not in RUN_NAMED}
 
 
@@ -49,7 +49,7 @@ def content(path: Path) -> str:
     return path.read_text()
 
 
-RUN_NAMED = ("account.json", "answer.json")
+RUN_NAMED = ("account.json", "answer.json", "digests.json")
 
 
 def scores(folder: Path) -> dict[tuple[int, str], object]:

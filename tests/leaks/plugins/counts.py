@@ -1,13 +1,18 @@
 """Counts of which an example decides more than one, or that no noise covers."""
 
 import torch
+import torch.nn.functional as F
 
-from clients.methods.prior import COUNTS, Prior, smoothed
+from clients.labels import COUNTS, smoothed
+from clients.methods.prior import Prior
 from fedpers.parts import Part
 
 
 class Counts(Prior):
     accounted = True
+
+    def labels(self, trainer):
+        return F.one_hot(trainer.examples.y, trainer.task.outputs).float()
 
     def train(self, working, trainer):
         working = super(Prior, self).train(working, trainer)
