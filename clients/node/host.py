@@ -280,8 +280,8 @@ class ClientHost(Keeper):
     def _finish(self, start: Started, working: Parts) -> Answer:
         """Keep what stays, and say what leaves."""
         client, server_round, broadcast, asked, store, account, trainer, _ = start
-        taken = store.load_json(STEPS).get(STEPS, 0) + trainer.steps
-        store.save_json(STEPS, {STEPS: taken})  # for its owner alone
+        taken = store.load_json(STEPS).get(STEPS, {})  # by round, as one may be trained again
+        store.save_json(STEPS, {STEPS: taken | {str(server_round): trainer.steps}})
         for phase, error in trainer.broken.items():
             self.reasons.note(f"phase {phase!r} of client {client}", error)
         # One that is not as declared must not spoil its host's other clients' message.

@@ -49,5 +49,5 @@ def steps(folder: Path) -> float | None:
     """The median over clients, of training and of what comes before a prediction."""
     stores = [path.parent for path in folder.glob(f"state/*/{STEPS}.json")]
     known = [ClientStore(path.parent, path.name).load_json(STEPS) for path in stores]
-    found = [kept.get(STEPS, 0) + kept.get(TUNED, 0) for kept in known if kept]
+    found = [sum(kept.get(STEPS, {}).values()) + kept.get(TUNED, 0) for kept in known if kept]
     return float(median(found)) if found else None
