@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from fedpers.tasks.base import MODES, Tally
-from fedpers.tasks.checks import MOST, check_between, check_count, check_modes, check_sum, fields
+from fedpers.tasks.base import MODES
+from fedpers.tasks.checks import MOST, check_between, check_count, check_modes, check_sum
+from fedpers.tasks.won import WonTally, won_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,7 @@ LARGEST = 1e150  # of a sum: its square is still a number
 
 
 @dataclass(frozen=True)
-class Errors(Tally):
+class Errors(WonTally):
     """One client's errors e = prediction - target on one split.
 
     Args:
@@ -43,18 +44,12 @@ class Errors(Tally):
         check_modes("squared", self.squared, set(MODES), subset=True)
         modes = set(self.squared)
         check_modes("absolute", self.absolute, modes)
-        check_modes("won", self.won, modes)
         for mode in modes:
             check_sum(f"squared.{mode}", self.squared[mode], LARGEST if self.n else 0)
             # By Cauchy and Schwarz, and as the largest of them is at most their sum.
             root = self.squared[mode] ** 0.5
             check_between(f"absolute.{mode}", self.absolute[mode], root, root * self.n**0.5)
-            check_modes(f"won.{mode}", self.won[mode], modes - {mode})
-        for mode in modes:
-            for over in modes - {mode}:
-                check_count(f"won.{mode}.{over}", self.won[mode][over], self.n)
-                rest = self.n - self.won[mode][over]
-                check_count(f"won.{over}.{mode}", self.won[over][mode], rest)
+        self.check_won(modes)
         check_sum("squares", self.squares, LARGEST if self.n else 0)
         most = (self.n * self.squares) ** 0.5
         check_between("total", self.total, -most, most)
@@ -79,14 +74,7 @@ class Errors(Tally):
                 raise ValueError(f"predictions.{mode}: got {got}, takes [n] for targets [n]")
             off = (predicted - targets).double().nan_to_num(far, far, -far)
             errors[mode] = off.clamp(-far, far).abs()
-        won = {
-            mode: {
-                over: int((own < other - tolerance).sum())
-                for over, other in errors.items()
-                if over != mode
-            }
-            for mode, own in errors.items()
-        }
+        won = won_of(errors, lambda own, other: own < other - tolerance)
         known = targets.double().nan_to_num(0.0, far, -far)
         return cls(
             len(targets),
@@ -102,37 +90,11 @@ class Errors(Tally):
         """The modes of ``squared``."""
         return self.squared
 
-    def wins(self, mode: str, over: str) -> int:
-        """On how many examples the error of ``mode`` is smaller."""
-        return self.won[mode][over]
-
-    def stakes(self, over: str) -> tuple[int, int]:
-        """Every example can be won, and lost."""
-        return self.n, self.n
-
     def with_gated(self, mode: str) -> Self:
         """As ``mode``, which it neither wins from nor loses to."""
-        won = {m: {**row, "gated": row.get(mode, 0)} for m, row in self.won.items()}
         return replace(
             self,
             squared={**self.squared, "gated": self.squared[mode]},
             absolute={**self.absolute, "gated": self.absolute[mode]},
-            won={**won, "gated": {**self.won[mode], mode: 0}},
+            won=self.won_with_gated(mode),
         )
-
-    def brief(self) -> Self:
-        """As it is."""
-        return self
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; ``from_json`` reads it back."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
-        """What ``to_json`` wrote, checked: it may come from a remote client.
-
-        Raises:
-            ValueError: not such an object, or sums that cannot be.
-        """
-        return cls(**fields(data, *cls.__dataclass_fields__))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from fedpers.tasks.base import MODES, Tally
-from fedpers.tasks.checks import MOST, check_between, check_count, check_counts, check_modes, fields
+from fedpers.tasks.base import MODES
+from fedpers.tasks.checks import MOST, check_between, check_count, check_counts, check_modes
+from fedpers.tasks.won import WonTally, won_of
 
 BINS = 10
 LEAST = -100.0  # log-probability: what a model that broke down is counted as
 
 
 @dataclass(frozen=True)
-class TokenCounts(Tally):
+class TokenCounts(WonTally):
     """One client's predictions of tokens on one split.
 
     Args:
@@ -45,7 +46,7 @@ class TokenCounts(Tally):
         check_count("tokens", self.tokens, MOST if self.n else 0)
         check_modes("nll", self.nll, set(MODES), subset=True)
         modes = set(self.nll)
-        for name in ("right", "confidence", "won"):
+        for name in ("right", "confidence"):
             check_modes(name, getattr(self, name), modes)
         for mode in modes:
             check_between(f"nll.{mode}", self.nll[mode], 0, -LEAST * self.tokens)
@@ -57,12 +58,7 @@ class TokenCounts(Tally):
             for value in sums:
                 check_between(f"confidence.{mode}", value, 0, self.tokens)
             check_between(f"confidence.{mode} in all", sum(sums), 0, self.tokens)
-            check_modes(f"won.{mode}", self.won[mode], modes - {mode})
-        for mode in modes:
-            for over in modes - {mode}:
-                check_count(f"won.{mode}.{over}", self.won[mode][over], self.n)
-                rest = self.n - self.won[mode][over]
-                check_count(f"won.{over}.{mode}", self.won[over][mode], rest)
+        self.check_won(modes)
 
     @classmethod
     def of(cls, scored: Tensor, found: Mapping[str, Sequence[Tensor]]) -> Self:
@@ -82,10 +78,7 @@ class TokenCounts(Tally):
             hits = (target >= top)[scored]
             right[mode] = torch.bincount(bins[hits], minlength=BINS).tolist()
             confidence[mode] = torch.bincount(bins, weights=trust, minlength=BINS).tolist()
-        won = {
-            mode: {over: int((own > other).sum()) for over, other in each.items() if over != mode}
-            for mode, own in each.items()
-        }
+        won = won_of(each, torch.gt)
         return cls(len(scored), int(scored.sum()), nll, right, confidence, won)
 
     @property
@@ -93,38 +86,12 @@ class TokenCounts(Tally):
         """The modes of ``nll``."""
         return self.nll
 
-    def wins(self, mode: str, over: str) -> int:
-        """To how many texts ``mode`` gives a higher likelihood."""
-        return self.won[mode][over]
-
-    def stakes(self, over: str) -> tuple[int, int]:
-        """Every text can be won, and lost."""
-        return self.n, self.n
-
     def with_gated(self, mode: str) -> Self:
         """As ``mode``, which it neither wins from nor loses to."""
-        won = {m: {**row, "gated": row.get(mode, 0)} for m, row in self.won.items()}
         return replace(
             self,
             nll={**self.nll, "gated": self.nll[mode]},
             right={**self.right, "gated": self.right[mode]},
             confidence={**self.confidence, "gated": self.confidence[mode]},
-            won={**won, "gated": {**self.won[mode], mode: 0}},
+            won=self.won_with_gated(mode),
         )
-
-    def brief(self) -> Self:
-        """As it is."""
-        return self
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; ``from_json`` reads it back."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
-        """What ``to_json`` wrote, checked: it may come from a remote client.
-
-        Raises:
-            ValueError: not such an object, or sums that cannot be.
-        """
-        return cls(**fields(data, *cls.__dataclass_fields__))
