@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.training.trainer import Trainer
+from fedpers.models import Outputs
 from fedpers.parts import Part, Parts
 
 COUNTS = "personal.counts"
@@ -24,6 +25,18 @@ def counted(working: Parts, trainer: Trainer) -> Parts:
     return working | {COUNTS: Part.of({"counts": trainer.release_counts(labels)})}
 
 
+def with_label_shares(working: Parts, trainer: Trainer) -> Parts:
+    """The working parts with the client's label shares in the slot ``labels``, see ``counted``."""
+    working = counted(working, trainer)
+    return working | {"labels": Part.of({"labels.shares": label_shares(working)})}
+
+
+def restricted(logits: Tensor, shares: Tensor, alpha: float) -> Tensor:
+    """Logits [batch, C] of the restricted softmax: times (1 - alpha) share / largest share + alpha
+    (FedRS, MAP; arXiv 2404.09232)."""
+    return logits * ((1 - alpha) * shares / shares.max() + alpha)
+
+
 def label_shares(working: Parts) -> Tensor:
     """The client's label shares (n_k + 1) / (n + C), [C], from counts that ``counted`` gave."""
     return smoothed(working[COUNTS]["counts"])
@@ -32,3 +45,8 @@ def label_shares(working: Parts) -> Tensor:
 def smoothed(counts: Tensor) -> Tensor:
     """(n_k + 1) / (n + C), [C]."""
     return (counts + 1) / (counts.sum() + len(counts))
+
+
+def trained_by_shares(outputs: Outputs, targets: Tensor, reference: Outputs | None) -> Tensor:
+    """Cross-entropy of the logits that label shares have changed, ``extra["trained"]``, [batch]."""
+    return F.cross_entropy(outputs.extra["trained"], targets, reduction="none")

@@ -6,17 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clients.base import LocalAlgorithm, algorithms
-from clients.labels import COUNTS, counted, label_shares
+from clients.labels import COUNTS, restricted, trained_by_shares, with_label_shares
 from clients.training.trainer import Trainer
 from fedpers.config import setting
 from fedpers.context import Context
 from fedpers.models import Outputs, PersonalModel
 from fedpers.models.slots import LabelShares, zero_head
-from fedpers.parts import Part, Parts
+from fedpers.parts import Parts
 from fedpers.phases import Phase
 
 
@@ -69,8 +68,7 @@ class FedRoD(LocalAlgorithm):
 
     def prepare(self, working: Parts, trainer: Trainer) -> Parts:
         """The label shares; under privacy of counts that are noised once, for all rounds."""
-        working = counted(working, trainer)
-        return working | {"labels": Part.of({"labels.shares": label_shares(working)})}
+        return with_label_shares(working, trainer)
 
     def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
         """The personal logits; in ``extra`` those that the shared model is trained by."""
@@ -79,8 +77,7 @@ class FedRoD(LocalAlgorithm):
         if self.params.softmax == "balanced":
             trained = outputs.logits + self.params.gamma * shares.log()
         else:
-            alpha = self.params.alpha
-            trained = outputs.logits * ((1 - alpha) * shares / shares.max() + alpha)
+            trained = restricted(outputs.logits, shares, self.params.alpha)
         own = model.get_submodule("own")
         assert isinstance(own, nn.Linear)
         scores = outputs.logits + own(outputs.features)
@@ -103,15 +100,10 @@ class FedRoD(LocalAlgorithm):
                 model=self.branch(()),
                 trains=tuple(slot for slot in self.slots if slot not in ("own", "labels")),
                 released=True,
-                loss=balanced,
+                loss=trained_by_shares,
             ),
         ]
 
     def filled(self, mode: str) -> Mapping[str, str]:
         """Personal: with the personal head. Global: as received."""
         return self.branch(self.keeps if mode == "personal" else ())
-
-
-def balanced(outputs: Outputs, targets: Tensor, reference: Outputs | None) -> Tensor:
-    """Cross-entropy of the logits that the client's label shares have changed, [batch]."""
-    return F.cross_entropy(outputs.extra["trained"], targets, reduction="none")

@@ -12,7 +12,7 @@ from clients.base import LocalAlgorithm, algorithms
 from clients.training.trainer import Trainer
 from fedpers.config import setting
 from fedpers.context import Context
-from fedpers.parts import Part, Parts
+from fedpers.parts import Part, Parts, combine
 from fedpers.phases import Phase
 
 SOUP = "personal.soup."
@@ -85,10 +85,8 @@ class FedSoup(LocalAlgorithm):
 
 def mean(weighed: Sequence[tuple[float, Parts]]) -> Parts:
     """The mean of models with weights, which need not add up to 1."""
-    total = sum(weight for weight, _ in weighed)
-    first = weighed[0][1]
-    summed = {s: sum(weight / total * parts[s].vector for weight, parts in weighed) for s in first}
-    return Parts({slot: first[slot].like(torch.as_tensor(v)) for slot, v in summed.items()})
+    weights = torch.tensor([[weight for weight, _ in weighed]])
+    return combine(weights / weights.sum(), [parts for _, parts in weighed])[0]
 
 
 def under(prefix: str, parts: Parts) -> Parts:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms
-from clients.labels import COUNTS, counted, label_shares
+from clients.labels import COUNTS, restricted, trained_by_shares, with_label_shares
 from clients.training.trainer import Trainer
 from fedpers.config import setting
 from fedpers.context import Context
@@ -74,15 +74,14 @@ class MAP(LocalAlgorithm):
 
     def prepare(self, working: Parts, trainer: Trainer) -> Parts:
         """The label shares; under privacy of counts that are noised once, for all rounds."""
-        working = counted(working, trainer)
-        return working | {"labels": Part.of({"labels.shares": label_shares(working)})}
+        return with_label_shares(working, trainer)
 
     def forward(self, model: PersonalModel, x: Tensor, *, training: bool = False) -> Outputs:
         """The model's logits; in ``extra`` the restricted ones."""
         outputs: Outputs = model(x)
-        shares, alpha = model.get_submodule("labels")(), self.params.alpha
-        restricted = outputs.logits * ((1 - alpha) * shares / shares.max() + alpha)
-        return Outputs(outputs.features, outputs.logits, {"restricted": restricted})
+        shares = model.get_submodule("labels")()
+        trained = restricted(outputs.logits, shares, self.params.alpha)
+        return Outputs(outputs.features, outputs.logits, {"trained": trained})
 
     def phases(self) -> Sequence[Phase]:
         """The private model, then the shared one."""
@@ -103,7 +102,7 @@ class MAP(LocalAlgorithm):
                 model=self.branch(()),
                 trains=slots,
                 released=True,
-                loss=restricted,
+                loss=trained_by_shares,
             ),
         ]
 
@@ -130,8 +129,3 @@ class MAP(LocalAlgorithm):
             old, new = working[f"personal.{slot}"], working[f"fresh.{slot}"]
             moved[f"personal.{slot}"] = old.like(mu * old.vector + (1 - mu) * new.vector)
         return working | moved
-
-
-def restricted(outputs: Outputs, targets: Tensor, reference: Outputs | None) -> Tensor:
-    """Cross-entropy of the restricted logits, [batch]."""
-    return F.cross_entropy(outputs.extra["restricted"], targets, reduction="none")

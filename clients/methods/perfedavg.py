@@ -96,18 +96,8 @@ class PerFedAvg(LocalAlgorithm):
 
     def newcomer(self, steps: int) -> Sequence[Phase]:
         """Steps of alpha on the model received."""
-        return [
-            Phase(
-                name="adapting",
-                model=self.branch(()),
-                trains=self.slots,
-                released=False,
-                lr=self.params.alpha,
-                steps=steps,
-                epochs=steps,
-                decays=False,
-            )
-        ]
+        (phase,) = super().newcomer(steps)
+        return [replace(phase, name="adapting", lr=self.params.alpha)]
 
     def tuning(self) -> Sequence[Phase]:
         """``tune_steps`` of them, before a prediction."""

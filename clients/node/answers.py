@@ -90,8 +90,7 @@ def train(host: ClientHost, rows: Rows, body: Body) -> Answered:
         reports[client] = dict(host.channel.disclosed(report))
 
     failed = _each(host, body, one)
-    spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
-    told = {"reports": reports, "failures": _reasons("train", host, failed), "spent": spent}
+    told = {"reports": reports, **_missing("train", host, failed)}
     return updates, {**told, **host.channel.take_seconds()}
 
 
@@ -105,8 +104,7 @@ def poll(host: ClientHost, rows: Rows, body: Body) -> Answered:
         told[client] = telling.poll(host, client, body["round"], broadcast, said)
 
     failed = _each(host, body, one)
-    spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
-    return [], {"told": told, "failures": _reasons("poll", host, failed), "spent": spent}
+    return [], {"told": told, **_missing("poll", host, failed)}
 
 
 def pool(host: ClientHost, rows: Rows, body: Body) -> Answered:
@@ -124,8 +122,7 @@ def pool(host: ClientHost, rows: Rows, body: Body) -> Answered:
         reports[client] = dict(host.channel.disclosed(report))
 
     failed = _each(host, body, one)
-    spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
-    told = {"reports": reports, "failures": _reasons("pool", host, failed), "spent": spent}
+    told = {"reports": reports, **_missing("pool", host, failed)}
     return vectors, {**told, **host.channel.take_seconds()}
 
 
@@ -227,6 +224,12 @@ def _each(host: Node, body: Body, work: Callable[[Node, str], None]) -> dict[str
         except Exception as error:  # whatever a client's data or a plug-in may raise
             failed[client] = error
     return failed
+
+
+def _missing(kind: str, host: ClientHost, failed: Mapping[str, Exception]) -> dict[str, Any]:
+    """Why each client failed, and what those have left whose budget it was."""
+    spent = {c: host.spending(c) for c, error in failed.items() if isinstance(error, BudgetSpent)}
+    return {"failures": _reasons(kind, host, failed), "spent": spent}
 
 
 def _reasons(kind: str, host: Keeper, failed: Mapping[str, Exception]) -> dict[str, str]:
