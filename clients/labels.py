@@ -31,10 +31,10 @@ def with_label_shares(working: Parts, trainer: Trainer) -> Parts:
     return working | {"labels": Part.of({"labels.shares": label_shares(working)})}
 
 
-def restricted(logits: Tensor, shares: Tensor, alpha: float) -> Tensor:
-    """Logits [batch, C] of the restricted softmax: times (1 - alpha) share / largest share + alpha
+def restricted(scores: Tensor, shares: Tensor, alpha: float) -> Tensor:
+    """Scores [batch, C] for the restricted softmax: times (1 - alpha) share / largest share + alpha
     (FedRS, MAP; arXiv 2404.09232)."""
-    return logits * ((1 - alpha) * shares / shares.max() + alpha)
+    return scores * ((1 - alpha) * shares / shares.max() + alpha)
 
 
 def label_shares(working: Parts) -> Tensor:
@@ -48,5 +48,5 @@ def smoothed(counts: Tensor) -> Tensor:
 
 
 def trained_by_shares(outputs: Outputs, targets: Tensor, reference: Outputs | None) -> Tensor:
-    """Cross-entropy of the logits that label shares have changed, ``extra["trained"]``, [batch]."""
+    """Cross-entropy of the scores that label shares have changed, ``extra["trained"]``, [batch]."""
     return F.cross_entropy(outputs.extra["trained"], targets, reduction="none")

@@ -19,8 +19,8 @@ from fedpers.channels.settings import Encryption as Encryption
 from fedpers.config_data import Columns as Columns
 from fedpers.config_data import Data as Data
 from fedpers.config_data import Partition as Partition
-from fedpers.config_errors import check_ranges, drop_retired, fold_of, line_of, translate
-from fedpers.errors import ConfigError
+from fedpers.config_errors import check_ranges, drop_retired, fold_of, translate
+from fedpers.errors import ConfigError, line_of
 from fedpers.params import NoParams as NoParams
 from fedpers.params import params_of as params_of
 from fedpers.params import setting as setting

@@ -117,7 +117,3 @@ def fold_of(given: str) -> str:
     if text in ("auto", "off") or (text.isdecimal() and int(text) >= 1):
         return text
     raise ConfigError("training.fold", given, "auto, off, or how many clients at once, >= 1")
-
-
-def line_of(error: Exception) -> str:
-    return " ".join(str(error).split())

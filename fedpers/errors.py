@@ -32,3 +32,8 @@ class ClientError(FedpersError):
 
 class RunError(FedpersError):
     """A run that cannot go on, as when no client is left. Exit code 1."""
+
+
+def line_of(said: object) -> str:
+    """What an error says, or a text, in one line."""
+    return " ".join(str(said).split())

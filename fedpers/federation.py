@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from fedpers.errors import ConfigError
+from fedpers.errors import ConfigError, line_of
 from fedpers.once import OnceLoader
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -106,7 +106,7 @@ def read_federation(path: Path) -> Federation:
         takes = f"a file that can be read ({error.strerror})"
         raise ConfigError("federation", str(path), takes) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())[:200]
+        line = line_of(error)[:200]
         raise ConfigError("federation", str(path), f"valid YAML ({line})") from None
     known = {f.name for f in fields(Federation)}
     if not isinstance(given, dict) or not isinstance(given.get("devices"), dict):

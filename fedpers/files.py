@@ -14,7 +14,7 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from fedpers.errors import RunError
+from fedpers.errors import RunError, line_of
 
 
 def flush(path: Path) -> None:
@@ -112,6 +112,6 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or line_of(error)
         cure = "make room and resume the run"
         raise RunError(f"{path}: cannot be written ({reason}); {cure}") from None

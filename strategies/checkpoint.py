@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from fedpers.channels.base import State
 from fedpers.channels.kinds import KINDS
 from fedpers.channels.opaque import Opaque
-from fedpers.errors import ClientError, ConfigError
+from fedpers.errors import ClientError, ConfigError, line_of
 from fedpers.files import flush, written
 from fedpers.parts import Part, Parts
 from fedpers.records import Row
@@ -96,7 +96,7 @@ def load_checkpoint(folder: Path, load: Callable[[State], None]) -> int:
             load(_read(path))
             return int(path.name.removeprefix("round-"))
         except DAMAGED as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = line_of(f"{type(error).__name__}: {error}")
             log.warning("%s is damaged (%s): an earlier one is taken", path, reason)
     takes = "a run with an intact checkpoint" if found else "a run that has completed a round"
     raise ConfigError("resume", str(folder.parent), takes, "start it anew")

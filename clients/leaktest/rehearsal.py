@@ -31,6 +31,7 @@ from clients.node.host import ClientHost
 from fedpers.cache import cache_folder
 from fedpers.config import Config
 from fedpers.data import FederatedData, Signature
+from fedpers.errors import line_of
 from fedpers.failures import LOG as NOTES
 from fedpers.models import PersonalModel, build_model
 from fedpers.privacy.hidden import OURS, Untouched, moved, state_of, watch
@@ -306,7 +307,7 @@ def apart(work: Callable[[], Any]) -> Any:
             try:
                 found = {"found": work()}
             except BaseException as error:
-                found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+                found = {"error": f"{type(error).__name__}: {line_of(error)}"}
             with os.fdopen(write, "w") as file:
                 json.dump(found, file)
             code = 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from clients.node.device import Device
 from fedpers.config import Config
-from fedpers.errors import ConfigError, DataError, FedpersError
+from fedpers.errors import ConfigError, DataError, FedpersError, line_of
 from fedpers.failures import DATA, FAILED, LOG, SPENT
 from fedpers.privacy import BudgetSpent
 
@@ -77,7 +77,7 @@ class Reasons:
         """
         if self.leave:
             log.debug("%s failed", what, exc_info=error)
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return f"{type(error).__name__}: {line_of(error)}"
         self.note(what, error)
         return SPENT if isinstance(error, BudgetSpent) else FAILED
 
@@ -110,5 +110,5 @@ class Reasons:
 
 
 def _line(error: Exception) -> str:
-    line = " ".join(str(error).split())
+    line = line_of(error)
     return line if isinstance(error, FedpersError) else f"{type(error).__name__}: {line}"

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from fedpers.channels.build import HIDING
-from fedpers.errors import ConfigError
+from fedpers.errors import ConfigError, line_of
 from fedpers.once import OnceLoader
 
 LARGEST = 2**16  # bytes of the file
@@ -116,7 +116,7 @@ def read_policy(path: Path | None) -> Policy:
             None
         )
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())
+        line = line_of(error)
         raise PolicyError("policy", str(path), f"valid YAML ({line[:200]})") from None
     if not isinstance(given, dict):
         raise PolicyError("policy", str(path), "a mapping of keys")

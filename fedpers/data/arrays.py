@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedpers.config import Columns, TaskSettings
 from fedpers.data.examples import Examples, Table
-from fedpers.errors import DataError
+from fedpers.errors import DataError, line_of
 from fedpers.tasks.base import Task, task_named
 from fedpers.tasks.columns import column_of
 
@@ -37,7 +37,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         with file:
             return {name: file[name] for name in file.files}
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())
+        reason = line_of(error)
         takes = "a .npz file of plain arrays (numpy.savez)"
         raise DataError(f"{path}: cannot be read ({reason}); takes {takes}") from None
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedpers.config import Config
 from fedpers.data.arrays import to_inputs, to_names, to_targets
 from fedpers.data.examples import Examples, Table
-from fedpers.errors import ConfigError, DataError
+from fedpers.errors import ConfigError, DataError, line_of
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 GREY = {"1", "L", "LA", "I", "F"}  # and I;16 in its kinds
@@ -78,7 +78,7 @@ def images_of(
             if size is not None and image.size != (size, size):
                 image = image.convert("L" if _is_grey(image) else "RGB").resize((size, size))
         except (OSError, TypeError, ValueError, SyntaxError) as error:
-            reason = " ".join(str(error).split())
+            reason = line_of(error)
             raise DataError(f"{where}: {name}: {reason}; mend or remove it") from None
         first = first or (name, image.size)
         if image.size != first[1]:

@@ -19,7 +19,7 @@ from fedpers.data.examples import Examples, Table
 from fedpers.data.images import check_images, folder_table
 from fedpers.data.tables import check_columns, csv_table, dataset_table, jsonl_table, parquet_table
 from fedpers.data.windows import statistics
-from fedpers.errors import ConfigError, DataError
+from fedpers.errors import ConfigError, DataError, line_of
 from fedpers.registry import Registry
 
 Source = Callable[[Config], Table]
@@ -134,7 +134,7 @@ def folder(config: Config) -> Table:
     try:
         dataset = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        takes = f"a folder that save_to_disk of Hugging Face datasets wrote ({_line(error)})"
+        takes = f"a folder that save_to_disk of Hugging Face datasets wrote ({line_of(error)})"
         raise ConfigError("data.path", str(path), takes) from None
     return dataset_table(dataset, config, path)
 
@@ -211,11 +211,7 @@ def _hub(config: Config, name: str, columns: Columns, before: str = "") -> Table
         dataset = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"data.name: {before}no {name} from the Hugging Face hub ({_line(error)}); "
+            f"data.name: {before}no {name} from the Hugging Face hub ({line_of(error)}); "
             f"connect to the network, or use a file of your own (npz, csv, parquet, folder)"
         ) from None
     return dataset_table(dataset, config, name, columns)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -17,7 +17,7 @@ from fedpers.data.cells import one_hot, to_days, to_numbers
 from fedpers.data.examples import Examples, Table
 from fedpers.data.images import images_of
 from fedpers.data.tokens import continuations, targets_of, tokenize
-from fedpers.errors import ConfigError, DataError
+from fedpers.errors import ConfigError, DataError, line_of
 from fedpers.tasks.base import task_named
 
 Cells = Iterable[Any]
@@ -289,10 +289,6 @@ def _reading(where: Path | str, read: Callable[[], Any]) -> Any:
         return read()
     except (UnicodeError, LookupError) as error:
         cure = "set data.encoding, to latin-1 or utf-16 say"
-        raise DataError(f"{where}: cannot be read as text ({_line(error)}); {cure}") from None
+        raise DataError(f"{where}: cannot be read as text ({line_of(error)}); {cure}") from None
     except (OSError, ValueError) as error:  # what pandas and pyarrow raise derives from these
-        raise DataError(f"{where}: cannot be read ({_line(error)}); check the format") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise DataError(f"{where}: cannot be read ({line_of(error)}); check the format") from None

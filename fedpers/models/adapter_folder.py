@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedpers.config import Config
-from fedpers.errors import DataError
+from fedpers.errors import DataError, line_of
 from fedpers.models.personal import PersonalModel, clean_name
 from fedpers.parts import Part, Parts
 from fedpers.pretrained import pretrained_name
@@ -92,7 +92,7 @@ def load_adapter(model: PersonalModel, folder: Path) -> dict[str, Any]:
         for slot, part in (Parts.load(added) if added.exists() else Parts()).items():
             model.write(slot, part)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = line_of(error)
         raise DataError(f"{folder}: cannot be read as a client's model ({reason})") from None
     return dict(manifest)
 

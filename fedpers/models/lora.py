@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpers.config import Lora
-from fedpers.errors import ConfigError
+from fedpers.errors import ConfigError, line_of
 from fedpers.models.backbones import Backbone
 from fedpers.parts import Part
 from fedpers.seeding import seeded, torch_generator
@@ -42,7 +42,7 @@ def add_lora(trunk: Backbone, lora: Lora, seed: int) -> None:
         try:
             inject_adapter_in_model(settings, trunk)
         except ValueError as error:
-            takes = f"layers that PEFT adapts ({' '.join(str(error).split())})"
+            takes = f"layers that PEFT adapts ({line_of(error)})"
             raise ConfigError("model.lora", targets, takes) from None
     for path, parameter in trunk.named_parameters():
         if ".lora_" in path:

@@ -16,7 +16,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedpers.errors import FedpersError, RunError
+from fedpers.errors import FedpersError, RunError, line_of
 
 _MODULE = """\
 from simulations.backends.bundle import {loader}
@@ -102,7 +102,7 @@ def watched(reference: str, *, events: str, search: str) -> ServerApp:
 
 def outcome_of(error: BaseException) -> dict[str, Any]:
     """How a run failed: ``error``, one line, and whether the ``user`` can mend it."""
-    text = " ".join(str(error).split())
+    text = line_of(error)
     if isinstance(error, FedpersError):
         return {"ok": False, "error": text, "user": not isinstance(error, RunError)}
     name = type(error).__name__

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedpers.data.cells import is_missing, plain_number
-from fedpers.errors import ConfigError, DataError
+from fedpers.errors import ConfigError, DataError, line_of
 
 MOST_CLASSES = 20  # a number with more values is predicted, not classified
 EACH = 5  # rows that a class, or a value of a category, has at least, on average
@@ -91,7 +91,7 @@ def look(path: Path, label: str, client: str | None, task: str | None = None) ->
         form: Any = {"sep": sign, "encoding": found.encoding, "index_col": False}
         table = pd.read_csv(path, dtype=str, keep_default_na=False, **form)
     except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+        raise DataError(f"{path}: cannot be read ({line_of(error)})") from None
     for option, name in (("--label", label), ("--client", client)):
         if name is not None and name not in table.columns:
             known = ", ".join(map(str, table.columns[:20]))

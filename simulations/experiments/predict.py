@@ -22,7 +22,7 @@ from fedpers.data.arrays import check_finite, read_arrays, to_inputs
 from fedpers.data.images import SUFFIXES, images_of
 from fedpers.data.sources import CONVABUSE
 from fedpers.data.tables import csv_inputs
-from fedpers.errors import ConfigError, DataError
+from fedpers.errors import ConfigError, DataError, line_of
 from fedpers.models import build_model
 from fedpers.models.adapter_folder import load_adapter
 from fedpers.models.export import export_model
@@ -145,7 +145,7 @@ class FinishedRun:
             working = self.algorithm.receive(Parts.load(path), private, context)
             fill(self.model, filling, working)
         except (SafetensorError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = line_of(error)
             raise DataError(f"{path}: cannot be read as the global model ({reason})") from None
         return True
 
@@ -167,7 +167,7 @@ def client_folders(run: Path) -> dict[str, Path]:
         try:
             client = str(json.loads(manifest.read_text(encoding="utf-8"))["client"])
         except (ValueError, KeyError, TypeError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = line_of(f"{type(error).__name__}: {error}")
             raise DataError(f"{manifest}: cannot be read ({reason}); remove it") from None
         found[client] = manifest.parent
     if not found:

@@ -24,7 +24,7 @@ from fedpers.channels.sealed.statement import (
     terms_from_bytes,
     terms_to_bytes,
 )
-from fedpers.errors import ClientError
+from fedpers.errors import ClientError, line_of
 from fedpers.parts import Layout, Part, Parts
 from fedpers.privacy.noise import Source
 
@@ -141,7 +141,7 @@ class SealedParts(Opaque):
                 raise ValueError("groups and layouts name other parts")
             terms = tuple(terms_from_bytes(signed) for signed in blobs[len(groups) :])
         except (*UNREADABLE, *BEYOND) as error:
-            reason = " ".join(str(error).split())[:200]  # it may quote what a stranger wrote
+            reason = line_of(error)[:200]  # it may quote what a stranger wrote
             raise ClientError(f"sealed parts: cannot be read ({reason})") from None
         return cls(layouts, groups, tuple(blobs[: len(groups)]), divisor, terms)
 
