@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.training.trainer import Trainer
-from fedpers.models import Outputs
 from fedpers.parts import Part, Parts
 
 COUNTS = "personal.counts"
@@ -45,8 +44,3 @@ def label_shares(working: Parts) -> Tensor:
 def smoothed(counts: Tensor) -> Tensor:
     """(n_k + 1) / (n + C), [C]."""
     return (counts + 1) / (counts.sum() + len(counts))
-
-
-def trained_by_shares(outputs: Outputs, targets: Tensor, reference: Outputs | None) -> Tensor:
-    """Cross-entropy of the scores that label shares have changed, ``extra["trained"]``, [batch]."""
-    return F.cross_entropy(outputs.extra["trained"], targets, reduction="none")

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clients.base import LocalAlgorithm, algorithms
-from clients.labels import COUNTS, restricted, trained_by_shares, with_label_shares
+from clients.labels import COUNTS, restricted, with_label_shares
 from clients.training.trainer import Trainer
 from fedpers.config import setting
 from fedpers.context import Context
@@ -107,3 +108,8 @@ class FedRoD(LocalAlgorithm):
     def filled(self, mode: str) -> Mapping[str, str]:
         """Personal: with the personal head. Global: as received."""
         return self.branch(self.keeps if mode == "personal" else ())
+
+
+def trained_by_shares(outputs: Outputs, targets: Tensor, reference: Outputs | None) -> Tensor:
+    """Cross-entropy of the logits that label shares have changed, ``extra["trained"]``, [batch]."""
+    return F.cross_entropy(outputs.extra["trained"], targets, reduction="none")

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.base import LocalAlgorithm, algorithms
-from clients.labels import COUNTS, restricted, trained_by_shares, with_label_shares
+from clients.labels import COUNTS, restricted, with_label_shares
+from clients.methods.fedrod import trained_by_shares
 from clients.training.trainer import Trainer
 from fedpers.config import setting
 from fedpers.context import Context
